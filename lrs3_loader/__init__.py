@@ -1,0 +1,20 @@
+"""lrs3_loader: talking-face clips in, training-ready WebDataset shards out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lrs3_loader.stream import ShardStream
+
+__version__ = "0.1.0"
+__all__ = ["ShardStream"]
+
+
+def __getattr__(name: str) -> Any:
+    """``ShardStream`` is imported when it is asked for: it needs torch, which takes seconds."""
+    if name == "ShardStream":
+        from lrs3_loader.stream import ShardStream
+
+        return ShardStream
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,124 @@
+"""What the command-line tools share: parsing, log lines, and turning errors into one clear line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import NoReturn, TypeVar
+
+import tyro
+
+from lrs3_loader.errors import RunError
+
+EXIT_OK = 0
+EXIT_PROBLEM = 1
+EXIT_USAGE = 2
+
+_PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+
+Args = TypeVar("Args")
+
+
+class UsageError(Exception):
+    """The arguments do not go together."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """The process was asked to end (Ctrl-C or SIGTERM)."""
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+def parse(kind: type[Args], description: str, default: Args | None = None) -> Args:
+    """Command line -> dataclass. Wrong values end the program with exit code 2; rank 0 says why for all."""
+    config = (tyro.conf.OmitArgPrefixes,)
+    with contextlib.ExitStack() as stack:
+        if _rank() != 0:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+            stack.enter_context(contextlib.redirect_stderr(nowhere))
+        if default is None:
+            return tyro.cli(kind, description=description, config=config)
+        return tyro.cli(kind, description=description, config=config, default=default)
+
+
+def main(body: Callable[[], int]) -> NoReturn:
+    """Run a tool's body with log lines on stderr and end the process with its exit code.
+
+    What the user has to put right becomes one line: exit code 2 for arguments, 1 for anything else.
+    """
+    _configure_logging()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _die_with_parent()
+    interrupter = _Interrupter()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupter)
+    try:
+        code = body()
+    except UsageError as error:
+        code = _complain(error, EXIT_USAGE)
+    except RunError as error:
+        code = _complain(error, EXIT_PROBLEM)
+    except Interrupted as request:
+        code = request.exit_code
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _complain(error: Exception, code: int) -> int:
+    if _rank() == 0 or not isinstance(error, UsageError):
+        print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _die_with_parent() -> None:
+    """End this process when torchrun is killed: left alone, a rank would wait for a store that is gone, or go on
+    writing into a run that has been started again."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+class _Interrupter:
+    """Raises ``Interrupted`` at the first signal.
+
+    A terminal and torchrun each pass on one Ctrl-C, so what follows at once is the same request; a signal that comes
+    ``PATIENCE_SECONDS`` later is impatience, and ends the process on the spot.
+    """
+
+    PATIENCE_SECONDS = 3.0
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        if self._asked_at is None:
+            self._asked_at = now
+            raise Interrupted(number)
+        if now - self._asked_at > self.PATIENCE_SECONDS:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+
+def _configure_logging() -> None:
+    rank = _rank()
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
+    package = logging.getLogger("lrs3_loader")
+    package.addHandler(handler)
+    package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    package.propagate = False
+
+
+def _rank() -> int:
+    return int(os.environ.get("RANK", "0"))

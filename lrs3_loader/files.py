@@ -1,0 +1,60 @@
+"""Files that are either there whole or not there at all, and their hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+_PIECE = 1 << 20  # bytes read at a time
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, hex; read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: a rename survives a power cut only after this."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file that appears under ``path`` only if the block ends without an exception.
+
+    Written under a temporary name in ``scratch`` (the same file system as ``path``; its own folder when not given),
+    flushed to disk, then renamed: readers see the old file or the new one, never a part. A killed process leaves at
+    most a temporary file behind.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,213 @@
+"""The payload on each arrow of the pipeline, and the one length contract they share.
+
+Shape letters used throughout: B frames of a batch, T frames of a clip at 25 fps, H x W source pixels,
+L landmarks, V vertices, I identity modes, E expression modes, D width of the speech encoder.
+
+Length contract: a clip has T video frames at 25 fps, exactly ``640 T`` samples of sound at 16 kHz, and exactly
+``2 T`` rows of every 50 Hz feature (mel, F0, HuBERT).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+FRAMES_PER_SECOND = 25
+SAMPLE_RATE = 16_000
+SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # 640
+ROWS_PER_FRAME = 2
+HOP_LENGTH = SAMPLES_PER_FRAME // ROWS_PER_FRAME  # 320 samples: 50 rows a second
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One video file, or a stretch of one, with its sound and optional transcript.
+
+    Paths are relative to the corpus root (POSIX separators), so that a corpus may be mounted anywhere.
+    """
+
+    key: str  # "<split>/<speaker>/<utterance>": exactly two slashes, no dots, unique in its corpus
+    video_path: str
+    num_bytes: int  # size of the video file
+    sound_path: str | None = None  # None: the sound track of the video file
+    transcript_path: str | None = None  # an LRS3 transcript
+    text: str | None = None  # what is said, where the corpus gives it without a transcript file
+    start_seconds: float | None = None  # None: from the first frame
+    end_seconds: float | None = None  # None: to the last frame
+
+    def __post_init__(self) -> None:
+        if self.key.count("/") != 2 or "." in self.key:
+            raise ValueError(f"clip key must read split/speaker/utterance without dots, got {self.key!r}")
+
+    @property
+    def split(self) -> str:
+        return self.key.split("/")[0]
+
+    @property
+    def speaker(self) -> str:
+        return self.key.split("/")[1]
+
+    @property
+    def utterance(self) -> str:
+        return self.key.split("/")[2]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A fixed, ordered list of clips of one split: the unit of work, of publishing and of resuming."""
+
+    name: str  # "<split>-<number, six digits>"
+    clips: tuple[Clip, ...]
+
+
+@dataclass(frozen=True)
+class Transcript:
+    """An LRS3 transcript file, whole."""
+
+    text: str
+    conf: int | None
+    ref: str | None  # YouTube id
+    boxes: np.ndarray  # [rows, 5] f64: source frame number (25 fps), then x, y, w, h as fractions of the frame
+    words: tuple[tuple[str, float, float, float], ...]  # (word, start seconds, end seconds, ASD score)
+
+
+@dataclass(frozen=True)
+class SourceInfo:
+    """What the file itself held, before anything was resampled, aligned or cut."""
+
+    frames_per_second: float  # average over the frames used
+    num_frames: int
+    height: int  # of a frame as it is shown
+    width: int
+    sample_rate: int
+    num_channels: int
+    num_samples: int  # decoded samples at the source's rate
+    sound_offset_seconds: float  # first sound sample minus first video frame; positive: the sound starts later
+    num_missing_samples: int  # samples at 16 kHz that had to be filled with zeros
+    num_excess_samples: int  # samples at 16 kHz beyond the last frame that were cut
+
+
+@dataclass(frozen=True)
+class ClipHead:
+    """What belongs to a clip as a whole; travels with its first chunk of frames."""
+
+    waveform: torch.Tensor  # [640 T] f32, mono, 16 kHz, nominally in [-1, 1]; starts at the first video frame
+    f0_hz: torch.Tensor  # [2 T] f32, Hz, 0 = unvoiced; the last true row repeated
+    num_f0_rows: int  # rows Praat gave, before repeating or cutting
+    source: SourceInfo
+    transcript: Transcript | None = None
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """Consecutive frames ``start .. start + n`` of one clip, small enough to pass between processes.
+
+    Chunks of one clip arrive in order and without gaps; almost every clip is one chunk.
+    """
+
+    clip: Clip
+    num_frames: int  # T of the whole clip
+    start: int  # index of the first frame here
+    frames: torch.Tensor  # [n, H, W, 3] u8, RGB, the source's own size
+    head: ClipHead | None  # present exactly when start == 0
+
+    def __post_init__(self) -> None:
+        frames = self.frames
+        if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or len(frames) == 0:
+            raise ValueError(f"frames must be u8 [n, H, W, 3] with n > 0, got {frames.dtype} {tuple(frames.shape)}")
+        if self.start + len(frames) > self.num_frames:
+            raise ValueError(f"chunk {self.start}+{len(frames)} passes the clip's {self.num_frames} frames")
+        if (self.head is not None) != (self.start == 0):
+            raise ValueError("exactly the first chunk of a clip carries its head")
+        if self.head is not None:
+            want = (self.num_frames * SAMPLES_PER_FRAME, self.num_frames * ROWS_PER_FRAME)
+            got = (self.head.waveform.numel(), self.head.f0_hz.numel())
+            if got != want:
+                raise ValueError(f"waveform and F0 must have {want} entries for {self.num_frames} frames, got {got}")
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.frames)
+
+    @property
+    def is_last(self) -> bool:
+        return self.stop == self.num_frames
+
+
+@dataclass(frozen=True)
+class Reject:
+    """A clip that could not be extracted, and why."""
+
+    clip: Clip
+    reason: str  # a ClipError.reason
+    message: str
+
+
+@dataclass(frozen=True)
+class FieldSpec:
+    """One array of a sample: how it is shaped and what it means."""
+
+    shape: tuple[str | int, ...]  # letters as in the module docstring; "2T" is twice T
+    dtype: str
+    unit: str
+    meaning: str
+
+
+#: Every array a sample may hold. ``hubert`` may also be stored as f32 (``--hubert-store float32``).
+FIELDS: dict[str, FieldSpec] = {
+    "mel": FieldSpec(("2T", 80), "float32", "log10 amplitude, >= -6", "Slaney mel spectrogram, 80-7600 Hz"),
+    "f0": FieldSpec(("2T",), "float32", "Hz, 0 = unvoiced", "pitch, Praat autocorrelation"),
+    "hubert": FieldSpec(("2T", "D"), "float16", "-", "speech encoder, one hidden layer"),
+    "lm68": FieldSpec(("T", 68, 2), "float32", "source pixels, y down", "iBUG-68 landmarks, as detected"),
+    "lm478": FieldSpec(
+        ("T", "L", 3),
+        "float32",
+        "source pixels, y down",
+        "dense landmarks (L = 478, or 468); z: smaller is closer, 0 near the middle of the head",
+    ),
+    "blendshapes": FieldSpec(("T", 52), "float16", "0..1", "ARKit blendshape scores"),
+    "id": FieldSpec(("I",), "float32", "-", "identity coefficients, one set a clip"),
+    "exp": FieldSpec(("T", "E"), "float32", "-", "expression coefficients"),
+    "pose": FieldSpec(("T", 6), "float32", "radians, decimetres", "Euler angles and translation"),
+    "coeff": FieldSpec(("T", 257), "float32", "-", "Deep3DFaceRecon coefficients"),
+    "idexp_lm3d": FieldSpec(
+        ("T", 68, 3), "float32", "centimetres (decimetres x 10)", "landmark offsets from the mean face"
+    ),
+    "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame"),
+}
+
+
+@dataclass(frozen=True)
+class ClipFeatures:
+    """Everything extracted from one clip: the arrays named in ``FIELDS`` and what is known about them."""
+
+    clip: Clip
+    num_frames: int  # T
+    arrays: Mapping[str, np.ndarray]
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name, array in self.arrays.items():
+            check_field(name, array, self.num_frames)
+
+
+def check_field(name: str, array: np.ndarray, num_frames: int) -> None:
+    """Raise ``ValueError`` where an array breaks the contract of its field (shape, dtype, finiteness)."""
+    if name not in FIELDS:
+        raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
+    spec = FIELDS[name]
+    dtypes = (spec.dtype, "float32") if name == "hubert" else (spec.dtype,)
+    sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames}
+    want = [sizes.get(s, -1) if isinstance(s, str) else s for s in spec.shape]
+    fits = array.ndim == len(want) and all(w in (-1, s) for w, s in zip(want, array.shape, strict=True))
+    if not fits or array.dtype.name not in dtypes:
+        raise ValueError(
+            f"{name} must be {spec.dtype} [{', '.join(map(str, spec.shape))}] with T = {num_frames}, "
+            f"got {array.dtype} {list(array.shape)}"
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise ValueError(f"{name} holds values that are not finite")

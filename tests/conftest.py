@@ -1,0 +1,52 @@
+"""Fixtures shared by all tests: where the real clips and model files are, and whether a GPU is expected."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+REPO = Path(__file__).resolve().parent.parent
+# Tests measure correctness, not speed: one thread keeps them from fighting over cores.
+torch.set_num_threads(1)
+
+SHARED = Path(os.environ.get("LRS3_LOADER_SHARED", REPO.parent / "shared"))
+
+
+def _shared(name: str) -> Path:
+    folder = SHARED / name
+    if not folder.is_dir():
+        pytest.skip(f"real {name} not found: {folder} (set LRS3_LOADER_SHARED)")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with real clips (``clips/``, ``lrs3_mini/``)."""
+    return _shared("data")
+
+
+@pytest.fixture(scope="session")
+def shared_assets() -> Path:
+    """Folder with real model files."""
+    return _shared("assets")
+
+
+LONGEST = ("test_run", "test_decode", "test_landmarks")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest files first, so that no process ends long after the other.
+
+    Tests marked ``gpu`` are skipped on a machine without one, but fail where a GPU is expected.
+    """
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    if torch.cuda.is_available() or os.environ.get("LRS3_LOADER_EXPECT_GPU") == "1":
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(
+                pytest.mark.skip(reason="no CUDA device here (LRS3_LOADER_EXPECT_GPU=1 makes this a failure)")
+            )
