@@ -1,0 +1,1 @@
+"""Sound features: mel spectrogram, F0, speech encoder."""

@@ -1,0 +1,244 @@
+"""Speech features from a self-supervised encoder: HuBERT, WavLM or wav2vec 2.0, batched over clips.
+
+One row every 320 samples from windows of 400: ``n`` samples give ``(n - 80) // 320`` rows, so a clip of ``640 T``
+samples has ``2 T - 1``; the last is repeated to make ``2 T``.
+
+What GeneFace computes, and ``chunking="reference"`` reproduces: the whole utterance is brought to zero mean and unit
+variance, then cut into chunks of 320080 samples (20 s and the 80 that complete the last window) every 320000, each of
+which the encoder sees by itself; their rows are joined.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from torch.nn.utils import parametrize
+from transformers import PreTrainedModel
+
+from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, Checkpoint, load_checkpoint
+from lrs3_loader.config import SpeechConfig
+from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+CHUNK_HOP = 20 * SAMPLE_RATE
+OVERLAP = RECEPTIVE_FIELD - HOP_LENGTH  # samples that neighbouring windows share
+CHUNK_LENGTH = CHUNK_HOP + OVERLAP
+VARIANCE_FLOOR = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
+BATCH_SECONDS = {"cpu": 20.0, "cuda": 320.0}
+#: A batch takes no chunk shorter than this share of its longest: padding costs as much as speech.
+MIN_FILL = 0.85
+
+
+class SpeechEncoder:
+    """Sound of many clips -> one hidden layer of a speech encoder, 50 rows a second.
+
+    Batching changes no row beyond rounding (under 1e-4 in float32): an encoder whose convolutions normalise over time
+    (``feat_extract_norm = "group"``) only ever sees sounds of equal length together, all others are padded and masked.
+    The same call gives the same bits.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, config: SpeechConfig, device: torch.device | str) -> None:
+        """Take over a loaded checkpoint: its layers above ``config.layer`` are dropped.
+
+        Raises:
+            ValueError: ``config.layer`` is out of range.
+        """
+        self.device = torch.device(device)
+        self.dtype = _resolve_dtype(config.dtype, self.device)
+        self.layer = resolve_layer(config.layer, checkpoint.model.config.num_hidden_layers)
+        self._checkpoint = checkpoint
+        self._chunking = config.chunking
+        seconds = config.batch_seconds or BATCH_SECONDS.get(self.device.type, BATCH_SECONDS["cuda"])
+        self._batch_samples = int(seconds * SAMPLE_RATE)
+        self._equal_lengths = not _is_padding_safe(checkpoint.model)
+        model: Any = _cut_above(checkpoint.model, self.layer)
+        self._model = model.to(self.device, self.dtype)
+
+    @classmethod
+    def load(cls, config: SpeechConfig, device: torch.device | str) -> SpeechEncoder:
+        """The encoder that ``config.model`` names.
+
+        Raises:
+            RunError: it cannot be found, fetched or read (see ``load_checkpoint``).
+            ValueError: ``config.layer`` is out of range.
+        """
+        return cls(load_checkpoint(config.model), config, device)
+
+    @property
+    def width(self) -> int:
+        """D, numbers in a row."""
+        return int(self._model.config.hidden_size)
+
+    def description(self) -> dict[str, Any]:
+        """What made the rows, for the metadata of samples and runs (plain JSON values)."""
+        return {
+            "model": self._checkpoint.name,
+            "type": self._model.config.model_type,
+            "sha256": self._checkpoint.sha256,
+            "untrained": self._checkpoint.untrained,
+            "layer": self.layer,
+            "width": self.width,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "normalized": self._checkpoint.normalize,
+            "chunking": self._chunking,
+            "transformers": transformers.__version__,
+        }
+
+    @torch.inference_mode()
+    def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Rows of each clip.
+
+        Args:
+            waveforms: per clip [640 T_i] f32, mono, 16 kHz; on any device.
+
+        Returns:
+            per clip [2 T_i, D] f32, on this encoder's device, in the order given; row 2 T - 1 repeats row 2 T - 2.
+
+        Raises:
+            ValueError: a waveform is not a whole, positive number of video frames long.
+        """
+        chunks: list[torch.Tensor] = []
+        chunks_of_clip: list[range] = []
+        for waveform in waveforms:
+            if waveform.ndim != 1 or len(waveform) == 0 or len(waveform) % SAMPLES_PER_FRAME:
+                raise ValueError(
+                    f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
+                )
+            sound = waveform.to(self.device, torch.float32)
+            if self._checkpoint.normalize:
+                sound = normalize_sound(sound)
+            first = len(chunks)
+            chunks += [sound[bounds] for bounds in chunk_bounds(len(sound), self._chunking)]
+            chunks_of_clip.append(range(first, len(chunks)))
+        rows = self._encode(chunks)
+        return [_repeat_last_row([rows[i] for i in indices]) for indices in chunks_of_clip]
+
+    def _encode(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Normalised sounds [n_i] -> [(n_i - 80) // 320, D] f32 each, by way of batches."""
+        rows: dict[int, torch.Tensor] = {}
+        lengths = [len(chunk) for chunk in chunks]
+        with _exact_arithmetic(), warnings.catch_warnings():
+            # WavLM gives torch a padding mask of bools beside a position bias of floats
+            warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
+            for batch in plan_batches(lengths, self._batch_samples, equal_lengths=self._equal_lengths):
+                hidden = self._forward([chunks[i] for i in batch])
+                for i, clip_hidden in zip(batch, hidden, strict=True):
+                    rows[i] = clip_hidden[: num_rows(lengths[i])].float()
+        return [rows[i] for i in range(len(chunks))]
+
+    def _forward(self, chunks: list[torch.Tensor]) -> torch.Tensor:
+        """One batch through the network, longest chunk first: [B, rows of the longest, D]."""
+        lengths = torch.tensor([len(chunk) for chunk in chunks])
+        padded = nn.utils.rnn.pad_sequence(chunks, batch_first=True)
+        mask = None
+        if int(lengths.min()) < padded.shape[1]:
+            mask = (torch.arange(padded.shape[1]) < lengths[:, None]).long().to(self.device)
+        return self._model(padded.to(self.dtype), attention_mask=mask).last_hidden_state
+
+
+def normalize_sound(sound: torch.Tensor) -> torch.Tensor:
+    """(x - mean) / sqrt(variance + 1e-7) over the whole utterance [n]; silence stays 0."""
+    centred = sound - sound.mean()
+    return centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()
+
+
+def num_rows(num_samples: int) -> int:
+    """Rows the encoder gives for so many samples."""
+    return max(0, (num_samples - OVERLAP) // HOP_LENGTH)
+
+
+def chunk_bounds(num_samples: int, chunking: str) -> list[slice]:
+    """Stretches of an utterance that the encoder sees one at a time.
+
+    ``whole``: one. ``reference``: 320080 samples every 320000; a tail too short for a row is left out. Either way the
+    rows of all stretches add up to those of the whole.
+    """
+    if chunking == "whole":
+        return [slice(0, num_samples)]
+    starts = range(0, num_samples, CHUNK_HOP)
+    bounds = [slice(start, min(start + CHUNK_LENGTH, num_samples)) for start in starts]
+    return [stretch for stretch in bounds if stretch.stop - stretch.start >= RECEPTIVE_FIELD]
+
+
+def plan_batches(lengths: Sequence[int], max_samples: int, *, equal_lengths: bool = False) -> Iterator[list[int]]:
+    """Indices of sounds to run together, longest first, ties in the order given.
+
+    A batch holds at most ``max_samples``, padding included (but always one sound), and nothing shorter than
+    ``MIN_FILL`` of its longest; with ``equal_lengths``, nothing shorter at all.
+    """
+    batch: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batch:
+            longest = lengths[batch[0]]
+            shortest_allowed = longest if equal_lengths else MIN_FILL * longest
+            if (len(batch) + 1) * longest > max_samples or lengths[i] < shortest_allowed:
+                yield batch
+                batch = []
+        batch.append(i)
+    if batch:
+        yield batch
+
+
+def resolve_layer(layer: int | None, num_layers: int) -> int:
+    """Number of transformer layers to run: 0 the encoder's input, ``num_layers`` the last hidden state.
+
+    Negative numbers count from the end as in Python (-1 or None: the last hidden state).
+    """
+    index = num_layers if layer is None else layer + num_layers + 1 if layer < 0 else layer
+    if not 0 <= index <= num_layers:
+        raise ValueError(f"layer must lie in 0..{num_layers} or -{num_layers + 1}..-1, got {layer}")
+    return index
+
+
+def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "float32" if device.type == "cpu" else "bfloat16"
+    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
+
+
+def _is_padding_safe(model: PreTrainedModel) -> bool:
+    """Whether masked padding leaves the other rows alone.
+
+    Not so where convolutions are normalised over time, nor where a batch norm turns masked zeros into something else
+    just before the positional convolution, which at the end of a single sound sees true zeros.
+    """
+    config = model.config
+    return config.feat_extract_norm == "layer" and not getattr(config, "conv_pos_batch_norm", False)
+
+
+def _cut_above(model: PreTrainedModel, layer: int) -> PreTrainedModel:
+    """The same encoder ending after ``layer`` transformer layers, as hidden states are numbered in transformers.
+
+    With "stable" layer norm the network's last step is a layer norm that belongs to the last hidden state only.
+    """
+    encoder: Any = model.encoder
+    if layer < len(encoder.layers):
+        encoder.layers = encoder.layers[:layer]
+        if model.config.do_stable_layer_norm:
+            encoder.layer_norm = nn.Identity()
+    positional = encoder.pos_conv_embed.conv
+    if parametrize.is_parametrized(positional):
+        # the weight norm, otherwise computed anew in every call, and in low precision
+        parametrize.remove_parametrizations(positional, "weight")
+    return model
+
+
+def _repeat_last_row(parts: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([*parts, parts[-1][-1:]])
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """float32 means float32 (no TF32), and convolution algorithms are chosen the same way each time."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

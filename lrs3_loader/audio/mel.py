@@ -1,0 +1,111 @@
+"""Mel spectrograms of many clips at once, on any device.
+
+Rows are taken every 320 samples from windows of 512, without centring, so a clip of ``640 T`` samples has ``2 T - 1``
+of them; the last is repeated to make ``2 T``. Clips are laid end to end rather than padded: a clip is a whole number of
+hops long, so the windows of all clips fall on one grid, and the one window in ``2 T`` that straddles two clips is
+exactly the row that is replaced.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import nn
+
+from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
+
+N_FFT = 512
+NUM_MELS = 80
+MIN_HZ = 80.0
+MAX_HZ = 7600.0
+FLOOR = 1e-6  # amplitude below which the logarithm is cut off
+BLOCK_ROWS = 16_384  # rows transformed at a time: bounds memory for clips of any length (5.5 minutes, 270 MB)
+
+
+class MelSpectrogram(nn.Module):
+    """log10 of the mel-weighted amplitude spectrum, librosa's definition (Slaney scale and normalisation).
+
+        mel[t, m] = log10(max(1e-6, sum_k basis[m, k] |sum_n hann[n] x[320 t + n] exp(-2 pi i k n / 512)|))
+
+    Fourier transforms run in float64: far from a loud tone the spectrum lies below the rounding noise of a float32
+    transform, where a logarithm would show nothing but that noise.
+    """
+
+    window: torch.Tensor
+    basis: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        window = torch.hann_window(N_FFT, periodic=True, dtype=torch.float64)
+        self.register_buffer("window", window, persistent=False)
+        basis = torch.from_numpy(slaney_mel_basis().astype(np.float32))
+        self.register_buffer("basis", basis, persistent=False)
+
+    @torch.inference_mode()
+    def forward(self, waveforms: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
+        """Mel rows of each clip.
+
+        Args:
+            waveforms: per clip [640 T_i] f32, mono, 16 kHz (or one tensor [B, 640 T]); on any device.
+
+        Returns:
+            per clip [2 T_i, 80] f32, log10 amplitude, >= -6, on this module's device; row 2 T - 1 repeats row 2 T - 2.
+
+        Raises:
+            ValueError: a waveform is not a whole, positive number of video frames long.
+        """
+        if len(waveforms) == 0:
+            return []
+        for waveform in waveforms:
+            if waveform.ndim != 1 or len(waveform) == 0 or len(waveform) % SAMPLES_PER_FRAME:
+                raise ValueError(
+                    f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
+                )
+        device = self.window.device
+        tail = torch.zeros(N_FFT - HOP_LENGTH, device=device)
+        sound = torch.cat([waveform.to(device, torch.float32) for waveform in waveforms] + [tail])
+        windows = sound.unfold(0, N_FFT, HOP_LENGTH)  # [rows of all clips, 512], a view
+        rows = torch.cat([self._log_mel(block) for block in windows.split(BLOCK_ROWS)])
+        clips = rows.split([len(waveform) // HOP_LENGTH for waveform in waveforms])
+        for clip in clips:
+            clip[-1] = clip[-2]
+        return list(clips)
+
+    def _log_mel(self, windows: torch.Tensor) -> torch.Tensor:
+        """[rows, 512] samples -> [rows, 80] log10 amplitude."""
+        spectrum = torch.fft.rfft(windows.double() * self.window).abs().float()
+        return (spectrum @ self.basis.T).clamp_min(FLOOR).log10()
+
+
+def slaney_mel_basis() -> np.ndarray:
+    """Triangular filters [80, 257] f64, each of unit area in Hz.
+
+    Corners lie evenly on Slaney's mel scale (Auditory Toolbox, 1998), the one librosa uses by default.
+    """
+    bins_hz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
+    corners_hz = _mel_to_hz(np.linspace(_hz_to_mel(MIN_HZ), _hz_to_mel(MAX_HZ), NUM_MELS + 2))
+    lower, centre, upper = (corners_hz[i : i + NUM_MELS, None] for i in range(3))
+    rising = (bins_hz - lower) / (centre - lower)
+    falling = (upper - bins_hz) / (upper - centre)
+    return np.maximum(0, np.minimum(rising, falling)) * 2 / (upper - lower)
+
+
+# Slaney's scale: linear up to 1 kHz (15 mel), then 27 mel for each factor of 6.4.
+_MEL_PER_HZ = 3 / 200
+_BREAK_HZ = 1000.0
+_BREAK_MEL = _BREAK_HZ * _MEL_PER_HZ
+_MEL_PER_LOG = 27 / math.log(6.4)
+
+
+def _hz_to_mel(hz: float) -> float:
+    if hz < _BREAK_HZ:
+        return hz * _MEL_PER_HZ
+    return _BREAK_MEL + math.log(hz / _BREAK_HZ) * _MEL_PER_LOG
+
+
+def _mel_to_hz(mel: np.ndarray) -> np.ndarray:
+    above = _BREAK_HZ * np.exp((mel - _BREAK_MEL) / _MEL_PER_LOG)
+    return np.where(mel < _BREAK_MEL, mel / _MEL_PER_HZ, above)
