@@ -1,0 +1,1 @@
+"""Face features: landmarks, 3D morphable model, fitting."""

@@ -1,0 +1,115 @@
+"""TensorFlow Lite networks of the floating-point kind, read from their files and run as batched PyTorch modules.
+
+Tensors keep TensorFlow's order N H W C. A convolution sees them through a permuted view, which PyTorch knows as
+``channels_last``: nothing is copied around it. float16 weights behind DEQUANTIZE are made float32 once, at load.
+The file speaks of a batch of 1; here axis 0 of every tensor is a batch of any size.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrs3_loader.face.tflite_graph import Graph, read_graph
+from lrs3_loader.face.tflite_ops import build_layer, drops_batch
+
+CPU_SLICE = 8
+"""Items run at a time on a CPU: the activations of more leave its cache (measured: 32 take 1.5 times as long each).
+As long as batches are multiples of this, an item's result does not depend on the batch size either."""
+
+
+class TFLiteModule(nn.Module):
+    """A ``.tflite`` network.
+
+    ``forward(x)`` takes f32 [N, *input_shape] and returns one f32 [N, ...] per output of the file, in the file's
+    order and with its shapes behind the batch axis. Weights are buffers; nothing is trainable.
+
+    Raises ``ValueError`` when built from damaged bytes, or from a network with an operator that is not supported
+    (the message names it). Whether weights themselves are damaged cannot be seen here: compare the file's hash.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        graph = read_graph(data)
+        if len(graph.inputs) != 1 or len(graph.tensors[graph.inputs[0]].shape) < 2:
+            raise ValueError(f"a network with one batched input is expected, this one has {len(graph.inputs)}")
+        self._source = graph.inputs[0]
+        self._results = graph.outputs
+        self.input_shape: tuple[int, ...] = graph.tensors[self._source].shape[1:]
+        self.layers = nn.ModuleList()
+        self._reads: list[tuple[int, ...]] = []  # of each layer
+        self._writes: list[int] = []
+        self._shapes: dict[int, tuple[int, ...]] = {}  # of each tensor computed, without the batch axis
+        self._build(graph)
+        self._unused = self._last_uses()
+        self._check_shapes()
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each output without the batch axis."""
+        return tuple(self._shapes[i] for i in self._results)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
+            raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
+        if x.device.type != "cpu" or len(x) <= CPU_SLICE:
+            return self._run(x)
+        parts = [self._run(part) for part in x.split(CPU_SLICE)]
+        return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+    def _run(self, x: Tensor) -> tuple[Tensor, ...]:
+        values = {self._source: x}
+        for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
+            values[write] = layer(*[values[i] for i in reads])
+            for i in unused:
+                del values[i]
+        return tuple(values[i] for i in self._results)
+
+    def _build(self, graph: Graph) -> None:
+        constants = {i: tensor.data for i, tensor in enumerate(graph.tensors) if tensor.data is not None}
+        final = set[int]()  # tensors that can be outputs only
+        self._shapes[self._source] = self.input_shape
+        for op in graph.operators:
+            if op.name == "DEQUANTIZE" and len(op.inputs) == 1 and op.inputs[0] in constants:
+                constants.update(dict.fromkeys(op.outputs, constants[op.inputs[0]].astype(np.float32)))
+                continue
+            layer = build_layer(op, graph, constants)
+            reads = tuple(i for i in op.inputs if i >= 0 and i not in constants)
+            write = op.outputs[0]
+            if not reads or not final.isdisjoint(reads) or any(i not in self._shapes for i in reads):
+                raise ValueError(f"damaged model file: {op.name} reads tensors {reads} that nothing has written")
+            if write in constants or write in self._shapes:
+                raise ValueError(f"damaged model file: {op.name} writes tensor {write} a second time")
+            if drops_batch(op):
+                final.add(write)
+            shape = graph.tensors[write].shape
+            self._shapes[write] = shape if drops_batch(op) else shape[1:]
+            self.layers.append(layer)
+            self._reads.append(reads)
+            self._writes.append(write)
+        if any(i not in self._shapes for i in self._results):
+            raise ValueError("damaged model file: an output is never written")
+
+    def _last_uses(self) -> list[tuple[int, ...]]:
+        """For each layer, the tensors that nothing after it needs."""
+        last: dict[int, int] = {}
+        for step, (reads, write) in enumerate(zip(self._reads, self._writes, strict=True)):
+            last.update(dict.fromkeys((*reads, write), step))
+        unused: list[list[int]] = [[] for _ in self._writes]
+        for tensor, step in last.items():
+            if tensor not in self._results:
+                unused[step].append(tensor)
+        return [tuple(tensors) for tensors in unused]
+
+    def _check_shapes(self) -> None:
+        """Run once on a batch of none, which costs nothing: every tensor must come out in the shape the file states."""
+        values = {self._source: torch.empty(0, *self.input_shape)}
+        for layer, reads, write in zip(self.layers, self._reads, self._writes, strict=True):
+            try:
+                values[write] = layer(*[values[i] for i in reads])
+            except (RuntimeError, IndexError) as problem:
+                raise ValueError(f"damaged model file: tensor {write} cannot be computed: {problem}") from problem
+            got, stated = tuple(values[write].shape), (0, *self._shapes[write])
+            if got != stated:
+                raise ValueError(f"damaged model file: tensor {write} comes out as {got}, the file states {stated}")

@@ -1,0 +1,125 @@
+"""Which of the faces in a frame is the clip's own, and what to do about frames without one.
+
+Letters: T frames of a clip.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lrs3_loader.errors import NoFaceError
+
+Box = Sequence[float]  # x0, y0, x1, y1 in pixels
+
+MIN_OVERLAP = 0.1  # intersection over union with the last box seen: less is another face
+TRACK_RULE = "largest and most central face first, then the one that overlaps most with the last box"
+PATIENCE_FRAMES = 5  # frames after which a face not seen again is given up for another one
+
+
+class FaceTrack:
+    """The one face that is followed through a clip. One object a clip, fed with its frames in order.
+
+    The first frame with faces decides: the largest and most central one. After that the face that overlaps most with
+    the last box seen. A face elsewhere is not taken for it (somebody else may be in the picture while the detector
+    misses this one) until the track has been lost for ``PATIENCE_FRAMES``; then the first rule holds again, and
+    ``num_switches`` counts it.
+    """
+
+    def __init__(self) -> None:
+        self.num_frames = 0
+        self.num_frames_with_several_faces = 0
+        self.num_switches = 0
+        self._box: Box | None = None
+        self._num_missed = 0
+
+    def choose(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
+        """Index of the track's face among the boxes found in the next frame, None where it is not there."""
+        self.num_frames += 1
+        self.num_frames_with_several_faces += len(boxes) > 1
+        index = self._find(boxes, height, width) if boxes else None
+        if index is None:
+            self._num_missed += 1
+        else:
+            self._box, self._num_missed = boxes[index], 0
+        return index
+
+    def _find(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
+        if self._box is not None and self._num_missed < PATIENCE_FRAMES:
+            shared = [box_overlap(self._box, box) for box in boxes]
+            return shared.index(max(shared)) if max(shared) >= MIN_OVERLAP else None
+        self.num_switches += self._box is not None
+        values = [prominence(box, height, width) for box in boxes]
+        return values.index(max(values))
+
+
+# Plain numbers, not arrays: a frame has one box or a few, and this runs between two stages on a GPU that waits.
+
+
+def prominence(box: Box, height: int, width: int) -> float:
+    """Area times closeness to the middle of the frame (1 there, 0 in the corners)."""
+    x0, y0, x1, y1 = box
+    distance = math.hypot(x0 + x1 - width, y0 + y1 - height) / math.hypot(width, height)
+    return max(x1 - x0, 0) * max(y1 - y0, 0) * max(1 - distance, 0)
+
+
+def box_overlap(a: Box, b: Box) -> float:
+    """Intersection over union; 0 where both are empty."""
+    common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
+    return common / union if union > 0 else 0.0
+
+
+@dataclass(frozen=True)
+class Filled:
+    """A track with its short gaps filled."""
+
+    values: Tensor  # [T, ...], NaN left in gaps that are too long
+    valid: Tensor  # [T] bool, as given: what was really measured
+    longest_gap: int  # frames
+
+
+def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> Filled:
+    """Fill runs of frames that are not ``valid``: linearly between their neighbours, at the ends with the nearest.
+
+    values: floating point [T, ...], anything where not valid; valid: bool [T]. Runs longer than ``max_gap_frames``
+    become NaN. Raises ``ValueError`` where the lengths differ.
+    """
+    num_frames = len(values)
+    if valid.shape != (num_frames,) or valid.dtype != torch.bool:
+        raise ValueError(f"valid must be bool [{num_frames}], got {valid.dtype} {list(valid.shape)}")
+    if num_frames == 0:
+        return Filled(values, valid, 0)
+    frame = torch.arange(num_frames, device=values.device)
+    before = torch.where(valid, frame, -1).cummax(0).values
+    after = torch.where(valid, frame, num_frames).flip(0).cummin(0).values.flip(0)
+    gap = torch.where(valid, 0, after - before - 1)
+    first = torch.where(before < 0, after, before).clamp_(max=num_frames - 1)
+    last = torch.where(after >= num_frames, before, after).clamp_(min=0)
+    share = (frame - first).to(values.dtype) / (last - first).clamp_min(1)
+    tail = (-1,) + (1,) * (values.ndim - 1)
+    filled = torch.lerp(values[first], values[last], share.reshape(tail))
+    hopeless = (gap > max_gap_frames) | ~valid.any()
+    filled = filled.masked_fill(hopeless.reshape(tail), torch.nan)
+    return Filled(torch.where(valid.reshape(tail), values, filled), valid, int(gap.max()))
+
+
+def check_track(valid: Tensor, longest_gap: int, *, min_valid_fraction: float, max_gap_frames: int) -> None:
+    """Raise ``NoFaceError``, with the figures, for a clip that has too few frames with a face.
+
+    valid: bool [T], frames in which the face was found.
+    """
+    num_frames, num_valid = len(valid), int(valid.sum())
+    if num_valid == 0:
+        raise NoFaceError(f"no face found in any of {num_frames} frames")
+    if num_valid < min_valid_fraction * num_frames:
+        share = num_valid / num_frames
+        raise NoFaceError(
+            f"face found in {num_valid} of {num_frames} frames ({share:.0%}), {min_valid_fraction:.0%} are needed"
+        )
+    if longest_gap > max_gap_frames:
+        raise NoFaceError(f"no face in {longest_gap} frames on end, at most {max_gap_frames} can be filled")

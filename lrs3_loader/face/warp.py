@@ -1,0 +1,82 @@
+"""Small square crops out of video frames by bilinear sampling, exact to the last bit.
+
+Coordinates are rounded to 1/32 pixel and results to whole grey levels, as OpenCV's ``warpPerspective`` does, which
+MediaPipe feeds its networks with. Weights are then multiples of 1/1024 and every sum below is exact in f32: a crop
+does not depend on the device, on the order of operations, or on what else is in the batch.
+
+Letters: n frames, H W source size, S crop size, P = S * S.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_STEPS = 32  # sampling positions in a pixel
+_SLICE = {"cpu": 4}  # frames at a time: what fits the cache
+_SLICE_ELSEWHERE = 64  # bounds memory: about 4 MB a frame at S = 256
+
+
+def crop(frames: Tensor, matrix: Tensor, size: int, zeros_outside: bool = False) -> Tensor:
+    """Affine crops, one a frame.
+
+    frames: u8 [n, H, W, 3], H and W at least 2. matrix: f32 [n, 2, 3], from the crop's (column, row, 1) to the
+    source's (x, y), in pixels, whole numbers at pixel centres. Outside the frame its border is repeated; with
+    ``zeros_outside`` it is black there, the outermost pixels fading out over one pixel.
+    Returns f32 [n, S, S, 3] of whole numbers in 0..255. Raises ``ValueError`` on frames of another kind.
+    """
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8 or min(frames.shape[1:3]) < 2:
+        raise ValueError(f"frames must be u8 [n, H, W, 3], at least 2 x 2, got {frames.dtype} {list(frames.shape)}")
+    if matrix.shape != (len(frames), 2, 3):
+        raise ValueError(f"matrix must be [{len(frames)}, 2, 3], got {list(matrix.shape)}")
+    step = _SLICE.get(frames.device.type, _SLICE_ELSEWHERE)
+    out = torch.empty(len(frames), size, size, 3, device=frames.device)
+    for i in range(0, len(frames), step):
+        out[i : i + step] = _crop(frames[i : i + step].contiguous(), matrix[i : i + step], size, zeros_outside)
+    return out
+
+
+def _crop(frames: Tensor, matrix: Tensor, size: int, zeros_outside: bool) -> Tensor:
+    num_frames, height, width, _ = frames.shape
+    x, y = _positions(matrix, size)
+    left, across = _split(x, width)
+    top, down = _split(y, height)
+    first = torch.arange(num_frames, device=frames.device, dtype=torch.int32) * (height * width)
+    index = (top.int() * width).add_(left.int()).add_(first[:, None]).reshape(-1)
+    # Two neighbours in a row lie side by side in memory: six bytes from any pixel on, rows that overlap.
+    pairs = frames.view(-1).as_strided((frames.numel() // 3 - 1, 6), (3, 1))
+    upper = _as_planes(pairs.index_select(0, index))
+    lower = _as_planes(pairs.index_select(0, index.add_(width)))
+    sides = upper.add_(lower.sub_(upper).mul_(down.reshape(-1)))  # [6, n P]
+    value = sides[3:].sub_(sides[:3]).mul_(across.reshape(-1)).add_(sides[:3])
+    if zeros_outside:
+        value.mul_((_coverage(x, width) * _coverage(y, height)).reshape(-1))
+    return value.add_(0.5).floor_().view(3, num_frames, size, size).permute(1, 2, 3, 0)
+
+
+def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Source x and y of every crop pixel, [n, P] each, in whole steps of 1/32 pixel."""
+    at = torch.arange(size, device=matrix.device, dtype=torch.float32)
+    m = (matrix * _STEPS)[:, :, :, None, None]
+    steps = m[:, :, 0] * at + (m[:, :, 1] * at[:, None] + m[:, :, 2])  # [n, 2, S, S]
+    x, y = steps.round_().flatten(2).unbind(1)
+    return x, y
+
+
+def _split(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """First of the two pixels to mix, and the share of the second (0..1); the border is repeated."""
+    pixels = steps.clamp(0, _STEPS * (size - 1)).div_(_STEPS)
+    first = pixels.floor().clamp_(max=size - 2)
+    return first, pixels.sub_(first)
+
+
+def _coverage(steps: Tensor, size: int) -> Tensor:
+    """Share of the sample that lies on the frame, 0..1."""
+    pixels = steps / _STEPS
+    outside = torch.maximum(-pixels, pixels - (size - 1))
+    return (1 - outside.clamp_(min=0)).clamp_(min=0)
+
+
+def _as_planes(pairs: Tensor) -> Tensor:
+    """u8 [n P, 6] -> f32 [6, n P]: sums run along memory."""
+    return pairs.t().to(torch.float32, memory_format=torch.contiguous_format)

@@ -1,0 +1,88 @@
+"""Crops against a loop in whole numbers, and their independence of everything around them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lrs3_loader.face.warp import crop
+
+
+def slow_crop(frame: np.ndarray, matrix: np.ndarray, size: int, zeros_outside: bool) -> np.ndarray:
+    """OpenCV's fixed-point bilinear sampling, pixel by pixel."""
+    height, width, _ = frame.shape
+    out = np.zeros((size, size, 3), np.int64)
+    for row in range(size):
+        for column in range(size):
+            x, y = np.rint(matrix @ [column, row, 1] * 32).astype(int)
+            total = np.zeros(3, np.int64)
+            for dy, wy in ((0, 32 - y % 32), (1, y % 32)):
+                for dx, wx in ((0, 32 - x % 32), (1, x % 32)):
+                    py, px = y // 32 + dy, x // 32 + dx
+                    if zeros_outside and not (0 <= py < height and 0 <= px < width):
+                        continue
+                    total += wx * wy * frame[min(max(py, 0), height - 1), min(max(px, 0), width - 1)].astype(int)
+            out[row, column] = (total + 512) >> 10
+    return out
+
+
+MATRICES = {
+    "inside": [[0.75, 0.125, 1.5], [-0.125, 0.75, 4.0]],
+    "turned and partly outside": [[1.5, -1.25, 2.3125], [1.25, 1.5, -6.25]],
+    "all outside": [[1.0, 0.0, 100.0], [0.0, 1.0, -50.0]],
+    "shrunk": [[2.5, 0.0, -1.75], [0.0, 2.5, -0.25]],
+}
+
+
+@pytest.mark.parametrize("zeros_outside", [False, True])
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize(("height", "width"), [(17, 23), (2, 2)])
+def test_crop_is_exact(height: int, width: int, name: str, zeros_outside: bool) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
+    matrix = np.float32([MATRICES[name], MATRICES["inside"]])  # multiples of 1/32: nothing is left to rounding
+    got = crop(torch.from_numpy(frames), torch.from_numpy(matrix), 12, zeros_outside).numpy()
+    for i in range(2):
+        np.testing.assert_array_equal(got[i], slow_crop(frames[i], matrix[i], 12, zeros_outside))
+
+
+def test_a_crop_does_not_depend_on_its_neighbours() -> None:
+    random = np.random.default_rng(1)
+    frames = torch.from_numpy(random.integers(0, 256, (11, 30, 40, 3), dtype=np.uint8))
+    matrix = torch.from_numpy(random.normal(size=(11, 2, 3)).astype(np.float32))
+    together = crop(frames, matrix, 16)
+    apart = torch.cat([crop(frames[i : i + 1], matrix[i : i + 1], 16) for i in range(11)])
+    assert torch.equal(together, apart)
+
+
+def test_frames_need_not_be_contiguous() -> None:
+    frames = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (6, 30, 40, 3), dtype=np.uint8))
+    matrix = torch.tensor(MATRICES["inside"]).expand(3, 2, 3)
+    assert torch.equal(crop(frames[::2, 3:25, 5:], matrix, 16), crop(frames[::2, 3:25, 5:].clone(), matrix, 16))
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 8, 3), (1, 8, 8, 4), (8, 8, 3)])
+def test_other_frames_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="frames must be u8"):
+        crop(torch.zeros(shape, dtype=torch.uint8), torch.zeros(1, 2, 3), 8)
+
+
+def test_floats_are_refused() -> None:
+    with pytest.raises(ValueError, match="frames must be u8"):
+        crop(torch.zeros(1, 8, 8, 3), torch.zeros(1, 2, 3), 8)
+
+
+def test_one_matrix_a_frame() -> None:
+    with pytest.raises(ValueError, match=r"matrix must be \[2, 2, 3\], got \[1, 2, 3\]"):
+        crop(torch.zeros(2, 8, 8, 3, dtype=torch.uint8), torch.zeros(1, 2, 3), 8)
+
+
+@pytest.mark.gpu
+def test_crops_are_the_same_bits_on_a_gpu() -> None:
+    random = np.random.default_rng(3)
+    frames = torch.from_numpy(random.integers(0, 256, (70, 90, 120, 3), dtype=np.uint8))
+    steps = torch.from_numpy(random.integers(-64, 64, (70, 2, 3)).astype(np.float32)) / 32
+    for zeros_outside in (False, True):
+        assert torch.equal(
+            crop(frames.cuda(), steps.cuda(), 64, zeros_outside).cpu(), crop(frames, steps, 64, zeros_outside)
+        )
