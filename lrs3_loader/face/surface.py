@@ -1,0 +1,121 @@
+"""Points and triangle meshes, in numpy: normals, parts, borders, and the nearest place on a surface.
+
+Letters: V vertices, F triangles, N points, K candidate triangles a point. Double precision throughout.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
+from scipy.spatial import cKDTree
+
+_TINY = 1e-18
+
+
+@dataclass(frozen=True, eq=False)
+class SurfacePoints:
+    """Where N points lie on a mesh."""
+
+    triangle: np.ndarray  # [N] i64
+    barycentric: np.ndarray  # [N, 3], at least 0, sum 1
+    distance: np.ndarray  # [N], from the point that was asked for
+    agreement: np.ndarray  # [N], cosine between the point's normal and the triangle's
+
+
+def face_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """[F, 3] normals as long as twice the triangle's area, towards the side from which it runs counter-clockwise."""
+    corners = verts[triangles]
+    return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+
+
+def vertex_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
+    """[V, 3] unit normals, area-weighted; zero for vertices of no triangle."""
+    sums = np.zeros_like(verts, dtype=np.float64)
+    normals = face_normals(verts, triangles)
+    for corner in range(3):
+        np.add.at(sums, triangles[:, corner], normals)
+    return _unit(sums)
+
+
+def wound_outwards(verts: np.ndarray, triangles: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """``triangles``, all turned around where most of their area faces ``inside`` [3], a point within the head."""
+    outward = verts[triangles].mean(1) - inside
+    facing = (face_normals(verts, triangles) * _unit(outward)).sum()
+    return triangles if facing >= 0 else triangles[:, [0, 2, 1]]
+
+
+def part_of(triangles: np.ndarray, num_verts: int, vertex: int) -> np.ndarray:
+    """[n] numbers of the triangles that hang together with ``vertex``, over shared vertices."""
+    first, second = triangles[:, [0, 1]].ravel(), triangles[:, [1, 2]].ravel()
+    links = coo_matrix((np.ones(len(first)), (first, second)), shape=(num_verts, num_verts))
+    _, part = connected_components(links, directed=False)
+    return np.flatnonzero(part[triangles[:, 0]] == part[vertex])
+
+
+def on_border(points: SurfacePoints, triangles: np.ndarray) -> np.ndarray:
+    """[N] bool: lies on an edge that belongs to one triangle alone."""
+    edges = np.sort(triangles[:, [[1, 2], [2, 0], [0, 1]]], axis=2)  # the edge opposite to each corner
+    code = edges[..., 0] * (triangles.max() + 1) + edges[..., 1]
+    _, index, count = np.unique(code, return_inverse=True, return_counts=True)
+    single = (count[index] == 1).reshape(code.shape)
+    return (single[points.triangle] & (points.barycentric < 1e-9)).any(1)
+
+
+def nearest(
+    points: np.ndarray,
+    normals: np.ndarray,
+    verts: np.ndarray,
+    triangles: np.ndarray,
+    min_agreement: float = 0.2,
+    num_candidates: int = 64,
+) -> SurfacePoints:
+    """The nearest place on a mesh that faces the same way, for ``points`` [N, 3] with unit ``normals`` [N, 3].
+
+    Looked for among the triangles with the nearest centres. Where none of them agrees with the normal by at least
+    ``min_agreement`` (a cosine), the nearest of all is taken: ``agreement`` tells.
+    """
+    tree = cKDTree(verts[triangles].mean(1))
+    _, candidates = tree.query(points, k=min(num_candidates, len(triangles)))
+    candidates = candidates.reshape(len(points), -1)
+    corners = verts[triangles[candidates]]  # [N, K, 3, 3]
+    barycentric, squared = _closest(points[:, None], corners)
+    unit = _unit(face_normals(verts, triangles))
+    agreement = (unit[candidates] * normals[:, None]).sum(-1)
+    penalty = np.where(agreement >= min_agreement, 0.0, 1.0 + squared.max())
+    row, best = np.arange(len(points)), (squared + penalty).argmin(1)
+    return SurfacePoints(
+        candidates[row, best], barycentric[row, best], np.sqrt(squared[row, best]), agreement[row, best]
+    )
+
+
+def _closest(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Barycentric coordinates [..., 3] of the nearest place in each triangle [..., 3, 3], and squared distances [...].
+
+    The foot of the perpendicular where it falls inside the triangle, otherwise the best place on the three edges.
+    """
+    first, second, third = (corners[..., k, :] for k in range(3))
+    u, v, w = second - first, third - first, points - first
+    uu, uv, vv, wu, wv = ((a * b).sum(-1) for a, b in ((u, u), (u, v), (v, v), (w, u), (w, v)))
+    area = np.maximum(uu * vv - uv * uv, _TINY)
+    b, c = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
+    best = np.stack([1 - b - c, b, c], axis=-1)
+    inside = (best >= 0).all(-1)
+    foot = first + b[..., None] * u + c[..., None] * v
+    squared = np.where(inside, np.square(points - foot).sum(-1), np.inf)
+    for start, end in ((0, 1), (1, 2), (2, 0)):
+        origin, along = corners[..., start, :], corners[..., end, :] - corners[..., start, :]
+        t = ((points - origin) * along).sum(-1) / np.maximum(np.square(along).sum(-1), _TINY)
+        t = np.clip(t, 0.0, 1.0)
+        distance = np.square(points - origin - t[..., None] * along).sum(-1)
+        place = np.zeros_like(best)
+        place[..., start], place[..., end] = 1 - t, t
+        better = distance < squared
+        best, squared = np.where(better[..., None], place, best), np.where(better, distance, squared)
+    return best, squared
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), _TINY)
