@@ -1,0 +1,12 @@
+"""Synthetic talking heads with known truth: a procedural face model, and a small corpus in LRS3's shape.
+
+shape, landmark_places -> mesh -> head        the face model
+paint -> scene, raster -> render              pictures of it
+voice -> motion                               what is said, and the movement that goes with it
+encode -> corpus                              files
+"""
+
+from lrs3_loader.demo.corpus import DemoCorpus, MouthRecovery, make_demo_corpus, mouth_recovery
+from lrs3_loader.demo.head import demo_head
+
+__all__ = ["DemoCorpus", "MouthRecovery", "demo_head", "make_demo_corpus", "mouth_recovery"]

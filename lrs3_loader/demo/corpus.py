@@ -1,0 +1,215 @@
+"""A small LRS3-shaped corpus of synthetic talking heads, with the truth about every frame.
+
+FOLDER/{pretrain,trainval,test}/<speaker>/<utterance>.mp4 + .txt
+FOLDER/truth/<split>/<speaker>/<utterance>.npz      id, exp, pose, lm68, mouth_opening
+FOLDER/demo.json                                    the parameters; an equal corpus is not made twice
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lrs3_loader.demo.encode import write_mp4
+from lrs3_loader.demo.head import IDENTITY_MODES
+from lrs3_loader.demo.motion import make_motion
+from lrs3_loader.demo.paint import make_look
+from lrs3_loader.demo.render import Painter
+from lrs3_loader.demo.voice import Speech, Voice, make_speech, synthesise
+from lrs3_loader.errors import RunError
+from lrs3_loader.files import sync_folder
+from lrs3_loader.types import FRAMES_PER_SECOND
+
+PARAMETERS_FILE, TRUTH_FOLDER = "demo.json", "truth"
+_VERSION = 1  # raised when the same parameters would give another corpus
+_UPPER_LIP, _LOWER_LIP = 62, 66  # middle of the inner lips
+_STEADY = slice(17, 48)  # brows, nose and eyes: the part of the face that speech hardly moves
+_SIZE = 224
+
+
+@dataclass(frozen=True)
+class DemoCorpus:
+    """A corpus on disk."""
+
+    folder: Path
+    keys: tuple[str, ...]  # of its clips, sorted
+
+    @property
+    def truth(self) -> Path:
+        return self.folder / TRUTH_FOLDER
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    num_speakers: int
+    clips_per_speaker: int
+    seconds: tuple[float, float]
+    seed: int
+    version: int = _VERSION
+
+    def __post_init__(self) -> None:
+        if self.num_speakers < 1 or self.clips_per_speaker < 1:
+            raise ValueError(
+                f"need at least one speaker and one clip, got {self.num_speakers}, {self.clips_per_speaker}"
+            )
+        if not 0.8 <= self.seconds[0] <= self.seconds[1]:
+            raise ValueError(f"seconds must be (shortest, longest), at least 0.8, got {self.seconds}")
+
+    def as_json(self) -> dict[str, object]:
+        return {**asdict(self), "seconds": list(self.seconds)}
+
+    def clip_keys(self) -> list[str]:
+        """Every clip's key; the last speakers are held out for trainval and test."""
+        keys = []
+        held_out = max(1, self.num_speakers // 10)
+        for speaker in range(self.num_speakers):
+            from_last = self.num_speakers - 1 - speaker
+            is_test = self.num_speakers > 2 and from_last < held_out
+            is_trainval = self.num_speakers > 1 and not is_test and from_last < 2 * held_out
+            split = "test" if is_test else "trainval" if is_trainval else "pretrain"
+            keys += [f"{split}/DemoHead{speaker:03d}/{clip + 1:05d}" for clip in range(self.clips_per_speaker)]
+        return keys
+
+
+def make_demo_corpus(
+    folder: Path,
+    num_speakers: int = 4,
+    clips_per_speaker: int = 3,
+    seconds: tuple[float, float] = (1.6, 3.0),
+    seed: int = 0,
+) -> DemoCorpus:
+    """Write the corpus into ``folder``, or reuse an equal one found there.
+
+    The folder appears whole: it is made under a temporary name beside it and renamed. Clips last between the two
+    ``seconds``. The same arguments give the same corpus; raises ``RunError`` where ``folder`` holds something else.
+    """
+    parameters = _Parameters(num_speakers, clips_per_speaker, (float(seconds[0]), float(seconds[1])), seed)
+    corpus = DemoCorpus(folder, tuple(sorted(parameters.clip_keys())))
+    if folder.exists():
+        _check_reusable(folder, parameters)
+        return corpus
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    try:
+        _write(scratch, parameters)
+        scratch.chmod(0o755)
+        os.rename(scratch, folder)
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    sync_folder(folder.parent)
+    return corpus
+
+
+def _check_reusable(folder: Path, parameters: _Parameters) -> None:
+    try:
+        found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(f"{folder} is there but holds no demo corpus; remove it or choose another folder") from error
+    if found != parameters.as_json():
+        raise RunError(
+            f"{folder} holds a demo corpus of other parameters ({found}); remove it or choose another folder"
+        )
+
+
+def _write(folder: Path, parameters: _Parameters) -> None:
+    by_speaker: dict[str, list[str]] = {}
+    for key in parameters.clip_keys():
+        by_speaker.setdefault(key.rsplit("/", 1)[0], []).append(key)
+    for number, keys in enumerate(by_speaker.values()):
+        generator = np.random.default_rng([parameters.seed, number])
+        look, voice = make_look(number, generator), Voice.of(number, generator)
+        id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
+        painter = Painter(look, id, seed=1000 * parameters.seed + number, size=_SIZE)
+        for clip, key in enumerate(keys):
+            own = np.random.default_rng([parameters.seed, number, clip])
+            num_frames = round(float(own.uniform(*parameters.seconds)) * FRAMES_PER_SECOND)
+            _write_clip(folder, key, num_frames, painter, voice, own)
+    text = json.dumps(parameters.as_json(), indent=1) + "\n"
+    (folder / PARAMETERS_FILE).write_text(text, encoding="utf-8")
+
+
+def _write_clip(
+    folder: Path, key: str, num_frames: int, painter: Painter, voice: Voice, generator: np.random.Generator
+) -> None:
+    speech = make_speech(num_frames, voice, generator)
+    waveform = synthesise(speech, voice, generator)
+    motion = make_motion(speech, generator)
+    video = folder / f"{key}.mp4"
+    video.parent.mkdir(parents=True, exist_ok=True)
+    write_mp4(video, map(painter.draw, motion.exp, motion.pose), waveform)
+    video.with_suffix(".txt").write_text(_transcript(key, num_frames, speech), encoding="utf-8")
+
+    lm68 = painter.landmarks(motion.exp, motion.pose).numpy()
+    truth = folder / TRUTH_FOLDER / f"{key}.npz"
+    truth.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(
+        truth,
+        id=painter.id.numpy(),
+        exp=motion.exp.numpy(),
+        pose=motion.pose.numpy(),
+        lm68=lm68,
+        mouth_opening=mouth_opening(lm68),
+    )
+
+
+def _transcript(key: str, num_frames: int, speech: Speech) -> str:
+    """As LRS3 writes it; the boxes say that the clip was cut from the middle of a 1280 x 720 picture."""
+    lines = [f"Text:  {' '.join(word for word, _, _ in speech.words)}", "Conf:  5", f"Ref:   {key.split('/')[1]}", ""]
+    width, height = _SIZE / 1280, _SIZE / 720
+    box = f"{0.5 - width / 2:.3f} \t{0.5 - height / 2:.3f} \t{width:.3f} \t{height:.3f} "
+    lines += ["FRAME \tX \tY \tW \tH ", *(f"{frame:06d} \t{box}" for frame in range(num_frames)), ""]
+    lines += ["WORD START END ASDSCORE", *(f"{word} {start:.2f} {end:.2f} 9.9" for word, start, end in speech.words)]
+    return "\n".join(lines) + "\n"
+
+
+def mouth_opening(lm68: np.ndarray) -> np.ndarray:
+    """Distance [T] of the inner lips' middles, in the units of the landmarks [T, 68, 2]."""
+    return np.linalg.norm(lm68[:, _UPPER_LIP] - lm68[:, _LOWER_LIP], axis=-1)
+
+
+def relative_opening(lm68: np.ndarray) -> np.ndarray:
+    """``mouth_opening`` [T] over the face's size: the spread of brows, nose and eyes about their middle (RMS)."""
+    steady = lm68[:, _STEADY]
+    size = np.sqrt(((steady - steady.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))
+    return mouth_opening(lm68) / size
+
+
+@dataclass(frozen=True)
+class MouthRecovery:
+    """How well the mouth's opening was found again: Pearson's correlation with the truth."""
+
+    by_clip: Mapping[str, float]
+    overall: float  # over the frames of all clips together
+
+
+def mouth_recovery(truth: Path, extracted: Mapping[str, np.ndarray]) -> MouthRecovery:
+    """Compare landmarks found, ``{key: lm68 [T, 68, 2]}``, with the truth of a demo corpus.
+
+    Raises ``ValueError`` without any clip, or where a clip's length differs from the truth.
+    """
+    if not extracted:
+        raise ValueError("no clips to compare")
+    pairs = {}
+    for key, lm68 in extracted.items():
+        with np.load(truth / f"{key}.npz", allow_pickle=False) as file:
+            true = file["lm68"]
+        if len(true) != len(lm68):
+            raise ValueError(f"{key} has {len(lm68)} frames, the truth {len(true)}")
+        pairs[key] = relative_opening(true), relative_opening(np.asarray(lm68, dtype=np.float64))
+    by_clip = {key: _correlation(*pair) for key, pair in pairs.items()}
+    true, found = (np.concatenate(side) for side in zip(*pairs.values(), strict=True))
+    return MouthRecovery(by_clip, _correlation(true, found))
+
+
+def _correlation(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a - a.mean(), b - b.mean()
+    return float((a * b).sum() / max(float(np.sqrt((a * a).sum() * (b * b).sum())), 1e-12))
