@@ -1,0 +1,99 @@
+"""One progress display for the whole run, on rank 0, fed by counters that all ranks share."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+import time
+from types import TracebackType
+
+from tqdm import tqdm
+
+from lrs3_loader.types import FRAMES_PER_SECOND
+from lrs3_loader.work import WorkQueue
+
+logger = logging.getLogger(__name__)
+
+PLAIN_LINE_SECONDS = 30.0  # between lines where there is no terminal
+
+
+class Tally:
+    """This rank's counts, passed on to the shared counters at most once a second."""
+
+    def __init__(self, queue: WorkQueue):
+        self._queue = queue
+        self._waiting = {"clips": 0, "frames": 0, "rejects": 0}
+        self._last_flush = time.monotonic()
+
+    def add(self, *, clips: int = 0, frames: int = 0, rejects: int = 0) -> None:
+        for name, amount in (("clips", clips), ("frames", frames), ("rejects", rejects)):
+            self._waiting[name] += amount
+        if time.monotonic() - self._last_flush > 1.0:
+            self.flush()
+
+    def flush(self) -> None:
+        for name, amount in self._waiting.items():
+            if amount:
+                self._queue.add(name, amount)
+                self._waiting[name] = 0
+        self._last_flush = time.monotonic()
+
+
+class ProgressDisplay:
+    """Shows clips, frames/s, times real time, rejects and time left while its block runs.
+
+    A bar on a terminal; elsewhere a plain line every half minute.
+    """
+
+    def __init__(self, queue: WorkQueue, num_clips: int, num_clips_done: int):
+        self._queue = queue
+        self._num_clips = num_clips
+        self._num_clips_done = num_clips_done
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
+        self._started = time.monotonic()
+
+    def __enter__(self) -> ProgressDisplay:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop.set()
+        self._thread.join(timeout=5.0)
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def _counts(self) -> tuple[int, str]:
+        clips, frames, rejects = (self._queue.add(name, 0) for name in ("clips", "frames", "rejects"))
+        rate = frames / max(self.seconds, 1e-9)
+        return clips, f"{rate:.0f} frames/s, {rate / FRAMES_PER_SECOND:.1f}x real time, {rejects} rejects"
+
+    def _show(self) -> None:
+        if sys.stderr.isatty():
+            self._show_bar()
+        else:
+            self._show_lines()
+
+    def _show_bar(self) -> None:
+        with tqdm(total=self._num_clips, initial=self._num_clips_done, unit="clip", dynamic_ncols=True) as bar:
+            while True:
+                stopped = self._stop.wait(0.5)
+                clips, text = self._counts()
+                bar.set_postfix_str(text, refresh=False)
+                bar.update(self._num_clips_done + clips - bar.n)
+                if stopped:
+                    return
+
+    def _show_lines(self) -> None:
+        while not self._stop.wait(PLAIN_LINE_SECONDS):
+            clips, text = self._counts()
+            done = self._num_clips_done + clips
+            left = "unknown time"
+            if clips:
+                left = "about " + tqdm.format_interval((self._num_clips - done) * self.seconds / clips)
+            logger.info("%d of %d clips, %s, %s left", done, self._num_clips, text, left)

@@ -1,0 +1,71 @@
+"""Data flows one way: a module imports only from modules to its left."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import lrs3_loader
+
+PACKAGE = Path(lrs3_loader.__file__).parent
+
+#: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
+ORDER = [
+    {"types", "errors", "config", "files", "download", "cli"},
+    {"transcript", "layouts", "clip_table", "corpus"},
+    {"plan", "manifest"},
+    {"work", "progress"},
+    {"media", "mp4", "soundtrack", "clipqueue", "workers", "decode"},
+    {"batch"},
+    {"audio"},
+    {"face"},
+    {"assets", "asset_check"},
+    {"demo"},
+    {"models"},
+    {"extract"},
+    {"shards", "runfolder"},
+    {"stream", "stats"},
+    {"interop"},
+    {"runner"},
+    {"summary", "preview", "syncnet"},
+    {"bench"},
+]
+
+
+def level(module: str) -> int:
+    name = module.split(".")[0]
+    found = [index for index, group in enumerate(ORDER) if name in group]
+    assert found, f"{name} has no place in the order: add it"
+    return found[0]
+
+
+def imported_modules(path: Path) -> set[str]:
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            raise AssertionError(f"{path} imports by a relative name; write it out")
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("lrs3_loader"):
+            inside = node.module.removeprefix("lrs3_loader").lstrip(".")
+            modules |= {inside} if inside else {alias.name for alias in node.names if not alias.name.startswith("__")}
+        elif isinstance(node, ast.Import):
+            modules |= {a.name.removeprefix("lrs3_loader.") for a in node.names if a.name.startswith("lrs3_loader.")}
+    return modules
+
+
+def test_modules_import_only_from_the_left() -> None:
+    wrong = []
+    for path in PACKAGE.rglob("*.py"):
+        module = ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        if module == "__init__":
+            continue
+        wrong += [f"{module} imports {other}" for other in imported_modules(path) if level(other) > level(module)]
+    assert wrong == []
+
+
+def test_heavy_optional_packages_stay_out() -> None:
+    forbidden = {"mediapipe", "cv2", "tensorflow", "librosa", "matplotlib"}
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not {name.split(".")[0] for name in names} & forbidden, path

@@ -1,0 +1,41 @@
+import pytest
+import torch
+
+from lrs3_loader.batch import FrameSpan, fixed_batches
+
+
+def spans(*lengths: int) -> list[FrameSpan[int]]:
+    return [FrameSpan(owner, 0, torch.full((n, 2, 2, 3), owner, dtype=torch.uint8)) for owner, n in enumerate(lengths)]
+
+
+@pytest.mark.parametrize("lengths", [(5,), (3, 4, 1), (16,), (1,) * 9, (7, 8, 9, 10)])
+@pytest.mark.parametrize("size", [1, 4, 8])
+def test_every_frame_once_in_order_and_all_batches_full_but_the_last(lengths: tuple[int, ...], size: int) -> None:
+    batches = list(fixed_batches(spans(*lengths), size))
+    counts = [sum(len(span) for span in batch) for batch in batches]
+    assert all(count == size for count in counts[:-1])
+    assert 0 < counts[-1] <= size
+    seen = [(span.owner, span.start + k) for batch in batches for span in batch for k in range(len(span))]
+    assert seen == [(owner, k) for owner, n in enumerate(lengths) for k in range(n)]
+    assert all(bool((span.frames == span.owner).all()) for batch in batches for span in batch)
+
+
+def test_is_lazy() -> None:
+    drawn = []
+
+    def source():  # type: ignore[no-untyped-def]
+        for span in spans(4, 4, 4):
+            drawn.append(span.owner)
+            yield span
+
+    next(fixed_batches(source(), 4))
+    assert drawn == [0]
+
+
+def test_no_frames_no_batches() -> None:
+    assert list(fixed_batches([], 4)) == []
+
+
+def test_refuses_a_batch_size_of_zero() -> None:
+    with pytest.raises(ValueError, match="at least 1"):
+        list(fixed_batches(spans(1), 0))

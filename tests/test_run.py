@@ -1,0 +1,338 @@
+"""Whole runs: corpus in, shards out, on several ranks, killed, resumed, refused, retried."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch.distributed as dist
+
+from conftest import REPO
+from lrs3_loader import demo, runner
+from lrs3_loader.assets import Assets
+from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
+from lrs3_loader.errors import RunError
+from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.shards import read_shard
+from lrs3_loader.types import FIELDS
+from lrs3_loader.work import WorkQueue
+
+EXTRACT = [str(REPO / "tools" / "extract.py")]
+ALWAYS = {"mel", "f0", "hubert", "lm68", "id", "exp", "pose", "idexp_lm3d", "valid"}
+
+
+@pytest.fixture(scope="module")
+def assets(request: pytest.FixtureRequest) -> Path | None:
+    """Where the landmarker is: the shared assets, else wherever a demo run has put it."""
+    try:
+        return Path(request.getfixturevalue("shared_assets"))
+    except pytest.skip.Exception:
+        try:
+            Assets().landmarker()
+        except RunError as error:
+            pytest.skip(f"no face landmarker here: {error}")
+        return None
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoCorpus:
+    """Four clips of about a second, two speakers."""
+    return demo.make_demo_corpus(
+        tmp_path_factory.mktemp("corpus") / "demo", num_speakers=2, clips_per_speaker=2, seconds=(1.0, 1.3)
+    )
+
+
+def config_for(corpus: Path, **fields: object) -> RunConfig:
+    """Demo models, one clip a shard."""
+    config = replace(demo_defaults(RunConfig()), corpus=CorpusConfig(corpus=corpus), plan=PlanConfig(shard_clips=1))
+    return replace(config, **fields)  # type: ignore[arg-type]
+
+
+def extract(config: RunConfig, out: Path, assets: Path | None, **launch: object) -> runner.Outcome:
+    queue = WorkQueue(dist.HashStore(), 0, 1)
+    options = LaunchConfig(out=out, assets=assets, device="cpu", workers=WorkerConfig(num_workers=1), **launch)  # type: ignore[arg-type]
+    outcome = runner.run(config, options, queue)
+    assert outcome is not None
+    return outcome
+
+
+def command(corpus: Path, out: Path, assets: Path | None, ranks: int, *options: str) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
+    folder = ["--assets", str(assets)] if assets else []
+    models = [] if "--face-model" in options else ["--face-model", "demo"]
+    where = ["--corpus", str(corpus), "--out", str(out), "--device", "cpu", "--workers", "1", "--hubert", "demo"]
+    return [*(torchrun if ranks > 1 else [sys.executable]), *EXTRACT, *where, *folder, *models, *options]
+
+
+def shard_bytes(out: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(
+    corpus: demo.DemoCorpus, assets: Path | None, tmp_path_factory: pytest.TempPathFactory
+) -> runner.Outcome:
+    """The demo clips, extracted in this process without any trouble."""
+    return extract(config_for(corpus.folder), tmp_path_factory.mktemp("run") / "out", assets)
+
+
+def test_every_clip_becomes_a_sample_with_every_field(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:
+    folder = undisturbed.folder
+    assert all(problems == [] for _, problems in folder.check())
+    samples = [sample for shard in folder.shards for sample in read_shard(folder.tar_path(shard))]
+    assert [sample["__key__"] for sample in samples] == list(corpus.keys)
+    for sample in samples:
+        assert set(sample) - {"__key__", "json"} >= ALWAYS
+        assert set(sample) - {"__key__", "json"} <= set(FIELDS)
+        meta = sample["json"]
+        assert len(sample["mel"]) == 2 * meta["num_frames"] == 2 * len(sample["lm68"])
+        assert meta["models"]["speech"]["untrained"] is True
+        assert meta["words"]
+        assert sample["valid"].all()
+
+
+def test_the_mouth_is_followed(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:
+    folder = undisturbed.folder
+    landmarks = {
+        sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in read_shard(folder.tar_path(shard))
+    }
+    assert demo.mouth_recovery(corpus.truth, landmarks).overall > 0.9
+
+
+def test_running_again_finds_nothing_to_do(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None
+) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.folder.path.rglob("*.*")}
+    outcome = extract(config_for(corpus.folder), undisturbed.folder.path, assets)
+    assert outcome.num_frames == 0
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.folder.path.rglob("*.*")} == before
+
+
+def test_other_settings_are_refused_with_the_difference(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None
+) -> None:
+    other = config_for(corpus.folder, plan=PlanConfig(shard_clips=2))
+    with pytest.raises(RunError, match=r"config\.plan\.shard_clips: 1 -> 2"):
+        extract(other, undisturbed.folder.path, assets)
+
+
+def test_more_workers_give_the_same_bytes(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    queue = WorkQueue(dist.HashStore(), 0, 1)
+    launch = LaunchConfig(out=tmp_path / "out", assets=assets, device="cpu", workers=WorkerConfig(num_workers=3))
+    runner.run(config_for(corpus.folder), launch, queue)
+    assert shard_bytes(tmp_path / "out") == shard_bytes(undisturbed.folder.path)
+
+
+def test_two_ranks_give_the_same_bytes(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        command(corpus.folder, tmp_path / "out", assets, 2, "--shard-clips", "1"),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "4 samples, 0 rejects in 4 of 4 shards" in done.stdout
+    assert shard_bytes(tmp_path / "out") == shard_bytes(undisturbed.folder.path)
+
+
+@pytest.mark.slow
+def test_real_clips_give_the_same_bytes_on_1_2_and_4_ranks(
+    shared_data: Path, shared_assets: Path, tmp_path: Path
+) -> None:
+    written = []
+    for ranks in (1, 2, 4):
+        out = tmp_path / f"ranks{ranks}"
+        options = ("--face-model", "ict", "--shard-frames", "250")
+        done = subprocess.run(
+            command(shared_data / "lrs3_mini", out, shared_assets, ranks, *options),
+            capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        written.append(shard_bytes(out))
+    assert len(written[0]) >= 4
+    assert written[0] == written[1] == written[2]
+    folder = RunFolder.open(out)
+    assert folder.totals().num_samples == 9
+    for shard in folder.shards:
+        for sample in read_shard(folder.tar_path(shard)):
+            rows = (
+                len(
+                    (shared_data / "lrs3_mini" / f"{sample['__key__']}.txt")
+                    .read_text()
+                    .split("FRAME")[1]
+                    .split("\n\n")[0]
+                    .splitlines()
+                )
+                - 1
+            )
+            assert len(sample["lm68"]) == rows
+            assert sample["json"]["quality"]["relative_mouth_error"] < 0.012
+            assert sample["json"]["quality"]["relative_error"] < 0.03
+
+
+def kill_at_random(arguments: list[str], generator: random.Random, seconds: tuple[float, float]) -> bool:
+    """Start a command and SIGKILL all its processes at a random moment; False where it had ended before."""
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        process.wait(generator.uniform(*seconds))
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        return True
+    return False
+
+
+def processes_naming(text: str) -> list[int]:
+    """Ids of the processes whose command line holds ``text``."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if text.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue  # it has ended meanwhile
+    return found
+
+
+def test_no_rank_outlives_torchrun(corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(corpus.folder, out, assets, 2, "--shard-clips", "1"),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while len(processes_naming(str(out))) < 3 or not (out / "tmp").exists():
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    deadline = time.monotonic() + 10
+    while processes_naming(str(out)):
+        assert time.monotonic() < deadline, "ranks go on without torchrun"
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_and_resumed_on_other_ranks_gives_the_same_bytes(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    """``LRS3_LOADER_KILLS`` says how often (3): each kill hits a run that has work left, on 1, 2 or 3 ranks."""
+    out, generator = tmp_path / "out", random.Random(0)
+    good = shard_bytes(undisturbed.folder.path)
+    num_killed = 0
+    while num_killed < int(os.environ.get("LRS3_LOADER_KILLS", "3")):
+        ranks = num_killed % 3 + 1
+        killed = kill_at_random(
+            command(corpus.folder, out, assets, ranks, "--shard-clips", "1"), generator, (3.0, 20.0)
+        )
+        num_killed += killed
+        if RunFolder.exists(out):
+            folder = RunFolder.open(out)
+            for name in folder.published():
+                assert (out / "shards" / f"{name}.tar").read_bytes() == good[f"{name}.tar"]
+            if not folder.pending():
+                shutil.rmtree(out)
+    done = subprocess.run(
+        command(corpus.folder, out, assets, 1, "--shard-clips", "1"), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(out) == good
+    assert list((out / "tmp").iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_asked_to_stop_it_stops_within_seconds_and_leaves_nothing_half_done(
+    corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(
+        command(corpus.folder, out, assets, 1, "--shard-clips", "1"), stderr=subprocess.PIPE, text=True
+    )
+    while not any((out / "tmp").glob("*")) and not list(out.glob("ledger/*")):
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 128 + number
+    assert "Traceback" not in errors
+    assert "run the same command again" in errors
+    assert not list(out.glob("tmp/*"))
+    assert len(list(out.glob("ledger/*.json"))) == len(list(out.glob("shards/*.tar")))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--out", "x"], "give either --corpus PATH or --demo"),
+        (["--demo", "--corpus", "y", "--out", "x"], "give either --corpus PATH or --demo"),
+        (["--corpus", "y"], "--out"),
+        (["--demo", "--out", "x", "--workers", "0"], "num_workers must be above 0"),
+        (["--demo", "--out", "x", "--nonsense"], "nonsense"),
+    ],
+)
+def test_wrong_arguments_are_named(options: list[str], message: str, tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, *EXTRACT, *options], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr + done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="nowhere"):
+        extract(config_for(tmp_path / "nowhere"), tmp_path / "out", None)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_device_that_is_not_there_is_named() -> None:
+    with pytest.raises(RunError, match="--device cuda:63 cannot be used here"):
+        runner.pick_device("cuda:63")
+
+
+def test_rejects_can_be_retried(corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path) -> None:
+    """A damaged clip is repaired; only the shard that holds it changes."""
+    copy = tmp_path / "corpus"
+    shutil.copytree(corpus.folder, copy)
+    broken = copy / f"{corpus.keys[1]}.mp4"
+    whole = broken.read_bytes()
+    broken.write_bytes(b"this is no video")
+    config = config_for(copy)
+    first = extract(config, tmp_path / "out", assets)
+    assert dict(first.totals.reasons) == {"unreadable": 1}
+    before = shard_bytes(tmp_path / "out")
+
+    assert extract(config, tmp_path / "out", assets, retry_rejects=("no_face",)).num_frames == 0
+    assert shard_bytes(tmp_path / "out") == before
+    with pytest.raises(RunError, match="unknown reject reason nonsense"):
+        extract(config, tmp_path / "out", assets, retry_rejects=("nonsense",))
+
+    broken.write_bytes(whole)
+    second = extract(config, tmp_path / "out", assets, retry_rejects=())
+    assert second.totals.num_samples == 4
+    after = shard_bytes(tmp_path / "out")
+    assert [name for name in before if before[name] != after[name]] == [
+        shard.name + ".tar" for shard in second.folder.shards if shard.clips[0].key == corpus.keys[1]
+    ]
+    assert all(problems == [] for _, problems in second.folder.check())
+
+
+def test_idexp_is_what_the_model_says(undisturbed: runner.Outcome) -> None:
+    import torch
+
+    model = demo.demo_head()
+    folder = undisturbed.folder
+    sample = next(iter(read_shard(folder.tar_path(folder.shards[0]))))
+    offsets = model.landmarks(torch.from_numpy(sample["id"]), torch.from_numpy(sample["exp"])) - model.landmark_mean
+    np.testing.assert_allclose(sample["idexp_lm3d"], 10 * offsets.numpy(), atol=1e-4)
