@@ -1,0 +1,82 @@
+"""The samples of a stream, numbered: sample id -> which tar, which place in it, how long."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from lrs3_loader.stream.sources import Source
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Which samples of a run take part, and how much of each."""
+
+    min_frames: int
+    max_frames: int | None  # longer ones are left out
+    crop_frames: int | None  # longer ones are cut to this
+    select: Callable[[str], bool] | None  # by key "<split>/<speaker>/<utterance>"
+
+    def __call__(self, key: str, num_frames: int) -> bool:
+        fits = num_frames >= self.min_frames and (self.max_frames is None or num_frames <= self.max_frames)
+        return fits and (self.select is None or self.select(key))
+
+
+class Catalog:
+    """Grows by whole tars, so that a run may be listed while it is written."""
+
+    def __init__(self, choice: Choice):
+        self._choice = choice
+        self.sources: list[Source] = []
+        self.shard_sizes: list[int] = []  # chosen samples of each source
+        self._sources = array("l")
+        self._places = array("l")
+        self._frames = array("l")
+        self.num_left_out = 0
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def extend(self, sources: Iterable[Source]) -> Catalog:
+        for source in sources:
+            self.add(source)
+        return self
+
+    def add(self, source: Source) -> np.ndarray:
+        """Number the chosen samples of one more tar; their ids [n], in the order of the tar."""
+        assert source.samples is not None, "only a listed tar can be catalogued"
+        first = len(self)
+        for place, (key, num_frames) in enumerate(source.samples):
+            if self._choice(key, num_frames):
+                self._sources.append(len(self.sources))
+                self._places.append(place)
+                self._frames.append(num_frames)
+        self.sources.append(source)
+        self.shard_sizes.append(len(self) - first)
+        self.num_left_out += len(source.samples) - self.shard_sizes[-1]
+        return np.arange(first, len(self))
+
+    def frames(self, ids: np.ndarray) -> np.ndarray:
+        """Frames [n] that each sample will have when read: T, or the length it is cut to."""
+        frames = np.array([self._frames[number] for number in ids.tolist()], dtype=np.int64)
+        return frames if self._choice.crop_frames is None else np.minimum(frames, self._choice.crop_frames)
+
+    def locate(self, sample_id: int) -> tuple[int, int]:
+        """(number of the source, place in its tar)."""
+        return self._sources[sample_id], self._places[sample_id]
+
+    def sha256(self) -> str:
+        """Names the chosen samples, their lengths and their order."""
+        digest = hashlib.sha256(self._frames.tobytes())
+        for sample_id in range(len(self)):
+            digest.update(f"{self.key(sample_id)}\n".encode())
+        return digest.hexdigest()
+
+    def key(self, sample_id: int) -> str:
+        samples = self.sources[self._sources[sample_id]].samples
+        assert samples is not None
+        return samples[self._places[sample_id]][0]

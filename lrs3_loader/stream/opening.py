@@ -1,0 +1,126 @@
+"""From what the user asks for to what a stream passes over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.stream.damage import DamagePolicy
+from lrs3_loader.stream.follow import wait_for_run
+from lrs3_loader.stream.listed import Cursor, Delivery, ListedPasses
+from lrs3_loader.stream.plans import FollowedPlan, ListedPlan, Plan
+from lrs3_loader.stream.remote import is_remote
+from lrs3_loader.stream.settings import StreamSettings
+from lrs3_loader.stream.shared import SharedNumbers
+from lrs3_loader.stream.sources import Listing, Locations, list_sources, split_locations
+from lrs3_loader.stream.tasks import Task
+from lrs3_loader.stream.unlisted import UnlistedPasses
+
+
+class Passes(Protocol):
+    """One rank's passes over whatever a stream reads. Positions are its own kind: anything with an ``epoch``."""
+
+    unit_lost: str  # what is counted of a bad tar
+
+    @property
+    def num_left_out(self) -> int | None: ...
+
+    def identity(self) -> dict[str, Any]:
+        """What a saved position depends on."""
+        ...
+
+    def fresh(self, epoch: int) -> Any:
+        """The position at the beginning of an epoch."""
+        ...
+
+    def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Any:
+        """A saved position, saved along with that identity."""
+        ...
+
+    def num_batches(self, epoch: int) -> int:
+        """Batches of this rank in a whole pass; ``TypeError`` where it is not known."""
+        ...
+
+    def deliveries(self, start: Any, worker: int, num_workers: int) -> Iterator[Delivery]:
+        """What one worker has left from a position on, in order."""
+        ...
+
+    def after(self, start: Any, cursor: Cursor) -> Any:
+        """The position once the batch with this cursor has come out of a pass begun at ``start``."""
+        ...
+
+    def within(self, start: Any, cursor: Cursor) -> Any:
+        """The same for one worker by itself, whose state is kept along with those of the others."""
+        ...
+
+
+class Opened(NamedTuple):
+    """What a stream is made of."""
+
+    passes: Passes
+    shared: SharedNumbers
+    names: list[str]  # of the tars
+    left_out: dict[str, str]  # bad tars by name, with the reason
+
+
+def open_stream(locations: Locations, settings: StreamSettings, task: Task, rank: int, world_size: int) -> Opened:
+    """Find what there is and plan it.
+
+    Raises:
+        ValueError, RunError: as ``ShardStream``.
+    """
+    if settings.follow:
+        followed = _follow(locations, settings, task, rank, world_size)
+        names = [shard.name for shard in followed.folder.shards]
+        return _opened(followed, names, {}, settings, task, rank, world_size)
+    listing = list_sources(locations, partial=settings.partial, skip_bad=settings.on_bad == "skip")
+    if not listing.is_listed:
+        return _open_unlisted(listing, settings, task, rank, world_size)
+    plan = ListedPlan(listing, settings.choice(task), settings.rule(task), settings, world_size)
+    if not len(plan.catalog):
+        raise RunError(f"none of the {plan.catalog.num_left_out} clips in {locations} is long enough and selected")
+    names = [source.name for source in listing.sources]
+    opened = _opened(plan, names, listing.bad, settings, task, rank, world_size)
+    opened.passes.num_batches(0)  # what cannot be shared evenly is refused here, not in a worker later on
+    return opened
+
+
+def _opened(
+    plan: Plan,
+    names: list[str],
+    left_out: dict[str, str],
+    settings: StreamSettings,
+    task: Task,
+    rank: int,
+    world_size: int,
+) -> Opened:
+    shared = SharedNumbers(plan.max_batches, len(names))
+    damage = DamagePolicy(settings.on_bad == "skip", names, shared)
+    passes = ListedPasses(plan, task.fields, rank, world_size, settings.even, shared, damage)
+    return Opened(passes, shared, names, left_out)
+
+
+def _follow(locations: Locations, settings: StreamSettings, task: Task, rank: int, world_size: int) -> FollowedPlan:
+    found = split_locations(locations)
+    if len(found) != 1 or is_remote(found[0]) or found[0].endswith(".tar"):
+        raise ValueError(f"follow=True takes the folder of one local run, got {locations}")
+    if world_size > 1 and settings.even and not task.batched:
+        raise ValueError(
+            f"task {task.name!r} gives one sample at a time, and how many there will be is not known while a run is "
+            "followed: ranks cannot be given equally many (even=False lets them end apart)"
+        )
+    folder = wait_for_run(Path(found[0]), settings.poll_seconds, speaks=rank == 0)
+    return FollowedPlan(folder, settings.choice(task), settings.rule(task), settings)
+
+
+def _open_unlisted(listing: Listing, settings: StreamSettings, task: Task, rank: int, world_size: int) -> Opened:
+    if world_size > 1 and settings.even:
+        raise ValueError("tars without a ledger cannot be shared evenly by several ranks: pass even=False")
+    names = [source.name for source in listing.sources]
+    shared = SharedNumbers(0, len(names))
+    damage = DamagePolicy(settings.on_bad == "skip", names, shared)
+    urls = [source.url for source in listing.sources]
+    passes = UnlistedPasses(urls, task, settings, rank, world_size, damage)
+    return Opened(passes, shared, names, listing.bad)

@@ -1,0 +1,172 @@
+"""Sample id -> sample: by its place in a local tar, or by reading a remote one front to back."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tarfile
+from collections import OrderedDict
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from webdataset import tariterators
+
+from lrs3_loader.stream.catalog import Catalog
+from lrs3_loader.stream.remote import open_remote
+from lrs3_loader.stream.schedule import Batch
+from lrs3_loader.stream.tarindex import DamagedError, Sample, TarIndex, decode_sample, is_wanted
+
+logger = logging.getLogger(__name__)
+
+Members = dict[str, bytearray]  # of one sample, by extension
+
+MAX_OPEN_TARS = 128  # of one reader; a shuffle buffer seldom spans more shards
+
+
+class Reader(Protocol):
+    """Reads the samples of a catalog."""
+
+    def read(self, lane: int, sample_id: int) -> Sample:
+        """One sample.
+
+        Raises:
+            DamagedError: it cannot be had; the message names the tar.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class LocalReader:
+    """Reads any sample of local tars, in any order; keeps the tars used last open."""
+
+    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None):
+        self._catalog = catalog
+        self._fields = fields
+        self._open: OrderedDict[int, TarIndex] = OrderedDict()
+        self._broken: dict[int, str] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}  # files stay with the process that opened them
+
+    def read(self, lane: int, sample_id: int) -> Sample:
+        number, place = self._catalog.locate(sample_id)
+        index = self._index(number)
+        key = self._catalog.key(sample_id)
+        if place >= len(index.samples) or index.samples[place].key != key:
+            raise DamagedError(f"{index.path}: sample {place} is not {key}: the tar is not the one that was listed")
+        return index.read(place, self._fields)
+
+    def _index(self, number: int) -> TarIndex:
+        if number in self._broken:
+            raise DamagedError(self._broken[number])
+        if number in self._open:
+            self._open.move_to_end(number)
+            return self._open[number]
+        try:
+            self._open[number] = TarIndex(Path(self._catalog.sources[number].url))
+        except DamagedError as error:
+            self._broken[number] = str(error)
+            raise
+        if len(self._open) > MAX_OPEN_TARS:
+            self._open.popitem(last=False)[1].close()
+        return self._open[number]
+
+    def close(self) -> None:
+        for index in self._open.values():
+            index.close()
+        self._open.clear()
+
+
+class StreamReader:
+    """Reads remote tars front to back, one connection a lane, holding what comes before its batch is due.
+
+    It must be told of all batches that will be asked for; what belongs to none of them is passed over. A lane holds at
+    most its pool of the shuffle buffer, and what was carried over from the pool before.
+    """
+
+    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, batches: Iterable[Batch]):
+        self._lanes: dict[int, _Lane] = {}
+        wanted: dict[int, list[int]] = {}
+        for lane, ids in batches:
+            wanted.setdefault(lane, []).extend(ids.tolist())
+        for lane, in_turn in wanted.items():
+            self._lanes[lane] = _Lane(catalog, fields, in_turn)
+
+    def read(self, lane: int, sample_id: int) -> Sample:
+        return self._lanes[lane].read(sample_id)
+
+    def close(self) -> None:
+        for lane in self._lanes.values():
+            lane.close()
+
+
+class _Lane:
+    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, ids: list[int]):
+        self._catalog = catalog
+        self._fields = fields
+        self._held: dict[int, Members | DamagedError] = {}
+        shards: dict[int, dict[str, int]] = {}  # number of the source -> key -> id, in the order of first use
+        for sample_id in ids:
+            shards.setdefault(catalog.locate(sample_id)[0], {})[catalog.key(sample_id)] = sample_id
+        self._arrivals = self._walk(shards)
+
+    def read(self, sample_id: int) -> Sample:
+        while sample_id not in self._held:
+            arrived, data = next(self._arrivals)
+            self._held[arrived] = data
+        data = self._held.pop(sample_id)
+        if isinstance(data, DamagedError):
+            raise data
+        key, source = self._catalog.key(sample_id), self._catalog.sources[self._catalog.locate(sample_id)[0]]
+        return decode_sample(source.url, key, data, self._fields)
+
+    def _walk(self, shards: dict[int, dict[str, int]]) -> Generator[tuple[int, Members | DamagedError], None, None]:
+        """Every wanted sample, as raw members or as the reason why it cannot be had."""
+        for number, wanted in shards.items():
+            url = self._catalog.sources[number].url
+            problem = DamagedError(f"{url}: samples that were listed are not in it")
+            try:
+                with contextlib.closing(tar_samples(url, self._fields)) as samples:
+                    for key, data in samples:
+                        if key in wanted:
+                            yield wanted.pop(key), data
+                        if not wanted:
+                            break
+            except DamagedError as error:
+                problem = error
+            for sample_id in wanted.values():
+                yield sample_id, problem
+
+    def close(self) -> None:
+        self._arrivals.close()
+
+
+def tar_samples(url: str, fields: tuple[str, ...] | None) -> Generator[tuple[str, Members], None, None]:
+    """(key, raw members by extension) of a tar read front to back by webdataset.
+
+    Raises:
+        DamagedError: it cannot be opened or read to its end.
+    """
+    try:
+        stream = open_remote(url)
+    except OSError as error:
+        raise DamagedError(f"{url} cannot be opened: {error}") from error
+    try:
+        files = tariterators.tar_file_expander(
+            [{"url": url, "stream": stream}], select_files=lambda name: is_wanted(_extension(name), fields)
+        )
+        for sample in tariterators.group_by_keys(files):
+            # Copied into bytes that may be changed, as arrays read from local tars may.
+            yield sample["__key__"], {ext: bytearray(data) for ext, data in sample.items() if not ext.startswith("__")}
+        stream.close()  # of a command: says whether it failed
+    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+        raise DamagedError(f"{url} is damaged: {error.args[0] if error.args else error!r}") from error
+    finally:
+        with contextlib.suppress(OSError):  # left half-read: the command's complaint of it means nothing
+            stream.close()
+
+
+def _extension(name: str) -> str:
+    return name.rpartition("/")[2].partition(".")[2].lower()

@@ -1,0 +1,158 @@
+"""Which samples make up which batch: pure functions of lengths, seed and epoch, without any reading.
+
+    order of shards -> lanes -> pools -> batches -> interleaved -> even over ranks
+
+A *sample id* numbers the samples of a stream. A *pool* is what is shuffled together (the shuffle buffer); within it,
+samples are sorted by length and cut into batches of like lengths, and the batches are shuffled. A *lane* is a stretch
+of the shuffled samples that is read front to back; local files need only one, since any sample can be read by itself.
+
+Every rank and worker computes the same schedule and takes its share of the batches. That is what makes it exact:
+nothing is negotiated while reading, and a position is a number of batches.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+from typing import NamedTuple
+
+import numpy as np
+
+from lrs3_loader.errors import RunError
+
+Frames = Callable[[np.ndarray], np.ndarray]  # sample ids [n] -> 25 fps frames of each [n]
+
+
+class Batch(NamedTuple):
+    """Ids of the samples of one batch, and the lane they are read in."""
+
+    lane: int
+    ids: np.ndarray  # [n], n > 0
+
+
+@dataclass(frozen=True)
+class BatchRule:
+    """When a batch is full."""
+
+    batch_size: int | None  # at most this many samples; exactly one of the two is given
+    batch_frames: int | None  # number of samples times frames of the longest, padding included; one clip may exceed it
+    multiple: int  # frames of a batch are padded to a multiple of this
+    shuffle: bool  # False: batches are cut from the samples as they come, in order
+
+    def padded(self, frames: np.ndarray) -> np.ndarray:
+        return -(-frames // self.multiple) * self.multiple
+
+    def cut(self, ids: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
+        """Cut a row of samples into batches; the last may be short of full."""
+        if self.batch_size is not None:
+            return [ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size)]
+        assert self.batch_frames is not None
+        cuts, start, longest = [], 0, 0
+        for position, length in enumerate(self.padded(frames).tolist()):
+            longest = max(longest, length)
+            if position > start and (position + 1 - start) * longest > self.batch_frames:
+                cuts.append(position)
+                start, longest = position, length
+        return [part for part in np.split(ids, cuts) if len(part)]
+
+
+def shuffled_order(shard_sizes: Sequence[int], shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    """All sample ids [n], shard by shard, the shards in the order of this epoch."""
+    stops = np.cumsum(shard_sizes, dtype=np.int64)
+    order = np.arange(len(shard_sizes))
+    if shuffle:
+        order = np.random.default_rng([seed, epoch]).permutation(order)
+    ranges = [np.arange(stops[shard] - shard_sizes[shard], stops[shard]) for shard in order.tolist()]
+    return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
+
+
+def pools(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Consecutive stretches of at most ``size`` ids."""
+    for start in range(0, len(ids), size):
+        yield ids[start : start + size]
+
+
+def make_batches(
+    stretches: Iterable[np.ndarray], frames: Frames, rule: BatchRule, seed: Sequence[int]
+) -> Iterator[np.ndarray]:
+    """Batches of ids, pool by pool. What does not fill a batch is carried into the next pool; the last may be short.
+
+    ``seed`` is a row of numbers >= 0; the number of the pool is added to it.
+    """
+    carried = np.zeros(0, np.int64)
+    for number, pool in enumerate(stretches):
+        random = np.random.default_rng([*seed, number])
+        ids = np.concatenate([carried, random.permutation(pool) if rule.shuffle else pool])
+        if rule.shuffle:
+            ids = ids[np.argsort(rule.padded(frames(ids)), kind="stable")]
+        cut = rule.cut(ids, frames(ids))
+        full = rule.batch_size is not None and cut and len(cut[-1]) == rule.batch_size
+        carried = np.zeros(0, np.int64) if full or not cut else cut.pop()
+        yield from (cut[index] for index in (random.permutation(len(cut)) if rule.shuffle else range(len(cut))))
+    if len(carried):
+        yield carried
+
+
+def interleave(
+    order: np.ndarray, num_lanes: int, pool_size: int, frames: Frames, rule: BatchRule, seed: Sequence[int]
+) -> Iterator[Batch]:
+    """Cut the order into lanes of equal numbers of samples, make each lane's batches, and take from them in turn.
+
+    Batches of the shorter lanes are split so that lanes keep step, as far as their samples allow.
+    """
+    if num_lanes == 1:
+        yield from (Batch(0, ids) for ids in make_batches(pools(order, pool_size), frames, rule, [*seed, 0]))
+        return
+    lanes = [
+        [Batch(lane, ids) for ids in make_batches(pools(part, pool_size), frames, rule, [*seed, lane])]
+        for lane, part in enumerate(np.array_split(order, num_lanes))
+    ]
+    longest = max(map(len, lanes))
+    for row in zip_longest(*(split_largest(lane, longest) for lane in lanes)):
+        yield from (batch for batch in row if batch is not None)
+
+
+def split_largest(batches: Iterable[Batch], count: int) -> list[Batch]:
+    """Cut batches in two, the largest and last first, until there are ``count`` of them or all hold one sample."""
+    result = list(batches)
+    while len(result) < count:
+        index = max(range(len(result)), key=lambda k: (len(result[k].ids), k), default=-1)
+        if index < 0 or len(result[index].ids) == 1:
+            break
+        lane, ids = result[index]
+        half = (len(ids) + 1) // 2
+        result[index : index + 1] = [Batch(lane, ids[:half]), Batch(lane, ids[half:])]
+    return result
+
+
+def even_out(batches: Iterable[Batch], world_size: int) -> Iterator[Batch]:
+    """The same samples in a number of batches that ``world_size`` divides: a few of the last are split in two.
+
+    Holds back no more than the splitting may need, so it works on a schedule whose end is not known yet.
+
+    Raises:
+        RunError: too few samples for that.
+    """
+    if world_size == 1:
+        yield from batches
+        return
+    held: deque[Batch] = deque()
+    slack = 0  # how many more batches the held ones could become
+    count = 0
+    for batch in batches:
+        held.append(batch)
+        slack += len(batch.ids) - 1
+        while slack - (len(held[0].ids) - 1) >= world_size - 1:
+            first = held.popleft()
+            slack -= len(first.ids) - 1
+            count += 1
+            yield first
+    missing = -(count + len(held)) % world_size
+    if missing > slack:
+        raise RunError(
+            f"{count + len(held)} batches cannot be shared evenly by {world_size} ranks, and they hold too few samples "
+            "to be split: use smaller batches or fewer ranks, or even=False where ranks may end apart"
+        )
+    yield from split_largest(held, len(held) + missing)

@@ -1,0 +1,259 @@
+"""What each consumer is given: samples of a batch -> tensors. A new consumer is a new class of the same kind.
+
+Shape letters: B clips of a batch, T frames (25 fps) of the longest, padded; 2T rows (50 Hz); P pairs; D width of the
+speech encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from lrs3_loader.face.rotation import euler_to_matrix, matrix_to_quaternion
+from lrs3_loader.stream.tarindex import Sample
+from lrs3_loader.types import FIELDS, ROWS_PER_FRAME
+
+Item = dict[str, Any]
+Draw = Callable[[str], np.random.Generator]  # key -> its random numbers in this epoch, the same wherever it is read
+
+MOUTH = slice(48, 68)  # iBUG-68
+SYNC_FRAMES = 5
+SYNC_ROWS = ROWS_PER_FRAME * SYNC_FRAMES
+_FRAMES_MULTIPLE = 4  # so that 50 Hz lengths are multiples of 8
+
+
+class Task(Protocol):
+    """Turns the samples of one batch into what a training step takes. Instances must be picklable."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def fields(self) -> tuple[str, ...] | None:
+        """Arrays to read; None: all there are."""
+        ...
+
+    @property
+    def min_frames(self) -> int:
+        """Shorter clips are left out."""
+        ...
+
+    @property
+    def multiple(self) -> int:
+        """Clips are padded to a multiple of this many frames."""
+        ...
+
+    @property
+    def batched(self) -> bool:
+        """False: a batch is always one sample."""
+        ...
+
+    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item: ...
+
+
+@dataclass(frozen=True)
+class Raw:
+    """Each sample by itself: ``__key__``, ``json`` and its arrays as stored (see ``lrs3_loader.types.FIELDS``)."""
+
+    fields: tuple[str, ...] | None = None
+    name: str = "raw"
+    min_frames: int = 0
+    multiple: int = 1
+    batched: bool = False
+
+    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+        (sample,) = samples
+        return sample
+
+
+@dataclass(frozen=True)
+class Audio2Motion:
+    """Speech -> facial motion: the batch GeneFace's audio2motion VAE reads.
+
+    ==============  ===================  =====================================================================
+    ``keys``        list of B str        clip keys
+    ``hubert``      [B, 2T, D] f32       speech features at 50 Hz; 2T is a multiple of 8
+    ``f0``          [B, 2T] f32          pitch in Hz at 50 Hz, 0 = unvoiced
+    ``idexp_lm3d``  [B, T, 204] f32      25 fps: 68 x (x, y, z) offsets from the mean face, decimetres x 10
+    ``x_mask``      [B, 2T] f32          1 = a true row, 0 = padding
+    ``y_mask``      [B, T] f32           1 = a true frame, 0 = padding
+    ``valid``       [B, T] f32           1 = a true frame in which a face was really found (gaps are interpolated)
+    ``x_lengths``   [B] i64              true rows, twice the true frames
+    ``y_lengths``   [B] i64              true frames
+    ==============  ===================  =====================================================================
+
+    Padding is zero everywhere. Any other 25 fps or 50 Hz field named in ``fields`` comes along in the same way, its
+    trailing dimensions kept.
+    """
+
+    fields: tuple[str, ...] = ("hubert", "f0", "idexp_lm3d", "valid")
+    name: str = "audio2motion"
+    min_frames: int = 1
+    multiple: int = _FRAMES_MULTIPLE
+    batched: bool = True
+
+    def __post_init__(self) -> None:
+        wrong = [name for name in self.fields if rows_per_frame(name) is None]
+        if wrong:
+            raise ValueError(f"only fields with rows for every frame can be padded, not {', '.join(wrong)}")
+
+    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+        lengths = torch.tensor([frames_of(sample) for sample in samples])
+        num_frames = -(-int(lengths.max()) // self.multiple) * self.multiple
+        item: Item = {"keys": [sample["__key__"] for sample in samples]}
+        for name in self.fields:
+            rows = rows_per_frame(name)
+            assert rows is not None, "checked when the task was made"
+            item[name] = pad([sample[name] for sample in samples], num_frames * rows)
+        if "idexp_lm3d" in item:
+            item["idexp_lm3d"] = item["idexp_lm3d"].flatten(2)
+        item["x_lengths"] = ROWS_PER_FRAME * lengths
+        item["y_lengths"] = lengths
+        item["x_mask"] = _mask(item["x_lengths"], ROWS_PER_FRAME * num_frames)
+        item["y_mask"] = _mask(lengths, num_frames)
+        return item
+
+
+@dataclass(frozen=True)
+class SyncNet:
+    """Do these lips go with this sound? Aligned and shifted pairs of 5 mouth frames and 10 speech rows (0.2 s).
+
+    ============  ===================  ========================================================================
+    ``keys``      list of P str        the clip that each pair is from; P = 2 x ``pairs_per_clip`` x clips
+    ``mouth``     [P, 5, 60] f32       frames t .. t + 4: landmarks 48-67 of ``idexp_lm3d``, x y z, decimetres x 10
+    ``hubert``    [P, 10, D] f32       rows 2s .. 2s + 9, at 50 Hz
+    ``label``     [P] f32              1 = aligned (s = t), 0 = shifted (another s of the same clip)
+    ``start``     [P] i64              t, in frames
+    ``shift``     [P] i64              s - t, in frames
+    ============  ===================  ========================================================================
+
+    Of each clip ``pairs_per_clip`` windows are drawn (without a face missing, if there are such), each used once
+    aligned and once against a shifted sound; where, is drawn anew every epoch. Clips under 6 frames have no shifted
+    pair and are left out.
+    """
+
+    pairs_per_clip: int = 1
+    max_shift_frames: int | None = None  # None: anywhere in the clip
+    fields: tuple[str, ...] = ("hubert", "idexp_lm3d", "valid")
+    name: str = "syncnet"
+    min_frames: int = SYNC_FRAMES + 1
+    multiple: int = 1
+    batched: bool = True
+
+    def __post_init__(self) -> None:
+        if self.pairs_per_clip < 1 or (self.max_shift_frames is not None and self.max_shift_frames < 1):
+            raise ValueError(f"pairs_per_clip and max_shift_frames must be at least 1, got {self}")
+
+    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+        pairs = [pair for sample in samples for pair in self._pairs(sample, draw(sample["__key__"]))]
+        keys, mouths, sounds, starts, shifts = zip(*pairs, strict=True)
+        shift = torch.tensor(shifts)
+        return {
+            "keys": list(keys),
+            "mouth": torch.from_numpy(np.stack(mouths)).float(),
+            "hubert": torch.from_numpy(np.stack(sounds)).float(),
+            "label": (shift == 0).float(),
+            "start": torch.tensor(starts),
+            "shift": shift,
+        }
+
+    def _pairs(self, sample: Sample, random: np.random.Generator) -> list[tuple[str, np.ndarray, np.ndarray, int, int]]:
+        mouth = sample["idexp_lm3d"][:, MOUTH].reshape(len(sample["idexp_lm3d"]), -1)
+        windows = np.arange(frames_of(sample) - SYNC_FRAMES + 1)
+        whole = np.lib.stride_tricks.sliding_window_view(sample["valid"], SYNC_FRAMES).all(-1)
+        starts = windows[whole] if whole.any() else windows
+        pairs = []
+        for start in random.choice(starts, self.pairs_per_clip, replace=self.pairs_per_clip > len(starts)):
+            reach = self.max_shift_frames or len(windows)
+            others = windows[(windows != start) & (abs(windows - start) <= reach)]
+            for sound in (start, random.choice(others)):
+                rows = sample["hubert"][ROWS_PER_FRAME * sound : ROWS_PER_FRAME * sound + SYNC_ROWS]
+                frames = mouth[start : start + SYNC_FRAMES]
+                pairs.append((sample["__key__"], frames, rows, int(start), int(sound - start)))
+        return pairs
+
+
+@dataclass(frozen=True)
+class PostNet:
+    """One half of the post-net's item (the corpus, or the person): as ``Audio2Motion``, with the head's pose.
+
+    ``pose`` is [B, T, 7] f32: translation (x, y, z; decimetres), then the quaternion (w, x, y, z; w >= 0) of the
+    stored Euler angles; padding is zero, quaternion included. In which frame of reference: ``conventions`` of the json.
+    """
+
+    fields: tuple[str, ...] = ("hubert", "f0", "idexp_lm3d", "pose", "valid")
+    name: str = "postnet"
+    min_frames: int = 1
+    multiple: int = _FRAMES_MULTIPLE
+    batched: bool = True
+
+    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+        changed = [{**sample, "pose": to_translation_quaternion(sample["pose"])} for sample in samples]
+        return Audio2Motion(fields=self.fields, multiple=self.multiple)(changed, draw)
+
+
+TASKS: dict[str, Callable[[], Task]] = {
+    "raw": Raw,
+    "audio2motion": Audio2Motion,
+    "syncnet": SyncNet,
+    "postnet": PostNet,
+}
+
+
+def make_task(task: str | Task) -> Task:
+    """A task by its name, or the one given."""
+    if not isinstance(task, str):
+        return task
+    if task not in TASKS:
+        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}, or give an object that is one")
+    return TASKS[task]()
+
+
+def to_translation_quaternion(pose: np.ndarray) -> np.ndarray:
+    """Euler angles and translation [T, 6] -> translation and unit quaternion (w, x, y, z) [T, 7] f32."""
+    angles, translation = torch.from_numpy(pose).float().split(3, dim=-1)
+    return torch.cat([translation, matrix_to_quaternion(euler_to_matrix(angles))], dim=-1).numpy()
+
+
+def pad(arrays: Sequence[np.ndarray], num_rows: int) -> torch.Tensor:
+    """Arrays [n_i, ...] -> [B, num_rows, ...] f32, zero where there is nothing."""
+    out = torch.zeros((len(arrays), num_rows, *arrays[0].shape[1:]))
+    for row, array in zip(out, arrays, strict=True):
+        row[: len(array)] = torch.from_numpy(array)
+    return out
+
+
+def rows_per_frame(field: str) -> int | None:
+    """Rows of a field per video frame: 1, 2, or None where it has no time axis."""
+    return {"T": 1, "2T": ROWS_PER_FRAME}.get(str(FIELDS[field].shape[0])) if field in FIELDS else None
+
+
+def frames_of(sample: Sample) -> int:
+    """T of a sample, by whichever of its arrays has a time axis.
+
+    Raises:
+        ValueError: none has, or they disagree.
+    """
+    found = {len(array) // rows for name, array in sample.items() if (rows := rows_per_frame(name)) and array.ndim}
+    if len(found) != 1:
+        raise ValueError(f"{sample['__key__']}: no single length in frames, found {sorted(found)}")
+    return found.pop()
+
+
+def crop(sample: Sample, num_frames: int, random: np.random.Generator) -> Sample:
+    """The sample, or a random stretch of ``num_frames`` frames of its arrays where it is longer."""
+    total = frames_of(sample)
+    start = int(random.integers(total - num_frames + 1)) if total > num_frames else 0
+    cut: Sample = {}
+    for name, value in sample.items():
+        rows = rows_per_frame(name)
+        cut[name] = value if rows is None else value[rows * start : rows * (start + num_frames)]
+    return cut
+
+
+def _mask(lengths: torch.Tensor, num_rows: int) -> torch.Tensor:
+    return (torch.arange(num_rows) < lengths[:, None]).float()

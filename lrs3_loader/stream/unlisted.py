@@ -1,0 +1,184 @@
+"""Passes over tars of which nothing is known beforehand: remote ones without a ledger.
+
+Each reader (one DataLoader worker of one rank) has tars of its own, or its share of the samples of one where there are
+fewer tars than readers. Order and batches are the same every time for the same readers, so a position is again a
+number of batches; but to get there, everything before it must be read once more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+
+import numpy as np
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.stream.catalog import Choice
+from lrs3_loader.stream.damage import DamagePolicy
+from lrs3_loader.stream.listed import Cursor, Delivery
+from lrs3_loader.stream.readers import tar_samples
+from lrs3_loader.stream.schedule import BatchRule, make_batches, shuffled_order
+from lrs3_loader.stream.settings import StreamSettings
+from lrs3_loader.stream.tarindex import DamagedError, Sample, decode_sample
+from lrs3_loader.stream.tasks import Task, frames_of
+
+
+@dataclass(frozen=True)
+class UnlistedPosition:
+    """Batches that each worker of one rank has delivered."""
+
+    epoch: int
+    rank: int
+    world_size: int
+    delivered: tuple[int, ...] = ()  # one number a worker; empty: none yet, by any number of workers
+
+    def to_json(self) -> dict[str, Any]:
+        readers = [self.rank, self.world_size]
+        return {"epoch": self.epoch, "readers": readers, "delivered": list(self.delivered)}
+
+
+class UnlistedPasses:
+    """One rank's passes over such tars."""
+
+    unit_lost = "times given up half-way"
+
+    def __init__(
+        self,
+        urls: Sequence[str],
+        task: Task,
+        settings: StreamSettings,
+        rank: int,
+        world_size: int,
+        damage: DamagePolicy,
+    ):
+        self._urls = urls
+        self._fields = task.fields
+        self._choice = settings.choice(task)
+        self._rule = settings.rule(task)
+        self._settings = settings
+        self._rank = rank
+        self._world_size = world_size
+        self._damage = damage
+
+    @property
+    def num_left_out(self) -> int | None:
+        return None
+
+    def identity(self) -> dict[str, Any]:
+        return {"urls": list(self._urls)}
+
+    def fresh(self, epoch: int) -> UnlistedPosition:
+        return UnlistedPosition(epoch, self._rank, self._world_size)
+
+    def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> UnlistedPosition:
+        """A saved position, for the same rank of as many.
+
+        Raises:
+            RunError: it is another rank's, or of another number of ranks.
+        """
+        rank, world_size = plain["readers"]
+        if (rank, world_size) != (self._rank, self._world_size):
+            raise RunError(
+                f"this state is of rank {rank} of {world_size}, loaded by rank {self._rank} of {self._world_size}: "
+                "tars without a ledger can only be gone on with by the same ranks, each with its own state"
+            )
+        return UnlistedPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
+
+    def num_batches(self, epoch: int) -> int:
+        raise TypeError("the length of an epoch is not known: these tars have no ledger")
+
+    def deliveries(self, start: UnlistedPosition, worker: int, num_workers: int) -> Iterator[Delivery]:
+        """What one worker has left, in order; what it has delivered before is read and dropped.
+
+        Raises:
+            RunError: the position was saved with another number of workers.
+        """
+        if start.delivered and len(start.delivered) != num_workers:
+            raise RunError(
+                f"this state was saved with {len(start.delivered)} workers, now there are {num_workers}: "
+                "tars without a ledger can only be gone on with by as many"
+            )
+        done = start.delivered[worker] if start.delivered else 0
+        reader = self._rank + self._world_size * worker
+        tars = self._tars(start.epoch, reader, self._world_size * num_workers)
+        batches = _Batches(self._urls, tars, self._fields, self._choice, self._damage)
+        seed = [self._settings.seed, start.epoch, reader]
+        for number, samples in enumerate(batches.make(self._rule, self._settings.shuffle_buffer, seed)):
+            if number >= done:
+                yield Delivery(number - done, number, samples)
+
+    def _tars(self, epoch: int, reader: int, num_readers: int) -> list[tuple[int, int, int]]:
+        """(number of the tar, part, number of parts) that one of many readers takes in an epoch."""
+        order = shuffled_order([1] * len(self._urls), self._settings.shuffle, self._settings.seed, epoch).tolist()
+        if len(order) >= num_readers:
+            return [(tar, 0, 1) for tar in order[reader::num_readers]]
+        place = reader % len(order)
+        return [(order[place], reader // len(order), len(range(place, num_readers, len(order))))]
+
+    def after(self, start: UnlistedPosition, cursor: Cursor) -> UnlistedPosition:
+        """The position once the batch with this cursor has come out: the DataLoader takes from each worker in turn."""
+        before = start.delivered or (0,) * cursor.num_workers
+        delivered = [done + cursor.place + (worker <= cursor.worker) for worker, done in enumerate(before)]
+        return UnlistedPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+
+    def within(self, start: UnlistedPosition, cursor: Cursor) -> UnlistedPosition:
+        """The same for one worker by itself, whose state is kept along with those of the others."""
+        before = start.delivered or (0,) * cursor.num_workers
+        delivered = [done + (cursor.place + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
+        return UnlistedPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+
+
+@dataclass
+class _Batches:
+    """Samples of one reader's tars -> its batches. Holds one pool of samples and what is carried over."""
+
+    urls: Sequence[str]
+    tars: list[tuple[int, int, int]]
+    fields: tuple[str, ...] | None
+    choice: Choice
+    damage: DamagePolicy
+    held: dict[int, tuple[Sample, int]] = field(default_factory=dict)
+
+    def make(self, rule: BatchRule, pool_size: int, seed: Sequence[int]) -> Iterator[list[Sample]]:
+        for ids in make_batches(self._pools(pool_size), self._frames, rule, seed):
+            yield [self.held.pop(number)[0] for number in ids.tolist()]
+
+    def _pools(self, size: int) -> Iterator[np.ndarray]:
+        pool: list[int] = []
+        for number, found in zip(count(), self._samples()):
+            self.held[number] = found
+            pool.append(number)
+            if len(pool) == size:
+                yield np.array(pool)
+                pool = []
+        if pool:
+            yield np.array(pool)
+
+    def _samples(self) -> Iterator[tuple[Sample, int]]:
+        for tar, part, num_parts in self.tars:
+            url = self.urls[tar]
+            try:
+                for place, (key, data) in enumerate(tar_samples(url, self.fields)):
+                    if place % num_parts != part:
+                        continue
+                    sample = decode_sample(url, key, data, self.fields)
+                    num_frames = _num_frames(sample)
+                    if self.choice(key, num_frames):
+                        yield sample, num_frames
+            except DamagedError as error:
+                self.damage.lost(tar, error)
+
+    def _frames(self, ids: np.ndarray) -> np.ndarray:
+        longest = self.choice.crop_frames
+        frames = [self.held[number][1] for number in ids.tolist()]
+        return np.array([n if longest is None else min(n, longest) for n in frames], dtype=np.int64)
+
+
+def _num_frames(sample: Sample) -> int:
+    """T, or 0 for a sample without any array that has a time axis."""
+    try:
+        return frames_of(sample)
+    except ValueError:
+        return 0
