@@ -1,0 +1,101 @@
+"""The network: a fifth of a second of mouth and of sound, each to a unit vector, compared by their cosine.
+
+In the manner of Chung & Zisserman, "Out of time: automated lip sync in the wild" (2016), on landmarks and speech
+features in place of pixels and MFCCs, as in GeneFace's expert (Ye et al., 2023).
+
+Shape letters: N windows, D width of the speech encoder, E width of the embedding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from lrs3_loader.stream.tasks import SYNC_FRAMES, SYNC_ROWS
+
+MOUTH_WIDTH = 60  # landmarks 48-67 of iBUG-68, x y z
+_START_SCALE, _START_BIAS = 7.0, -2.0  # of the cosine, as a logit
+
+
+class WindowEncoder(nn.Module):
+    """Windows [N, L, C] -> unit vectors [N, width]: convolutions over time, then one linear layer over all of it.
+
+    Normalised over channels and time of each window by itself (``GroupNorm`` of one group), so that what a window
+    gives depends neither on its batch nor on the number of ranks.
+    """
+
+    def __init__(self, num_channels: int, length: int, strides: Sequence[int], width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        for stride in strides:
+            layers += [nn.Conv1d(num_channels, width, 3, stride, padding=1), nn.GroupNorm(1, width), nn.ReLU()]
+            num_channels, length = width, (length - 1) // stride + 1
+        self.layers = nn.Sequential(*layers)
+        self.project = nn.Linear(width * length, width)
+
+    def forward(self, windows: torch.Tensor) -> torch.Tensor:
+        return F.normalize(self.project(self.layers(windows.transpose(1, 2)).flatten(1)), dim=-1)
+
+
+class SyncNet(nn.Module):
+    """Whether mouth and sound belong together: ``logit = scale * cos(mouth, sound) + bias``.
+
+    Args:
+        hubert_width: D.
+        width: channels of both encoders, and E.
+    """
+
+    mouth_mean: torch.Tensor
+    mouth_deviation: torch.Tensor
+    hubert_mean: torch.Tensor
+    hubert_deviation: torch.Tensor
+
+    def __init__(self, hubert_width: int, width: int = 128):
+        super().__init__()
+        if hubert_width < 1 or width < 1:
+            raise ValueError(f"widths must be above 0, got hubert_width {hubert_width}, width {width}")
+        self.hubert_width = hubert_width
+        self.width = width
+        self.mouth = WindowEncoder(MOUTH_WIDTH, SYNC_FRAMES, (1, 1), width)
+        self.sound = WindowEncoder(hubert_width, SYNC_ROWS, (1, 2), width)
+        self.log_scale = nn.Parameter(torch.tensor(math.log(_START_SCALE)))
+        self.bias = nn.Parameter(torch.tensor(_START_BIAS))
+        self.register_buffer("mouth_mean", torch.zeros(MOUTH_WIDTH))
+        self.register_buffer("mouth_deviation", torch.ones(()))
+        self.register_buffer("hubert_mean", torch.zeros(hubert_width))
+        self.register_buffer("hubert_deviation", torch.ones(hubert_width))
+
+    @torch.no_grad()
+    def standardise(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Take the inputs' means and deviations from some batches of task ``"syncnet"``.
+
+        One deviation for all mouth coordinates, because it matters which of them move much; one for each number of
+        the speech encoder, whose scales differ for no good reason.
+        """
+        mouths, sounds = [], []
+        for batch in batches:
+            mouths.append(batch["mouth"].double().flatten(0, 1))
+            sounds.append(batch["hubert"].double().flatten(0, 1))
+        mouth, sound = torch.cat(mouths), torch.cat(sounds)
+        self.mouth_mean.copy_(mouth.mean(0))
+        self.mouth_deviation.copy_(mouth.std(0).square().mean().sqrt().clamp_min(1e-6))
+        self.hubert_mean.copy_(sound.mean(0))
+        self.hubert_deviation.copy_(sound.std(0).clamp_min(1e-6))
+
+    def embed_mouth(self, mouth: torch.Tensor) -> torch.Tensor:
+        """Mouth windows [N, 5, 60], decimetres x 10 -> unit vectors [N, E]."""
+        return self.mouth((mouth - self.mouth_mean) / self.mouth_deviation)
+
+    def embed_sound(self, hubert: torch.Tensor) -> torch.Tensor:
+        """Speech windows [N, 10, D] at 50 Hz -> unit vectors [N, E]."""
+        return self.sound((hubert - self.hubert_mean) / self.hubert_deviation)
+
+    def forward(self, mouth: torch.Tensor, hubert: torch.Tensor) -> torch.Tensor:
+        """Logits [N] that mouth window i goes with sound window i."""
+        cosine = (self.embed_mouth(mouth) * self.embed_sound(hubert)).sum(-1)
+        return self.log_scale.exp() * cosine + self.bias

@@ -1,0 +1,270 @@
+"""The training: batches of aligned and shifted pairs from a run's shards, on one rank or many.
+
+OUT/
+  checkpoint.pt      the latest; a training that finds one goes on from there, within an epoch, too
+  scalars.jsonl      step, loss, and at each evaluation the accuracy on the held-out speakers
+  tensorboard/       the same
+  evaluation.json    the last evaluation, offset by offset
+
+Binary cross-entropy of ``SyncNet``'s logits: half of the pairs belong together. On several ranks each has its own
+batches and the gradients are averaged (``DistributedDataParallel``).
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.files import atomic_write
+from lrs3_loader.runfolder import RunFolder, differences
+from lrs3_loader.runner import pick_device
+from lrs3_loader.stream import ShardStream
+from lrs3_loader.stream.tasks import SyncNet as SyncNetPairs
+from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint, describe_features
+from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, READS, Accuracy, score_clip
+from lrs3_loader.syncnet.model import SyncNet
+from lrs3_loader.syncnet.scalars import EVALUATION_FILE, Scalars
+from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
+from lrs3_loader.syncnet.speakers import OfSpeakers, hold_out
+
+logger = logging.getLogger(__name__)
+
+_STANDARDISE_BATCHES = 32
+
+
+def train_syncnet(run: Path, config: TrainConfig, launch: TrainLaunch) -> Accuracy | None:
+    """Train on a finished run, or go on with a training, and evaluate on the held-out speakers.
+
+    Returns:
+        the last evaluation; ranks other than 0 get None.
+
+    Raises:
+        RunError: no such run, fewer than two speakers, no clip long enough to evaluate on, a checkpoint of other
+            settings or other data, or a loss that is not finite.
+    """
+    torch.set_num_threads(launch.threads)
+    device = pick_device(launch.device)
+    with _process_group(device):
+        training = Training(RunFolder.open(run), config, launch, device)
+        try:
+            accuracy = training.run()
+        except KeyboardInterrupt:
+            logger.info("stopped at step %d; run the same command again to go on", training.step)
+            raise
+    return accuracy if training.rank == 0 else None
+
+
+class Training:
+    """One rank's part of it."""
+
+    def __init__(self, folder: RunFolder, config: TrainConfig, launch: TrainLaunch, device: torch.device):
+        self.config, self.launch, self.device = config, launch, device
+        self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self._run, self._features = folder.path, describe_features(folder.record)
+        speakers = {clip.speaker for shard in folder.shards for clip in shard.clips}
+        try:
+            self.held_out = hold_out(speakers, config.held_out)
+        except ValueError as error:
+            raise RunError(f"cannot train on {folder.path}: {error}") from error
+        self.trained_on = frozenset(speakers) - self.held_out
+        self.stream = self._pairs(self.rank, self.world_size)
+        self._position: dict[str, Any] = {}  # of the stream, as last saved or loaded
+        self._make_network()
+        self.step, self.evaluated_step = 0, -1
+        launch.out.mkdir(parents=True, exist_ok=True)
+        if (launch.out / CHECKPOINT_FILE).exists():
+            self._go_on(Checkpoint.load(launch.out / CHECKPOINT_FILE))
+
+    def run(self) -> Accuracy:
+        """All epochs that are left."""
+        accuracy = None
+        with self._scalars() as scalars:
+            for epoch in range(self.stream.epoch, self.config.epochs):
+                self.stream.set_epoch(epoch)
+                batch = self._epoch(epoch, scalars)
+                due = (epoch + 1) % self.launch.evaluate_epochs == 0 or epoch + 1 == self.config.epochs
+                if due and self.step != self.evaluated_step:
+                    accuracy = self._evaluation(epoch, scalars)
+                    self._save(batch)
+        return self.evaluate() if accuracy is None else accuracy
+
+    def _epoch(self, epoch: int, scalars: Scalars | None) -> dict[str, Any] | None:
+        """What is left of an epoch; its last batch, or None if nothing was left."""
+        batch, started, total, count = None, time.monotonic(), torch.zeros((), device=self.device), 0
+        workers = self.launch.read_workers
+        for batch in DataLoader(self.stream, batch_size=None, num_workers=workers):
+            total += self._step(batch)
+            count += 1
+            if self.step % self.launch.checkpoint_steps == 0:
+                self._require_finite(total)
+                self._save(batch)
+        if count:
+            self._require_finite(total)
+            loss = self._mean_over_ranks(total / count)
+            if scalars is not None:
+                rate = count / (time.monotonic() - started)
+                scalars.write(self.step, {"epoch": epoch + 1, "loss": float(loss), "steps_per_second": round(rate, 2)})
+        return batch
+
+    def _step(self, batch: dict[str, Any]) -> torch.Tensor:
+        mouth, hubert, label = (batch[name].to(self.device, non_blocking=True) for name in ("mouth", "hubert", "label"))
+        loss = F.binary_cross_entropy_with_logits(self._parallel(mouth, hubert), label)
+        self.optimizer.zero_grad()
+        loss.backward()
+        self.optimizer.step()
+        self.step += 1
+        return loss.detach()
+
+    def _require_finite(self, loss: torch.Tensor) -> None:
+        if not torch.isfinite(loss):
+            raise RunError(f"the loss is not finite at step {self.step}: begin again with a lower --learning-rate")
+
+    def evaluate(self) -> Accuracy:
+        """On the held-out speakers, whose clips the ranks share; every rank gets the figures.
+
+        Raises:
+            RunError: no clip of theirs is long enough.
+        """
+        selected = OfSpeakers(self.held_out)
+        stream = ShardStream(self._run, READS, shuffle=False, even=False, select=selected)
+        self.model.eval()
+        mine = [score_clip(self.model, sample) for sample in stream]
+        self.model.train()
+        parts = [mine]
+        if self.world_size > 1:
+            parts = [[] for _ in range(self.world_size)]
+            dist.all_gather_object(parts, mine)
+        try:
+            return Accuracy.of(sorted((clip for part in parts for clip in part), key=lambda clip: clip.key))
+        except ValueError as error:
+            raise RunError(f"cannot evaluate on the held-out speakers of {self._run}: {error}") from error
+
+    def _evaluation(self, epoch: int, scalars: Scalars | None) -> Accuracy:
+        accuracy = self.evaluate()
+        self.evaluated_step = self.step
+        if scalars is not None:
+            figures = {"window_accuracy": accuracy.by_window, "clip_accuracy": accuracy.by_clip}
+            scalars.write(self.step, {"epoch": epoch + 1, **figures})
+            with atomic_write(self.launch.out / EVALUATION_FILE) as file:
+                plain = {"step": self.step, "offsets": OFFSETS.tolist(), **asdict(accuracy)}
+                file.write((json.dumps(plain, indent=1) + "\n").encode())
+            logger.info("epoch %d of %d, step %d: %s", epoch + 1, self.config.epochs, self.step, describe(accuracy))
+        return accuracy
+
+    def _pairs(self, rank: int, world_size: int) -> ShardStream:
+        pairs = SyncNetPairs(self.config.pairs_per_clip, self.config.max_shift_frames)
+        return ShardStream(
+            self._run,
+            pairs,
+            batch_size=self.config.batch_clips,
+            seed=self.config.seed,
+            select=OfSpeakers(self.trained_on),
+            rank=rank,
+            world_size=world_size,
+        )
+
+    def _make_network(self) -> None:
+        """The same on all ranks: equal first weights, and inputs standardised by the same batches."""
+        first = list(islice(self._pairs(0, 1), _STANDARDISE_BATCHES))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.config.seed)
+            self.model = SyncNet(first[0]["hubert"].shape[-1], self.config.width)
+        self.model.standardise(first)
+        self.model.to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
+        )
+        self._parallel: nn.Module = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
+
+    def _go_on(self, checkpoint: Checkpoint) -> None:
+        """Take up a training where it was.
+
+        Raises:
+            RunError: it was of other settings, features or speakers; the message says what differs.
+        """
+        then = {"config": {**checkpoint.config, "epochs": self.config.epochs}, "features": checkpoint.features}
+        now = {"config": asdict(self.config), "features": self._features}
+        lines = differences(then, now)
+        if checkpoint.speakers != sorted(self.trained_on):
+            lines.append("other speakers")
+        if lines:
+            raise RunError(
+                f"{self.launch.out} holds a training with other settings (there -> asked for): {'; '.join(lines)}. "
+                "Give the same settings to go on with it, or another --out"
+            )
+        self.model.load_state_dict(checkpoint.model)
+        self.optimizer.load_state_dict(checkpoint.optimizer)
+        self.stream.load_state_dict(checkpoint.stream)
+        self._position = checkpoint.stream
+        self.step, self.evaluated_step = checkpoint.step, checkpoint.evaluated_step
+        if self.rank == 0:
+            logger.info("going on from step %d, in epoch %d", self.step, self.stream.epoch + 1)
+
+    def _save(self, batch: dict[str, Any] | None) -> None:
+        """Rank 0's state after a batch (None: where it was loaded) serves any number of ranks."""
+        if self.rank != 0:
+            return
+        if batch is not None:
+            self._position = self.stream.state_dict(batch)
+        Checkpoint(
+            model=self.model.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            stream=self._position,
+            step=self.step,
+            evaluated_step=self.evaluated_step,
+            config=asdict(self.config),
+            hubert_width=self.model.hubert_width,
+            features=self._features,
+            speakers=sorted(self.trained_on),
+        ).save(self.launch.out / CHECKPOINT_FILE)
+
+    @contextmanager
+    def _scalars(self) -> Iterator[Scalars | None]:
+        """Only rank 0 writes any."""
+        if self.rank != 0:
+            yield None
+            return
+        with Scalars(self.launch.out, self.step, self.launch.tensorboard) as scalars:
+            yield scalars
+
+    def _mean_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
+        if self.world_size > 1:
+            dist.all_reduce(value)
+        return value / self.world_size
+
+
+def describe(accuracy: Accuracy) -> str:
+    """One line for people."""
+    return (
+        f"right offset of {len(OFFSETS)} on top in {100 * accuracy.by_window:.1f} % of {accuracy.num_windows} windows, "
+        f"{100 * accuracy.by_clip:.1f} % of {accuracy.num_clips} clips (held-out speakers; chance {100 * CHANCE:.1f} %)"
+    )
+
+
+@contextmanager
+def _process_group(device: torch.device) -> Iterator[None]:
+    """The ranks of torchrun, if it started this process."""
+    if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
