@@ -1,0 +1,30 @@
+"""Shows what was extracted from one clip, so that a person can judge the fit in ten seconds.
+
+subject                  one clip's features, face model and video: from a file, or a sample of a run
+view, mesh, text         how to draw the parts (lines and dots: face.overlay)
+measures, chart          curves below one time axis
+page -> output           panels and strips laid out, as a video or a contact sheet
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrs3_loader.preview.output import check_output, write_picture, write_video
+from lrs3_loader.preview.page import Page
+from lrs3_loader.preview.subject import Subject, from_file, from_run, list_keys
+
+__all__ = ["Subject", "check_output", "from_file", "from_run", "list_keys", "write_preview"]
+
+
+def write_preview(subject: Subject, out: Path, panel_px: int) -> None:
+    """Write ``out``: an ``.mp4`` of all frames, or a ``.png`` with a few of them; panels of ``panel_px`` pixels.
+
+    Raises ``RunError`` where ``out`` cannot be written, or is of another kind.
+    """
+    check_output(out)
+    page = Page(subject, panel_px)
+    if out.suffix.lower() == ".png":
+        write_picture(out, page.sheet())
+    else:
+        write_video(out, page.video(), None if subject.video is None else subject.video.waveform)

@@ -1,0 +1,50 @@
+"""Draws a face model's mesh over a picture: shaded, half-transparent, with smooth edges."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lrs3_loader.demo.raster import rasterize
+from lrs3_loader.face.camera import Camera, apply_pose
+from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.preview.view import View
+
+SUPERSAMPLING = 2  # the mesh is drawn this much finer in both directions, and averaged
+_LIGHT = np.array([-0.35, 0.45, 0.82], dtype=np.float32)  # direction towards the lamp, camera axes
+_SKIN = np.array([0.62, 0.78, 0.98], dtype=np.float32)  # a bluish clay: unlike any face below it
+_AMBIENT, _LAMP = 0.25, 0.80
+
+
+class MeshPainter:
+    """One person's mesh: ``draw(picture, exp, pose, opacity)`` lays it over a picture."""
+
+    def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
+        """Args: ``id`` [I], the camera of the source frame, and which part of that frame the pictures show."""
+        self._model, self._id, self._camera, self._view = model, id, camera, view
+        self._triangles = model.triangles.numpy()
+
+    def draw(self, picture: np.ndarray, exp: torch.Tensor, pose: torch.Tensor, opacity: float) -> None:
+        """``exp`` [E], ``pose`` [6] as ``face.camera``; ``opacity`` 0..1; ``picture`` [size, size, 3] f32 in 0..1."""
+        vertices = self._model.vertices(self._id, exp)
+        rotation_only = torch.cat((pose[:3], torch.zeros(3)))
+        normals = apply_pose(self._model.normals(vertices), rotation_only).numpy()
+        moved = apply_pose(vertices, pose).numpy()
+        light = _LIGHT / np.linalg.norm(_LIGHT)
+        shade = _AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)
+
+        depth = np.float32(self._camera.distance) - moved[:, 2]
+        scale = np.float32(self._camera.focal_px) / depth
+        pixels = np.stack(
+            [self._camera.centre_x_px + moved[:, 0] * scale, self._camera.centre_y_px - moved[:, 1] * scale], axis=1
+        )
+        fine = SUPERSAMPLING * (self._view.to_panel(pixels) + 0.5)  # the rasteriser counts from pixel edges
+        size = SUPERSAMPLING * self._view.size
+        pixel, seen = rasterize(fine.astype(np.float32), depth, shade[:, None], self._triangles, size, size)
+        sums = np.zeros((size * size, 2), dtype=np.float32)  # shade, coverage
+        sums[pixel, 0], sums[pixel, 1] = seen[:, 0], 1.0
+        shape = (self._view.size, SUPERSAMPLING, self._view.size, SUPERSAMPLING, 2)
+        shade_sum, coverage = np.moveaxis(sums.reshape(shape).mean(axis=(1, 3)), -1, 0)
+        colour = shade_sum[..., None] * _SKIN  # already times the coverage
+        picture *= 1 - opacity * coverage[..., None]
+        picture += opacity * np.minimum(colour, coverage[..., None])

@@ -1,0 +1,159 @@
+"""Strokes against a slow, obvious version; landmark lines; the mesh's place, shade and blending."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from lrs3_loader.demo import demo_head
+from lrs3_loader.face import overlay
+from lrs3_loader.face.camera import Camera, project
+from lrs3_loader.preview.mesh import MeshPainter
+from lrs3_loader.preview.view import GROUND, View
+
+WHITE = (1.0, 1.0, 1.0)
+
+
+def slow_coverage(starts: np.ndarray, ends: np.ndarray, stroke_width: float, height: int, width: int) -> np.ndarray:
+    """Every pixel against every segment."""
+    coverage = np.zeros((height, width))
+    for row in range(height):
+        for column in range(width):
+            here = np.array([column, row], dtype=float)
+            for start, end in zip(starts, ends, strict=True):
+                if not np.isfinite([start, end]).all():
+                    continue
+                along = end - start
+                squared = float(along @ along)
+                share = min(max(float((here - start) @ along) / squared, 0.0), 1.0) if squared > 0 else 0.0
+                distance = float(np.linalg.norm(here - start - share * along))
+                coverage[row, column] = max(coverage[row, column], min(max(stroke_width / 2 + 0.5 - distance, 0), 1))
+    return coverage
+
+
+@pytest.mark.parametrize("stroke_width", [0.7, 1.5, 6.0])
+def test_strokes_equal_the_slow_version(stroke_width: float) -> None:
+    random = np.random.default_rng(0)
+    starts, ends = random.uniform(-12, 42, size=(2, 14, 2))
+    ends[0] = starts[0]  # a dot
+    ends[1, 0] = starts[1, 0]  # upright
+    ends[2] = np.nan
+    starts[3], ends[3] = (-500, 3), (900, 17)  # mostly outside
+    found = overlay.stroke_coverage(starts, ends, stroke_width, 24, 30)
+    np.testing.assert_allclose(found, slow_coverage(starts, ends, stroke_width, 24, 30), atol=1e-5)
+    assert 0.02 < found.mean() < 0.9
+
+
+def test_no_strokes_cover_nothing() -> None:
+    nothing = np.empty((0, 2))
+    assert not overlay.stroke_coverage(nothing, nothing, 1.0, 8, 9).any()
+
+
+@pytest.mark.parametrize(
+    ("points", "stroke_width", "message"),
+    [(np.zeros((4, 3)), 1.0, "must be"), (np.zeros(4), 1.0, "must be"), (np.zeros((4, 2)), 0.0, "above 0")],
+)
+def test_wrong_strokes_are_refused(points: np.ndarray, stroke_width: float, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        overlay.stroke_coverage(points, points, stroke_width, 8, 8)
+
+
+def test_blending_is_a_weighted_mean() -> None:
+    picture = np.full((1, 3, 3), 0.2, dtype=np.float32)
+    overlay.blend(picture, np.array([[0.0, 0.5, 1.0]]), (1.0, 0.6, 0.2), opacity=0.5)
+    expected = [[0.2, 0.2, 0.2], [0.4, 0.3, 0.2], [0.6, 0.4, 0.2]]
+    np.testing.assert_allclose(picture[0], expected, atol=1e-6)
+
+
+def test_a_line_has_gaps_where_points_are_missing() -> None:
+    picture = np.zeros((9, 40, 3), dtype=np.float32)
+    x = np.arange(40.0)
+    y = np.where((x > 15) & (x < 25), np.nan, 4.0)
+    overlay.draw_line(picture, np.stack([x, y], axis=1), WHITE, width_px=1.0)
+    assert picture[4, :15].min() == 1
+    assert picture[:, 18:23].max() == 0
+    assert picture[4, 26:].min() == 1
+
+
+def test_landmark_lines_join_features_and_close_eyes_and_lips() -> None:
+    number = np.stack([np.arange(68.0), np.zeros(68)], axis=1)
+    starts, ends = overlay.landmark_segments(number)
+    pairs = {(int(a), int(b)) for a, b in zip(starts[:, 0], ends[:, 0], strict=True)}
+    assert len(pairs) == 67 - 8 + 4  # neighbours, less the 8 steps between features, and 4 closing lines
+    assert {(41, 36), (47, 42), (59, 48), (67, 60)} <= pairs
+    assert not {(16, 17), (21, 22), (26, 27), (35, 36), (47, 48)} & pairs
+    with pytest.raises(ValueError, match="68, 2"):
+        overlay.landmark_segments(np.zeros((67, 2)))
+
+
+def test_landmarks_are_dots_of_their_colour() -> None:
+    picture = np.zeros((60, 80, 3), dtype=np.float32)
+    points = np.stack([np.arange(68) % 17 * 4 + 5, np.arange(68) // 17 * 12 + 8], axis=1).astype(np.float64)
+    overlay.draw_landmarks(picture, points, (0.0, 1.0, 0.0))
+    column, row = points.astype(int).T
+    np.testing.assert_allclose(picture[row, column], np.tile([0.0, 1.0, 0.0], (68, 1)), atol=1e-6)
+
+
+def test_a_view_takes_source_pixels_to_where_they_are_shown() -> None:
+    frame = np.zeros((40, 60, 3), dtype=np.uint8)
+    frame[10, 20] = 255
+    view = View(left=10, top=-4, side=32, size=128)
+    shown = view.show(frame)
+    weight = (shown - np.array(GROUND, dtype=np.float32))[..., 0] * (shown[..., 0] > 0.3)
+    row, column = np.mgrid[:128, :128]
+    centre = np.array([(weight * column).sum(), (weight * row).sum()]) / weight.sum()
+    np.testing.assert_allclose(centre, view.to_panel(np.array([20.0, 10.0])), atol=0.02)
+    np.testing.assert_allclose(shown[5, 100], GROUND, atol=1e-6)  # above the frame
+
+
+def test_a_face_view_holds_the_landmarks_and_gives_way_to_the_whole_frame() -> None:
+    random = np.random.default_rng(1)
+    small = random.uniform((600, 200), (700, 320), size=(5, 68, 2))
+    view = View.of_face(small, 720, 1280, 320)
+    inside = view.to_panel(small)
+    assert inside.min() > 0.1 * 320
+    assert inside.max() < 0.9 * 320
+    assert View.of_face(random.uniform(20, 200, size=(5, 68, 2)), 224, 224, 320) == View.of_frame(224, 224, 320)
+
+
+@pytest.fixture(scope="module")
+def drawn() -> tuple[np.ndarray, np.ndarray, float]:
+    """(picture with the demo head over mid grey, its landmarks in panel pixels, opacity)."""
+    model, camera, view, opacity = demo_head(), Camera.for_frame(224, 224), View.of_frame(224, 224, 160), 0.6
+    id, exp = torch.zeros(model.num_id), torch.zeros(model.num_exp)
+    pose = torch.tensor([0.1, 0.3, -0.05, 0.1, -0.05, -2.0])
+    picture = np.full((160, 160, 3), 0.5, dtype=np.float32)
+    MeshPainter(model, id, camera, view).draw(picture, exp, pose, opacity)
+    points = project(model.landmarks(id, exp), pose, camera).numpy()
+    return picture, view.to_panel(points), opacity
+
+
+def test_the_mesh_lies_where_the_landmarks_are(drawn: tuple[np.ndarray, np.ndarray, float]) -> None:
+    picture, points, _ = drawn
+    changed = np.abs(picture - 0.5).max(2) > 0.02
+    column, row = np.rint(points[17:].mean(0)).astype(int)
+    assert changed[row, column]
+    assert not changed[:, :8].any()
+    rows, columns = np.nonzero(changed)
+    assert rows.max() > points[8, 1] - 2  # the chin is covered ...
+    assert rows.max() < points[8, 1] + 25  # ... and what is below it is little: the demo head has a short neck
+    assert columns.min() < points[:17, 0].min() + 2
+
+
+def test_the_mesh_lets_the_picture_through(drawn: tuple[np.ndarray, np.ndarray, float]) -> None:
+    """A mesh with opacity a takes at least (1 - a) of what is below; opaque it takes nothing of it."""
+    picture, _, opacity = drawn
+    assert picture.min() >= 0.5 * (1 - opacity) - 1e-5
+    assert picture.max() <= 0.5 * (1 - opacity) + opacity + 1e-5
+    model, view = demo_head(), View.of_frame(64, 64, 64)
+    painter = MeshPainter(model, torch.zeros(model.num_id), Camera.for_frame(64, 64), view)
+    results = []
+    for ground in (0.0, 1.0):
+        opaque = np.full((64, 64, 3), ground, dtype=np.float32)
+        painter.draw(opaque, torch.zeros(model.num_exp), torch.zeros(6), 1.0)
+        results.append(opaque)
+    same = np.abs(results[0] - results[1]).max(2) < 1e-5
+    assert same[32, 32]
+    assert not same[0, 0]
+    assert 0.2 < same.mean() < 0.9
