@@ -23,6 +23,7 @@ from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
+from lrs3_loader.files import utc_now
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.models import Models
 from lrs3_loader.plan import make_plan
@@ -189,12 +190,14 @@ def extract_shards(
                 yield folder.shards[index], clip
 
     root = corpus_root(config.corpus)
-    provenance = {"software": software(), "device": extractor.device_name}
+    provenance = {"software": software(), "device": extractor.device_name, "rank": queue.rank}
+    started_at = utc_now()
     with ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat) as loader:
         for shard, items in itertools.groupby(loader, key=lambda pair: pair[0]):
             timings: dict[str, float] = {}
             results = extractor.extract((item for _, item in items), timings, tally.add)
-            folder.publish(shard, results, timings, provenance)
+            folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
+            started_at = utc_now()
             tally.flush()
 
 
