@@ -21,6 +21,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
+from lrs3_loader.doctor.room import warn_if_tight
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
 from lrs3_loader.files import utc_now
@@ -105,6 +106,7 @@ def prepare(
     shards = None
     if not RunFolder.exists(launch.out):
         shards = plan_corpus(config)
+        warn_if_tight(config, shards, launch.out, assets)
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
     if shards is not None:
