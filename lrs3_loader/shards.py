@@ -151,7 +151,8 @@ def publish_shard(
         provenance={**provenance, "finished_at": utc_now()},
     )
     with atomic_write(ledger_path, scratch) as file:
-        file.write(ledger.to_json().encode())
+        # Messages quote file names, which may hold bytes that are no text; json reads such escapes back.
+        file.write(ledger.to_json().encode("utf-8", "backslashreplace"))
     return ledger
 
 

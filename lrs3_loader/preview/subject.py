@@ -207,8 +207,8 @@ def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, f
     if fetch and name != "demo":
         assets.ensure_face_model(name)
     model = load_face_model(FaceConfig(name), assets)
-    theirs = folder.record["models"].get("face_model", {"name": "unknown", "sha256": ""})
-    if model.source_sha256 != theirs["sha256"]:
+    theirs = folder.record["models"].get("face_model", {})
+    if theirs and model.source_sha256 != theirs["sha256"]:
         raise RunError(
             f"the run's face model was {theirs['name']} with sha256 {theirs['sha256'][:12]}..., {name} here has "
             f"{model.source_sha256[:12]}...: name the right one with --face-model"
