@@ -54,7 +54,7 @@ def counted(names: Sequence[str], counts: Sequence[int], marked: str) -> str:
 
 
 def throughput(timeline: Timeline) -> str:
-    """All ranks together as an area over time, and below it one strip a rank, the darker the faster."""
+    """All ranks together as an area over time, and below it one strip a rank: the stronger its colour, the faster."""
     total = timeline.rates.sum(0)
     top = nice_step(float(total.max()) / 3) * 3 if total.max() > 0 else 1.0
     plot, seconds = 120.0, timeline.axis.seconds
@@ -154,14 +154,16 @@ def figure(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``45 s``, ``12 min``, ``3 h 20 min``, ``2 d 4 h``."""
+    """``45 s``, ``12 min``, ``3 h 20 min``, ``4 h``, ``2 d 4 h``."""
     if seconds < 100:
         return f"{seconds:.3g} s"
     minutes = round(seconds / 60)
     if minutes < 100:
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+    if hours >= 48:
+        return f"{hours // 24} d {hours % 24} h"
+    return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
 def nice_step(least: float) -> float:

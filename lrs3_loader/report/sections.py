@@ -51,8 +51,8 @@ def throughput(findings: Findings) -> str:
     if len(rows) > 8:
         table = f"<details><summary>All {len(rows)} ranks</summary>{table}</details>"
     what = (
-        '<p class="what">Frames a second over time worked: all ranks together (area), and each rank (strip, the darker '
-        "the faster). A shard's frames are spread evenly over the time it took.</p>"
+        '<p class="what">Frames a second over time worked: all ranks together (area), and each rank (strip, the '
+        "stronger its colour, the faster). A shard's frames are spread evenly over the time it took.</p>"
     )
     parts = [f'<div class="card">{what}<div class="scroll">{figures.throughput(timeline)}{table}</div></div>']
     if sum(stages.values()) > 0:
@@ -133,8 +133,8 @@ def offsets(findings: Findings) -> str:
         '<figure class="card"><h3>Offset <span class="soft">(frames at 25 fps)</span></h3>'
         '<div class="what">a clip; above 0: the sound comes late</div>'
         f"{figures.counted(names, counts, names[median + MAX_OFFSET])}"
-        f'<figcaption class="small">median {median:+d}; {far:,} of {len(known):,} clips lie more than {FAR_OFFSET} '
-        f"frames from it; {len(findings.offsets) - len(known):,} too short to say; "
+        f'<figcaption class="small">median {names[median + MAX_OFFSET]}; {far:,} of {len(known):,} clips lie more than '
+        f"{FAR_OFFSET} frames from it; {len(findings.offsets) - len(known):,} too short to say; "
         f"{sum(line['in_training'] for line in known):,} of speakers the network was trained on</figcaption></figure>"
     )
     odd = sorted(known, key=lambda line: (-abs(line["offset_frames"] - median), -line["confidence"]))
