@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -210,12 +211,17 @@ class ClipLoader(Generic[Tag]):
         self._idle_deaths = 0
         self._crew: Crew | None = None
         self._results: Iterator[tuple[int, Any]] | None = None
+        self._stopped = threading.Event()
 
     def __enter__(self) -> ClipLoader[Tag]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def stop(self) -> None:
+        """Have the iteration end early, within about a second; for other threads than the one that iterates."""
+        self._stopped.set()
 
     def close(self) -> None:
         """End all workers at once."""
@@ -226,7 +232,7 @@ class ClipLoader(Generic[Tag]):
     def __iter__(self) -> Iterator[tuple[Tag, DecodedChunk | Reject]]:
         while True:
             yield from self._queue.ready()
-            if self._queue.is_done:
+            if self._queue.is_done or self._stopped.is_set():
                 self.close()
                 return
             self._receive()
@@ -239,7 +245,7 @@ class ClipLoader(Generic[Tag]):
                 return
         assert self._results is not None
         num_polls = 0
-        while True:
+        while not self._stopped.is_set():
             try:
                 number, result = next(self._results)
             except (RuntimeError, OSError, EOFError) as error:

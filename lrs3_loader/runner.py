@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,14 @@ from lrs3_loader.decode import ClipLoader
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
 from lrs3_loader.manifest import plan_sha256
+from lrs3_loader.memory import keep_freed_memory
 from lrs3_loader.models import Models
+from lrs3_loader.overlap import Follower
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
-from lrs3_loader.types import FIELDS, Clip, Shard
+from lrs3_loader.types import FIELDS, Clip, ClipFeatures, Reject, Shard
+from lrs3_loader.upload import upload
 from lrs3_loader.work import WorkQueue
 
 logger = logging.getLogger(__name__)
@@ -190,12 +195,24 @@ def extract_shards(
 
     root = corpus_root(config.corpus)
     provenance = {"software": software(), "device": extractor.device_name}
-    with ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat) as loader:
-        for shard, items in itertools.groupby(loader, key=lambda pair: pair[0]):
-            timings: dict[str, float] = {}
-            results = extractor.extract((item for _, item in items), timings, tally.add)
+    on_gpu = extractor.device.type == "cuda"
+
+    def publish(shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float]) -> None:
+        with extractor.own_stream():
             folder.publish(shard, results, timings, provenance)
-            tally.flush()
+        tally.flush()
+
+    with contextlib.ExitStack() as stack:
+        loader = stack.enter_context(ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat))
+        decoded = stack.enter_context(contextlib.closing(upload(loader, extractor.device)))
+        stack.callback(loader.stop)  # a thread of ``decoded`` may be waiting for it
+        follower = stack.enter_context(Follower("publish"))
+        for shard, items in itertools.groupby(decoded, key=lambda pair: pair[0]):
+            timings: dict[str, float] = {}
+            watched = extractor.watch((item for _, item in items), timings, tally.add)
+            # A GPU finishes one shard while it watches the next; a core has nothing to gain from that.
+            results = extractor.finish(watched) if on_gpu else list(extractor.finish(watched))
+            follower.submit(partial(publish, shard, results, timings))
 
 
 def pick_device(name: str) -> torch.device:
@@ -221,11 +238,17 @@ def pick_device(name: str) -> torch.device:
 
 
 def configure_torch(threads: int) -> None:
-    """Same input, same bits: fixed thread count, no kernels chosen by timing."""
+    """Same input, same bits: fixed thread count, no kernels chosen by timing.
+
+    For the whole process: where one part's wishes hold only while it runs, they would reach into what other threads do.
+    """
+    keep_freed_memory()
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False
     torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
 
 
 def software() -> dict[str, str]:

@@ -11,12 +11,12 @@ PACKAGE = Path(lrs3_loader.__file__).parent
 
 #: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
 ORDER = [
-    {"types", "errors", "config", "files", "download", "cli"},
+    {"types", "errors", "config", "files", "download", "cli", "memory", "transfer", "overlap"},
     {"transcript", "layouts", "clip_table", "corpus"},
     {"plan", "manifest"},
     {"work", "progress"},
     {"media", "mp4", "soundtrack", "clipqueue", "workers", "decode"},
-    {"batch"},
+    {"batch", "upload"},
     {"audio"},
     {"face"},
     {"assets", "asset_check"},

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lrs3_loader.face.tflite_graph import Graph, read_graph
-from lrs3_loader.face.tflite_ops import build_layer, drops_batch
+from lrs3_loader.face.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
 
 CPU_SLICE = 8
 """Items run at a time on a CPU: the activations of more leave its cache (measured: 32 take 1.5 times as long each).
@@ -43,6 +43,7 @@ class TFLiteModule(nn.Module):
         self._shapes: dict[int, tuple[int, ...]] = {}  # of each tensor computed, without the batch axis
         self._build(graph)
         self._unused = self._last_uses()
+        self._add_in_place()
         self._check_shapes()
 
     @property
@@ -101,6 +102,19 @@ class TFLiteModule(nn.Module):
             if tensor not in self._results:
                 unused[step].append(tensor)
         return [tuple(tensors) for tensors in unused]
+
+    def _add_in_place(self) -> None:
+        """Write sums over what a convolution gave, where nothing else reads that."""
+        made_by = dict(zip(self._writes, self.layers, strict=True))
+        for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
+            if not (isinstance(layer, Elementwise) and layer.is_sum):
+                continue
+            for position, tensor in enumerate(reads):
+                of_own = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
+                read_once = sum(tensor in others for others in self._reads) == 1
+                if of_own and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
+                    layer.add_into(position)
+                    break
 
     def _check_shapes(self) -> None:
         """Run once on a batch of none, which costs nothing: every tensor must come out in the shape the file states."""
