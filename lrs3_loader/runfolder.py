@@ -100,10 +100,10 @@ class RunFolder:
 
     def tar_path(self, shard: Shard) -> Path:
         """Of a local run; ``tar_url`` is for any."""
-        return local_path(self.path, "open its tars by path") / tar_name(shard.name)
+        return local_path(self.path, "opening tars by path") / tar_name(shard.name)
 
     def ledger_path(self, shard: Shard) -> Path:
-        return local_path(self.path, "open its ledgers by path") / ledger_name(shard.name)
+        return local_path(self.path, "opening ledgers by path") / ledger_name(shard.name)
 
     def tar_url(self, shard: Shard) -> str:
         """Path or URL of a shard's tar."""
@@ -116,6 +116,12 @@ class RunFolder:
     def ledger(self, shard: Shard) -> Ledger:
         """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
         return read_ledger(self.store, shard.name)
+
+    def ledgers(self) -> Iterator[Ledger]:
+        """All ledgers there are, in plan order, many read at a time."""
+        names = [ledger_name(shard) for shard in self.shards.names]
+        for name, data in self.store.read_many(names):
+            yield Ledger.parse(data, self.store.where(name))
 
     def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
         """The samples of a published shard (see ``shards.read_shard``); its tar is fetched first where it is remote."""
@@ -226,9 +232,9 @@ class Totals:
     reasons: Counter[str]
 
 
-def demo_corpus_folder(out: Path) -> Path:
+def demo_corpus_folder(out: Location) -> Path:
     """Where the corpus of a demo run lives: inside its output folder."""
-    return out / "demo-corpus"
+    return local_path(out, "a demo run") / "demo-corpus"
 
 
 def run_hash(record: dict[str, Any]) -> str:

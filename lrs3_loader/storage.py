@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import IO, Any, Protocol
 
 import fsspec
@@ -127,11 +127,11 @@ def local_path(where: Location, purpose: str) -> Path:
     """The path of what must lie on this machine.
 
     Raises:
-        RunError: it does not; the message tells what it is needed for.
+        RunError: it does not; ``purpose`` says what needs it.
     """
     if isinstance(where, Path):
         return where
-    raise RunError(f"{where} is not on this machine: to {purpose}, copy it into a folder first")
+    raise RunError(f"{where} is not a folder of this machine, which {purpose} needs")
 
 
 class LocalStore:
@@ -301,6 +301,8 @@ class RemoteStore:
 
     def _fetch(self, names: Sequence[str], folder: Path) -> None:
         for name in names:
+            if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+                raise RunError(f"{self.where(name)} leads out of {self.root}")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             with self._reaching(name):

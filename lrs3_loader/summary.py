@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder
-from lrs3_loader.storage import local_path
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:  # which brings all the models along
@@ -45,6 +44,6 @@ def describe_demo(folder: RunFolder) -> str:
     from lrs3_loader.demo.corpus import TRUTH_FOLDER, mouth_recovery
 
     landmarks = {sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in folder.samples(shard)}
-    truth = demo_corpus_folder(local_path(folder.path, "compare a demo with its truth")) / TRUTH_FOLDER
+    truth = demo_corpus_folder(folder.path) / TRUTH_FOLDER
     recovery = mouth_recovery(truth, landmarks)
     return f"mouth opening against the truth: correlation {recovery.overall:.3f} over {len(landmarks)} clips"

@@ -59,7 +59,7 @@ def measure_sync(folder: RunFolder, path: Path) -> None:
 
     clips = measure.measure_offsets(folder, Checkpoint.load(path))
     offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    path = local_path(folder.path, "write offsets beside its shards") / measure.OFFSETS_FILE
+    path = local_path(folder.path, "writing offsets beside the shards") / measure.OFFSETS_FILE
     measure.write_offsets(path, offsets)
     print(measure.describe_offsets(offsets))
     print(f"offset and confidence of each clip: {path}")

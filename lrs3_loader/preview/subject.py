@@ -26,6 +26,7 @@ from lrs3_loader.extract import Extractor
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.models import Models, load_face_model
 from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.storage import local_path
 from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
 
 logger = logging.getLogger(__name__)
@@ -193,7 +194,7 @@ def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames
     if corpus is None and not place.exists():
         logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
         return None
-    root = corpus_root(replace(CorpusConfig(), corpus=place, layout=layout))
+    root = local_path(corpus_root(replace(CorpusConfig(), corpus=place, layout=layout)), "showing a clip")
     if not (root / clip.video_path).is_file():
         logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
         return None
