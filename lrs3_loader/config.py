@@ -13,7 +13,19 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
+from lrs3_loader.storage import Location, Url, location
+
 Flag = tyro.conf.arg
+Place = Annotated[
+    Location,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FOLDER|URL",
+        instance_from_str=lambda words: location(words[0]),
+        is_instance=lambda value: isinstance(value, (Path, Url)),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 def _positive(config: object, *names: str) -> None:
@@ -26,8 +38,8 @@ def _positive(config: object, *names: str) -> None:
 class CorpusConfig:
     """Which clips."""
 
-    corpus: Path | None = None
-    """Folder (or .csv file) that holds the corpus."""
+    corpus: Place | None = None
+    """Folder (or .csv file) that holds the corpus, or its URL (s3://bucket/lrs3)."""
     layout: Literal["auto", "lrs3", "voxceleb2", "folder", "csv"] = "auto"
     """How the corpus is laid out; auto looks at the tree."""
     splits: tuple[str, ...] = ()
@@ -185,8 +197,8 @@ class WorkerConfig:
 class LaunchConfig:
     """What may differ from one launch of a run to the next."""
 
-    out: Path
-    """Folder of the run; an unfinished run found there is resumed."""
+    out: Place
+    """Folder of the run, or its URL (s3://bucket/run); an unfinished run found there is resumed."""
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
     device: str = "auto"
@@ -212,7 +224,7 @@ def resolve(config: RunConfig, device_type: str) -> RunConfig:
     )
     regression = dataclasses.replace(config.regression, batch=config.regression.batch or (128 if on_gpu else 8))
     corpus = config.corpus
-    if corpus.corpus is not None:  # a run may be resumed from another folder
+    if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
         corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
     return dataclasses.replace(config, corpus=corpus, landmarks=landmarks, speech=speech, regression=regression)
 

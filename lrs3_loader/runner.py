@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,6 +31,7 @@ from lrs3_loader.overlap import Follower
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
+from lrs3_loader.storage import Location
 from lrs3_loader.types import FIELDS, Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.upload import upload
 from lrs3_loader.work import WorkQueue
@@ -82,8 +82,8 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         extract_shards(folder, pending, config, launch, extractor, queue)
         queue.add("ranks_done", 1)
         return None
-    num_clips = sum(len(shard.clips) for shard in folder.shards)
-    num_pending = sum(len(folder.shards[index].clips) for index in pending)
+    num_clips = folder.shards.num_clips
+    num_pending = sum(folder.shards.counts[index] for index in pending)
     try:
         with ProgressDisplay(queue, num_clips, num_clips - num_pending) as display:
             extract_shards(folder, pending, config, launch, extractor, queue)
@@ -124,10 +124,10 @@ def prepare(
         if unknown:
             raise RunError(f"unknown reject reason {', '.join(sorted(unknown))}; known are {', '.join(REASONS)}")
         pending = folder.with_rejects(launch.retry_rejects)
-    num_clips = sum(len(shard.clips) for shard in folder.shards)
+    folder.save_index()
     logger.info(
         "%d clips in %d shards, %d shards to do, on %s",
-        num_clips,
+        folder.shards.num_clips,
         len(folder.shards),
         len(pending),
         device.type,
@@ -156,7 +156,7 @@ def make_record(
     }
 
 
-def resume(config: RunConfig, path: Path, device: torch.device, models: dict[str, Any]) -> RunFolder:
+def resume(config: RunConfig, path: Location, device: torch.device, models: dict[str, Any]) -> RunFolder:
     """Open a run that was begun before, if this launch would write the same bytes.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Shards on disk: WebDataset tars whose bytes depend on their samples alone, and the ledger beside each.
+"""Published shards: WebDataset tars whose bytes depend on their samples alone, and the ledger beside each.
 
-A shard exists when its ledger does. The tar is written under a temporary name, hashed on the way, flushed, renamed;
-then the ledger is renamed into place. To publish a shard again, its old ledger is removed first, so that at no instant
-a ledger stands beside a tar that it does not describe.
+A shard exists when its ledger does. The tar is written whole (see ``storage``) and hashed on the way, then the ledger.
+To publish a shard again, its old ledger is removed first, so that at no instant a ledger stands beside a tar that it
+does not describe.
 """
 
 from __future__ import annotations
@@ -22,9 +22,12 @@ import numpy as np
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write, file_sha256
+from lrs3_loader.files import file_sha256
+from lrs3_loader.storage import Store
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
+LEDGER_FOLDER = "ledger"
+TAR_FOLDER = "shards"
 MAX_MEMBER_BYTES = 4 << 30  # no array of a clip comes near this; a header that claims more is damage
 
 
@@ -54,14 +57,18 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read a ledger file.
+        """Read a ledger file: ``parse``, or ``FileNotFoundError`` where there is none."""
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Ledger:
+        """The contents of a ledger file; ``where`` is what messages call it.
 
         Raises:
-            RunError: the file is not a ledger.
-            FileNotFoundError: there is none.
+            RunError: they are no ledger.
         """
         try:
-            plain = json.loads(path.read_bytes())
+            plain = json.loads(data)
             return cls(
                 shard=str(plain["shard"]),
                 run=str(plain["run"]),
@@ -73,7 +80,17 @@ class Ledger:
                 provenance=dict(plain["provenance"]),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is not a ledger ({error}); delete it and run the extraction again") from error
+            raise RunError(f"{where} is not a ledger ({error}); delete it and run the extraction again") from error
+
+
+def tar_name(shard: str) -> str:
+    """Where a shard's tar lies in a run."""
+    return f"{TAR_FOLDER}/{shard}.tar"
+
+
+def ledger_name(shard: str) -> str:
+    """Where its ledger lies."""
+    return f"{LEDGER_FOLDER}/{shard}.json"
 
 
 class _HashingFile:
@@ -107,15 +124,13 @@ def encode_sample(features: ClipFeatures) -> dict[str, Any]:
 
 
 class _UnchangedError(Exception):
-    """Leaves the block of ``atomic_write`` without replacing anything."""
+    """Leaves the block of ``Store.write`` without replacing anything."""
 
 
 def publish_shard(
     shard: Shard,
     results: Iterable[ClipFeatures | Reject],
-    tar_path: Path,
-    ledger_path: Path,
-    scratch: Path,
+    store: Store,
     *,
     run: str,
     timings: dict[str, float],
@@ -129,14 +144,14 @@ def publish_shard(
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
     """
-    previous = _previous(ledger_path, tar_path, run)
+    previous = _previous(store, shard, run)
     try:
-        with atomic_write(tar_path, scratch) as file:
+        with store.write(tar_name(shard.name)) as file:
             stream = _HashingFile(file)
             samples, rejects = _write_tar(stream, shard, results)
             if previous and (previous.sha256, previous.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
-            ledger_path.unlink(missing_ok=True)
+            store.delete(ledger_name(shard.name))
     except _UnchangedError:
         assert previous is not None
         return previous
@@ -150,17 +165,27 @@ def publish_shard(
         timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
         provenance=provenance,
     )
-    with atomic_write(ledger_path, scratch) as file:
+    with store.write(ledger_name(shard.name)) as file:
         file.write(ledger.to_json().encode())
     return ledger
 
 
-def _previous(ledger_path: Path, tar_path: Path, run: str) -> Ledger | None:
-    if not (ledger_path.exists() and tar_path.exists()):
+def read_ledger(store: Store, shard: str) -> Ledger:
+    """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
+    name = ledger_name(shard)
+    return Ledger.parse(store.read(name), store.where(name))
+
+
+def _previous(store: Store, shard: Shard, run: str) -> Ledger | None:
+    try:
+        ledger = read_ledger(store, shard.name)
+    except FileNotFoundError:
         return None
-    ledger = Ledger.read(ledger_path)
-    sound = ledger.run == run and not check_tar(tar_path, ledger)
-    return ledger if sound else None
+    if ledger.run != run:
+        return None
+    with store.at_hand(tar_name(shard.name)) as folder:
+        path = folder / tar_name(shard.name)
+        return ledger if path.exists() and not check_tar(path, ledger) else None
 
 
 def _write_tar(
@@ -228,13 +253,20 @@ def check_tar(tar_path: Path, ledger: Ledger) -> list[str]:
     return []
 
 
-def check_shard(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
+def check_shard(shard: Shard, store: Store, ledger: Ledger) -> list[str]:
     """Everything wrong with a published shard, one sentence each; empty when it is sound.
 
     Re-reads the tar whole: size, hash, members, shapes, and that samples and rejects are exactly the shard's clips.
     """
-    if not tar_path.exists():
-        return [f"{tar_path} is missing although its ledger is there"]
+    name = tar_name(shard.name)
+    with store.at_hand(name) as folder:
+        if not (folder / name).exists():
+            return [f"{store.where(name)} is missing although its ledger is there"]
+        problems = _check_contents(shard, folder / name, ledger)
+        return [problem.replace(str(folder / name), store.where(name)) for problem in problems]
+
+
+def _check_contents(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
     problems = check_tar(tar_path, ledger)
     planned = sorted(clip.key for clip in shard.clips)
     recorded = sorted([key for key, _ in ledger.samples] + [key for key, _, _ in ledger.rejects])
