@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all, and their hashes."""
+"""Files that are either there whole or not there at all, their hashes, and the time written into them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
 
@@ -20,6 +21,11 @@ def file_sha256(path: Path) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def utc_now() -> str:
+    """The time now as ISO 8601 in UTC, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def sync_folder(folder: Path) -> None:

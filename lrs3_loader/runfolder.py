@@ -50,6 +50,11 @@ class RunFolder:
         self._index = LedgerIndex(self.store)
 
     @property
+    def name(self) -> str:
+        """The last part of where it lies."""
+        return self.path.absolute().name if isinstance(self.path, Path) else self.path.rpartition("/")[2]
+
+    @property
     def path(self) -> Location:
         return self.store.root
 

@@ -24,6 +24,7 @@ from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
+from lrs3_loader.files import utc_now
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.memory import keep_freed_memory
 from lrs3_loader.models import Models
@@ -194,12 +195,14 @@ def extract_shards(
                 yield folder.shards[index], clip
 
     root = corpus_root(config.corpus)
-    provenance = {"software": software(), "device": extractor.device_name}
+    provenance = {"software": software(), "device": extractor.device_name, "rank": queue.rank}
     on_gpu = extractor.device.type == "cuda"
 
-    def publish(shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float]) -> None:
+    def publish(
+        shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float], started_at: str
+    ) -> None:
         with extractor.own_stream():
-            folder.publish(shard, results, timings, provenance)
+            folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
         tally.flush()
 
     with contextlib.ExitStack() as stack:
@@ -209,10 +212,11 @@ def extract_shards(
         follower = stack.enter_context(Follower("publish"))
         for shard, items in itertools.groupby(decoded, key=lambda pair: pair[0]):
             timings: dict[str, float] = {}
+            started_at = utc_now()
             watched = extractor.watch((item for _, item in items), timings, tally.add)
             # A GPU finishes one shard while it watches the next; a core has nothing to gain from that.
             results = extractor.finish(watched) if on_gpu else list(extractor.finish(watched))
-            follower.submit(partial(publish, shard, results, timings))
+            follower.submit(partial(publish, shard, results, timings, started_at))
 
 
 def pick_device(name: str) -> torch.device:

@@ -22,7 +22,7 @@ import numpy as np
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import file_sha256
+from lrs3_loader.files import file_sha256, utc_now
 from lrs3_loader.storage import Store
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
@@ -42,7 +42,7 @@ class Ledger:
     samples: tuple[tuple[str, int], ...]  # (key, T) in the order of the tar
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
     timings: dict[str, float]  # seconds per stage
-    provenance: dict[str, Any]  # software and device that made it
+    provenance: dict[str, Any]  # software, device and rank that made it, and when
 
     @property
     def num_frames(self) -> int:
@@ -163,7 +163,7 @@ def publish_shard(
         samples=samples,
         rejects=rejects,
         timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
-        provenance=provenance,
+        provenance={**provenance, "finished_at": utc_now()},
     )
     with store.write(ledger_name(shard.name)) as file:
         file.write(ledger.to_json().encode())

@@ -28,6 +28,7 @@ ORDER = [
     {"interop"},
     {"runner"},
     {"summary", "preview", "syncnet"},
+    {"report"},
     {"bench"},
 ]
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,17 @@ def test_every_clip_becomes_a_sample_with_every_field(undisturbed: runner.Outcom
         assert meta["models"]["speech"]["untrained"] is True
         assert meta["words"]
         assert sample["valid"].all()
+
+
+def test_ledgers_say_when_each_shard_was_made_and_by_whom(undisturbed: runner.Outcome) -> None:
+    folder = undisturbed.folder
+    made = [folder.ledger(shard).provenance for shard in folder.shards]
+    assert {(record["rank"], record["device"]) for record in made} == {(0, "cpu")}
+    for record in made:
+        assert record["started_at"] < record["finished_at"]
+    for first, second in pairwise(made):  # one may be published while the next is begun
+        assert first["started_at"] <= second["started_at"]
+        assert first["finished_at"] <= second["finished_at"]
 
 
 def test_the_mouth_is_followed(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:

@@ -4,6 +4,7 @@ import io
 import json
 import tarfile
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import webdataset
 
 from factory import make_clip, make_features, make_reject, make_shard
 from lrs3_loader.errors import RunError
+from lrs3_loader.files import utc_now
 from lrs3_loader.shards import Ledger, check_shard, publish_shard, read_shard
 from lrs3_loader.storage import LocalStore
 from lrs3_loader.types import ClipFeatures, Reject, Shard
@@ -53,6 +55,19 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
             assert sample[name].dtype == array.dtype
             np.testing.assert_array_equal(sample[name], array)
     assert check_shard(shard, LocalStore(tmp_path), ledger) == []
+
+
+def test_the_ledger_says_when_and_the_tar_does_not(tmp_path: Path) -> None:
+    shard = make_shard()
+    before = utc_now()
+    ledger = publish(tmp_path / "one", shard, some_results(shard))
+    assert before <= ledger.provenance["finished_at"] <= utc_now()
+    assert datetime.fromisoformat(before).utcoffset() == timedelta(0)
+    while utc_now() == ledger.provenance["finished_at"]:
+        pass
+    again = publish(tmp_path / "two", shard, some_results(shard))
+    assert again.provenance["finished_at"] > ledger.provenance["finished_at"]
+    assert again.sha256 == ledger.sha256
 
 
 def test_webdataset_reads_them(tmp_path: Path) -> None:

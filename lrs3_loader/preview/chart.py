@@ -30,7 +30,7 @@ COLOURS: tuple[Colour, ...] = (
 )
 PITCH_TOP_HZ = 400.0
 _HEAT = np.array([[0.04, 0.04, 0.10], [0.30, 0.08, 0.42], [0.72, 0.21, 0.33], [0.97, 0.55, 0.16], [0.99, 0.96, 0.65]])
-_MEL_RANGE = (-4.5, 0.5)  # log10 amplitude
+MEL_RANGE = (-4.5, 0.5)  # log10 amplitude
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def draw_sound(mel: np.ndarray, f0_hz: np.ndarray, width: int, missing: np.ndarr
     """The mel spectrogram ``mel`` [2T, 80] with the pitch ``f0_hz`` [2T] over it, as ``draw_strip``."""
     picture = _paper(height, width, missing)
     plot = picture[:, LABEL_PX:]
-    low, high = _MEL_RANGE
+    low, high = MEL_RANGE
     rows = ((np.arange(height) + 0.5) / height * mel.shape[1]).astype(int)[::-1]
     columns = ((np.arange(plot.shape[1]) + 0.5) / plot.shape[1] * len(mel)).astype(int)
     plot[:] = heat((mel[columns][:, rows].T - low) / (high - low))

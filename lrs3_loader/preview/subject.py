@@ -131,7 +131,7 @@ def from_run(
     missing = [name for name in NEEDED if name not in sample]
     if missing:
         raise RunError(f"{key} has no {', '.join(missing)}: nothing to draw a fit from")
-    model = _model_of_run(folder, face_model, assets)
+    model = model_of_run(folder, face_model, assets)
     meta = sample["json"]
     arrays = {name: array for name, array in sample.items() if name not in ("__key__", "json")}
     video = _video_of_run(folder, clip, corpus, int(meta["num_frames"]))
@@ -172,12 +172,23 @@ def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
     raise RunError(f"{folder.tar_url(shard)} does not hold {key} although its ledger says so; verify the run")
 
 
-def _model_of_run(folder: RunFolder, face_model: str | None, assets: Assets) -> FaceModel:
-    name = face_model or folder.record["config"]["face"]["face_model"]
-    if name != "demo":
+def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:
+    """The face model that a run's coefficients are of, on the CPU.
+
+    Args:
+        face_model: where it is now, if not where it was.
+        fetch: whether it may be fetched where it is not on this machine.
+
+    Raises:
+        RunError: the run names none, it is not here, or what is here is another one.
+    """
+    name = face_model or folder.record["config"].get("face", {}).get("face_model")
+    if name is None:
+        raise RunError(f"{folder.path} does not say which face model it was made with: name it with --face-model")
+    if fetch and name != "demo":
         assets.ensure_face_model(name)
     model = load_face_model(FaceConfig(name), assets)
-    theirs = folder.record["models"]["face_model"]
+    theirs = folder.record["models"].get("face_model", {"name": "unknown", "sha256": ""})
     if model.source_sha256 != theirs["sha256"]:
         raise RunError(
             f"the run's face model was {theirs['name']} with sha256 {theirs['sha256'][:12]}..., {name} here has "
