@@ -34,7 +34,7 @@ from lrs3_loader.overlap import one_behind
 from lrs3_loader.transfer import to_device
 from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
 
-Count = Callable[..., None]  # count(clips=, frames=, rejects=)
+Count = Callable[..., None]  # count(clips=, frames=, rejects=, ...), see ``progress.COUNTERS``
 
 
 @dataclass
@@ -104,7 +104,7 @@ class Extractor:
         """
         watched = Watched(timings, count)
         batches = fixed_batches(self._open_clips(items, watched), self.models.landmarker.batch_size)
-        found = one_behind(batches, partial(self._detect, watched.clock), partial(self._locate, watched.clock))
+        found = one_behind(batches, partial(self._detect, watched), partial(self._locate, watched.clock))
         if self.models.regressor is None:
             for _ in found:
                 pass
@@ -124,7 +124,7 @@ class Extractor:
         with clock("landmarks"):
             alive = _keep(alive, self._finish_track)
         with clock("sound"):
-            self._hear(alive)
+            self._hear(alive, watched.count)
         with clock("fit"):
             self._fit(alive)
         for state in watched.states:
@@ -157,8 +157,9 @@ class Extractor:
             if item.is_last:
                 watched.count(clips=1, frames=item.num_frames)
 
-    def _detect(self, clock: _Clock, batch: _Batch) -> tuple[_Batch, Detected]:
-        with clock("landmarks"):
+    def _detect(self, watched: Watched, batch: _Batch) -> tuple[_Batch, Detected]:
+        watched.count(frame_slots=self.models.landmarker.batch_size)
+        with watched.clock("landmarks"):
             return batch, self.models.landmarker.detect([(span.frames, span.owner.track) for span in batch])
 
     def _locate(self, clock: _Clock, detected: tuple[_Batch, Detected]) -> tuple[_Batch, list[FrameLandmarks]]:
@@ -227,8 +228,9 @@ class Extractor:
         }
 
     @torch.inference_mode()
-    def _hear(self, states: list[_ClipState]) -> None:
+    def _hear(self, states: list[_ClipState], count: Count) -> None:
         waveforms = [state.head.waveform for state in states]
+        count(**self.models.speech.fill([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
         for state, mel in zip(states, self.models.mel(waveforms) if waveforms else [], strict=True):
             state.arrays["mel"] = mel.cpu().numpy()

@@ -19,7 +19,7 @@ import torch
 from lrs3_loader import __version__, demo
 from lrs3_loader.assets import Assets
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.config import LaunchConfig, RunConfig, as_json, resolve
+from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
 from lrs3_loader.errors import REASONS, RunError
@@ -30,9 +30,8 @@ from lrs3_loader.memory import keep_freed_memory
 from lrs3_loader.models import Models
 from lrs3_loader.overlap import Follower
 from lrs3_loader.plan import make_plan
-from lrs3_loader.progress import ProgressDisplay, Tally
+from lrs3_loader.progress import COUNTERS, ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
-from lrs3_loader.storage import Location
 from lrs3_loader.types import FIELDS, Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.upload import upload
 from lrs3_loader.work import WorkQueue
@@ -50,6 +49,7 @@ class Outcome:
     totals: Totals
     num_frames: int  # extracted by this launch
     seconds: float
+    padding: dict[str, float]  # share of the batches that held nothing, of frames and of sound
 
 
 def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | None:
@@ -59,7 +59,6 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         RunError: something the user has to put right. When rank 0 fails to start, the other ranks end silently.
     """
     device = pick_device(launch.device)
-    config = resolve(config, device.type)
     if launch.demo:
         config = replace(config, corpus=replace(config.corpus, corpus=demo_corpus_folder(launch.out), layout="lrs3"))
     configure_torch(config.threads)
@@ -67,6 +66,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     if queue.rank == 0:
         try:
             folder, extractor, pending = prepare(config, launch, assets, device)
+            config = extractor.config
         except BaseException as error:
             queue.announce({"error": str(error)})
             raise
@@ -77,6 +77,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
             raise SystemExit(1)  # rank 0 has said why
         pending = message["pending"]
         folder = RunFolder.open(launch.out)
+        config = settle(config, folder, device)
         extractor = Extractor(config, Models.load(config, assets, device), device)
 
     if queue.rank != 0:
@@ -98,7 +99,12 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
             "stopped with %d of %d shards to go; run the same command again to resume", num_left, len(folder.shards)
         )
         raise
-    return Outcome(folder, folder.totals(), queue.add("frames", 0), seconds)
+    counted = {name: queue.add(name, 0) for name in COUNTERS}
+    padding = {
+        "frames": 1 - counted["frames"] / max(counted["frame_slots"], counted["frames"], 1),
+        "sound": 1 - counted["sound_samples"] / max(counted["sound_slots"], 1),
+    }
+    return Outcome(folder, folder.totals(), counted["frames"], seconds, padding if counted["frames"] else {})
 
 
 def prepare(
@@ -107,16 +113,18 @@ def prepare(
     """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
     if launch.demo:
         demo.make_demo_corpus(demo_corpus_folder(launch.out))
-    shards = None
-    if not RunFolder.exists(launch.out):
-        shards = plan_corpus(config)
+    begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
+    config = settle(config, begun, device)
+    shards = plan_corpus(config) if begun is None else None
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
     if shards is not None:
         record = make_record(config, device, extractor.models.record, shards)
         folder = RunFolder.create(launch.out, record, shards)
     else:
-        folder = resume(config, launch.out, device, extractor.models.record)
+        assert begun is not None
+        folder = begun
+        check_same(folder, config, device, extractor.models.record)
     folder.clear_scratch()
     if launch.retry_rejects is None:
         pending = folder.pending()
@@ -157,25 +165,31 @@ def make_record(
     }
 
 
-def resume(config: RunConfig, path: Location, device: torch.device, models: dict[str, Any]) -> RunFolder:
-    """Open a run that was begun before, if this launch would write the same bytes.
+def settle(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
+    """The config with nothing left to the device: as the run was begun, or by the memory that is free now."""
+    if begun is not None and begun.record.get("device_type") == device.type:
+        config = adopt(config, begun.record["config"])
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return resolve(config, device.type, free_bytes)
+
+
+def check_same(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
+    """Whether this launch would write the same bytes as the one that began the run.
 
     Raises:
         RunError: the config, the models or the kind of device differ; the message lists each difference.
     """
-    folder = RunFolder.open(path)
     now = {"config": as_json(config), "models": models, "device_type": device.type}
     lines = differences({name: folder.record.get(name) for name in now}, now)
     if lines:
         listed = "\n  ".join(lines)
         raise RunError(
-            f"{path} holds a run with other settings (there -> asked for):\n  {listed}\n"
+            f"{folder.path} holds a run with other settings (there -> asked for):\n  {listed}\n"
             "give the same settings to resume it, or another --out to begin a new one"
         )
     if folder.record["software"] != software():
         changed = ", ".join(differences(folder.record["software"], software()))
         logger.warning("software changed since the run began (%s): last bits may differ between shards", changed)
-    return folder
 
 
 def extract_shards(

@@ -24,6 +24,9 @@ def describe(outcome: Outcome) -> str:
         f"this launch: {outcome.num_frames} frames in {outcome.seconds:.1f} s, {rate:.0f} frames/s, "
         f"{rate / FRAMES_PER_SECOND:.1f}x real time",
     ]
+    if outcome.padding:
+        shares = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in outcome.padding.items())
+        lines.append(f"batches were filled up with nothing to {shares}")
     return "\n".join(lines + describe_rejects(totals))
 
 

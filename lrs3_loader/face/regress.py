@@ -29,6 +29,7 @@ from lrs3_loader.face.align import CROP_SIZE, align, crop_faces, five_points, lo
 from lrs3_loader.face.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.face.tracks import check_track, fill_gaps
 from lrs3_loader.files import file_sha256
+from lrs3_loader.memory import piecewise
 from lrs3_loader.transfer import Download, to_device
 
 #: Where each part lies in the 257 coefficients.
@@ -215,7 +216,7 @@ class Deep3DRegressor(nn.Module):
         with self._precision():
             for part in crops.split(self.batch_size):
                 missing = crops.new_zeros(self.batch_size - len(part), CROP_SIZE, CROP_SIZE, 3)
-                results.append(self.network(torch.cat([part, missing]))[: len(part)])
+                results.append(torch.cat(piecewise(self.network, torch.cat([part, missing])))[: len(part)])
         return torch.cat(results)
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:

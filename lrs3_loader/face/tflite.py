@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lrs3_loader.face.tflite_graph import Graph, read_graph
 from lrs3_loader.face.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
+from lrs3_loader.memory import piecewise
 
 CPU_SLICE = 8
 """Items run at a time on a CPU: the activations of more leave its cache (measured: 32 take 1.5 times as long each).
@@ -54,9 +55,9 @@ class TFLiteModule(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
-        if x.device.type != "cpu" or len(x) <= CPU_SLICE:
-            return self._run(x)
-        parts = [self._run(part) for part in x.split(CPU_SLICE)]
+        parts = [self._run(part) for part in x.split(CPU_SLICE)] if x.device.type == "cpu" else piecewise(self._run, x)
+        if len(parts) == 1:
+            return parts[0]
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def _run(self, x: Tensor) -> tuple[Tensor, ...]:
