@@ -22,7 +22,9 @@ import torch
 from lrs3_loader.batch import FrameSpan, fixed_batches
 from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, PoorFitError
+from lrs3_loader.face.crops import FaceCrops, cut_faces
 from lrs3_loader.face.fit import FitInput, FitResult
+from lrs3_loader.face.fit_types import PhotometricQuality
 from lrs3_loader.face.landmarks import FrameLandmarks, finish_track
 from lrs3_loader.face.regress import Deep3DRegressor, finish_coefficients, idexp_lm3d
 from lrs3_loader.face.topology import to_ibug68
@@ -43,12 +45,14 @@ class _ClipState:
     track: FaceTrack = field(default_factory=FaceTrack)
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
+    crops: FaceCrops | None = None  # of a photometric fit
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
 
     def fail(self, error: ClipError) -> None:
         self.reject = Reject(self.clip, error.reason, str(error))
+        self.crops = None
 
 
 class Extractor:
@@ -85,6 +89,9 @@ class Extractor:
             if self.models.regressor is not None:
                 with clock("regression"):
                     self._regress(self.models.regressor, batch, found)
+            if self.models.wants_pixels:
+                with clock("crops"):
+                    _keep_crops(batch, found)
         alive = [state for state in states if isinstance(state, _ClipState) and state.reject is None]
         with clock("landmarks"):
             alive = _keep(alive, self._finish_track)
@@ -185,11 +192,13 @@ class Extractor:
                 torch.from_numpy(state.arrays["valid"]),
                 state.head.source.height,
                 state.head.source.width,
+                crops=state.crops,
             )
             for state in states
         ]
         for state, fit in zip(states, self.models.fitter(inputs), strict=True):
             self._take_fit(state, fit)
+            state.crops = None
 
     def _take_fit(self, state: _ClipState, fit: FitResult) -> None:
         for name in ("id", "exp", "pose", "idexp_lm3d"):
@@ -204,6 +213,8 @@ class Extractor:
             "face_size_px": _rounded(fit.face_size_px.nanmean(), 1),
             "converged": fit.converged,
         }
+        if fit.photometric is not None:
+            state.quality |= _photometric_quality(fit.photometric)
         bound = self.config.face.max_reprojection
         if bound is not None and fit.relative_error > bound:
             state.fail(PoorFitError(f"landmarks are {fit.relative_error:.4f} face sizes off, {bound:.4f} allowed"))
@@ -245,6 +256,23 @@ class Extractor:
                 "boxes": transcript.boxes.tolist(),
             }
         return meta
+
+
+def _keep_crops(batch: list[FrameSpan[_ClipState]], found: list[FrameLandmarks]) -> None:
+    """The part of each frame with the face, for a photometric fit: the frames themselves are let go."""
+    for span, landmarks in zip(batch, found, strict=True):
+        if span.owner.crops is None:
+            span.owner.crops = FaceCrops()
+        span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
+
+
+def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
+    """Mean absolute difference of the drawn face's colours (0..1), as fitted to landmarks and as stored."""
+    return {
+        "photometric_error_landmark_fit": _rounded(found.error_before, 5),
+        "photometric_error": _rounded(found.error, 5),
+        "photometric_refined": found.refined,
+    }
 
 
 def _keep(states: list[_ClipState], stage: Callable[[_ClipState], None]) -> list[_ClipState]:

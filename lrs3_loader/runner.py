@@ -24,7 +24,7 @@ from lrs3_loader.decode import ClipLoader
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
 from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.models import Models
+from lrs3_loader.models import Models, require_extras
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
@@ -99,6 +99,7 @@ def prepare(
     config: RunConfig, launch: LaunchConfig, assets: Assets, device: torch.device
 ) -> tuple[RunFolder, Extractor, list[int]]:
     """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
+    require_extras(config.face)
     if launch.demo:
         demo.make_demo_corpus(demo_corpus_folder(launch.out))
     shards = None

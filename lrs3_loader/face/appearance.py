@@ -21,6 +21,7 @@ from lrs3_loader.face.lighting import FLAT, NUM_HARMONICS, harmonics
 from lrs3_loader.face.region import Region
 
 NOISE = 0.03  # of colours, in 0..1: sensor, compression, what shading leaves out
+MISALIGNMENT_PX = 1.0  # of the crop, between frames as the landmark fit leaves them
 _ROUNDS = 4
 _LIGHT_PRIOR = 0.01  # of the observations' weight: pulls the light towards an even one of the same brightness
 _NEIGHBOUR_WEIGHT = 0.5  # of a vertex' neighbours against one frame in which it is seen
@@ -43,8 +44,19 @@ class Appearance:
         return self.albedo * shading
 
 
-def estimate_appearance(colours: torch.Tensor, seen: torch.Tensor, normals: torch.Tensor, region: Region) -> Appearance:
-    """Albedo and light from ``colours`` [K, V, 3] in 0..1 where ``seen`` [K, V] bool, ``normals`` [K, V, 3]."""
+def estimate_appearance(
+    colours: torch.Tensor, slopes: torch.Tensor, seen: torch.Tensor, normals: torch.Tensor, region: Region
+) -> Appearance:
+    """Albedo and light from what is seen of each vertex.
+
+    Args:
+        colours: [K, V, 3] in 0..1.
+        slopes: [K, V] mean square over the channels of the picture's gradient there, per pixel of the crop. Frames are
+            yet to be aligned to one another: differences that ``MISALIGNMENT_PX`` explains do not count as variance, or
+            the features of the face would weigh least.
+        seen: [K, V] bool; elsewhere colours mean nothing.
+        normals: [K, V, 3] unit, camera axes.
+    """
     basis = harmonics(normals)
     weight = seen.to(colours.dtype)
     mean = (weight[..., None] * colours).sum((0, 1)) / weight.sum().clamp(min=1)
@@ -65,9 +77,9 @@ def estimate_appearance(colours: torch.Tensor, seen: torch.Tensor, normals: torc
         trust = weight / (1 + excess)
     residual = (colours - albedo * shading).square().mean(-1)
     count = weight.sum(0)
-    variance = (weight * residual).sum(0) / count.clamp(min=1)
+    unexplained = (weight * (residual - MISALIGNMENT_PX**2 / 2 * slopes)).sum(0) / count.clamp(min=1)
     rarely = ((_MIN_SEEN - count) / _MIN_SEEN).clamp(min=0)
-    return Appearance(albedo, light, variance + rarely * _UNSEEN_SPREAD**2)
+    return Appearance(albedo, light, unexplained.clamp(min=0) + rarely * _UNSEEN_SPREAD**2)
 
 
 def _fit_light(colours: torch.Tensor, albedo: torch.Tensor, basis: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:

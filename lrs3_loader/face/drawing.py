@@ -13,7 +13,7 @@ from lrs3_loader.face import render
 from lrs3_loader.face.appearance import NOISE, Appearance, estimate_appearance
 from lrs3_loader.face.camera import DISTANCE, Camera
 from lrs3_loader.face.crops import CROP_SIZE
-from lrs3_loader.face.photometric_terms import Samples, blurred, sample, slices
+from lrs3_loader.face.photometric_terms import Samples, blurred, sample, slices, with_gradients
 from lrs3_loader.face.region import Region
 from lrs3_loader.face.render import Hits
 
@@ -100,12 +100,12 @@ class Views:
 def find_appearance(views: Views, region: Region, size: int) -> Appearance:
     """Albedo and light from keyframes, drawn with ``size`` x ``size`` pixels to see what is hidden."""
     parts = [_vertex_colours(views[part], region, size) for part in slices(len(views), region.device)]
-    colours, seen, normals = (torch.cat(column) for column in zip(*parts, strict=True))
-    return estimate_appearance(colours, seen, normals, region)
+    colours, slopes, seen, normals = (torch.cat(column) for column in zip(*parts, strict=True))
+    return estimate_appearance(colours, slopes, seen, normals, region)
 
 
-def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Of the vertices: colours [n, V, 3], whether they are seen [n, V], normals [n, V, 3]."""
+def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tensor, ...]:
+    """Of the vertices, what ``estimate_appearance`` takes."""
     placed, normals = views.placed(), views.normals(region)
     pixel = views.pixels(placed)
     drawn = views.hits(region, size).depth
@@ -114,7 +114,8 @@ def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tens
     to_camera = torch.nn.functional.normalize(placed.new_tensor([0.0, 0.0, DISTANCE]) - placed, dim=-1)
     facing = (normals * to_camera).sum(-1) > _MIN_FACING
     seen = facing & (DISTANCE - placed[..., 2] <= behind + _DEPTH_SLACK) & views.inside(pixel)
-    return sample(blurred(views.pictures), pixel), seen, normals
+    values = sample(with_gradients(blurred(views.pictures)), pixel)
+    return values[..., :3], values[..., 3:].square().sum(-1) / 3, seen, normals
 
 
 def draw_samples(views: Views, looks: list[Appearance], region: Region, size: int, num_samples: int) -> Samples:

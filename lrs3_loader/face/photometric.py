@@ -48,8 +48,8 @@ class PhotometricConfig:
     """Side of the drawing that tells which points are seen, over the same square as the crop of 128."""
     num_samples: int = 2048
     """At most this many samples of a frame."""
-    pixel_weight: float = 0.05
-    """Weight of a sample: about one in so many counts as an independent measurement."""
+    pixel_weight: float = 0.5
+    """Weight of a sample against that of a landmark with the same number of standard deviations off."""
     outlier_sigma: float = 3.0
     """Samples further off than this many standard deviations pull with a constant force only."""
     max_iterations: int = 8
@@ -84,6 +84,8 @@ class PhotometricFitter(LandmarkFitter):
         for clip in clips:
             if clip.crops is None or len(clip.crops) != len(clip.valid):
                 raise ValueError("a photometric fit needs the crops of every frame of a clip")
+            if not bool(clip.crops.places.isfinite().all(1).any()):
+                raise ValueError("a clip without a single crop cannot be fitted to pixels")
         first = super().__call__(clips)
         if not clips:
             return first
