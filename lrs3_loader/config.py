@@ -118,8 +118,9 @@ class FaceConfig:
 
     face_model: str = "ict"
     """ict, demo, or a model file FILE.npz."""
-    fit: Literal["fast", "best"] = "fast"
-    """How landmarks are fitted: identity from 16 frames, then the rest; or all frames of a clip jointly."""
+    fit: Literal["fast", "best", "photometric"] = "fast"
+    """How landmarks are fitted: identity from 16 frames, then the rest; or all frames of a clip jointly; or fast, and
+    then expression and pose refined on the pixels (needs pytorch3d; slow without a GPU)."""
     max_reprojection: float | None = None
     """Clips fitted worse than this are rejected (poor_fit); mean landmark error as a fraction of the face size."""
 

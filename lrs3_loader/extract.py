@@ -24,7 +24,9 @@ import torch
 from lrs3_loader.batch import FrameSpan, fixed_batches
 from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, PoorFitError
+from lrs3_loader.face.crops import FaceCrops, cut_faces
 from lrs3_loader.face.fit import FitInput, FitResult
+from lrs3_loader.face.fit_types import PhotometricQuality
 from lrs3_loader.face.landmarks import Detected, FrameLandmarks, finish_track
 from lrs3_loader.face.regress import Aimed, Deep3DRegressor, finish_coefficients, idexp_lm3d
 from lrs3_loader.face.topology import to_ibug68
@@ -47,12 +49,14 @@ class _ClipState:
     track: FaceTrack = field(default_factory=FaceTrack)
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
+    crops: FaceCrops | None = None  # of a photometric fit
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
 
     def fail(self, error: ClipError) -> None:
         self.reject = Reject(self.clip, error.reason, str(error))
+        self.crops = None
 
 
 class Watched:
@@ -105,6 +109,8 @@ class Extractor:
         watched = Watched(timings, count)
         batches = fixed_batches(self._open_clips(items, watched), self.models.landmarker.batch_size)
         found = one_behind(batches, partial(self._detect, watched), partial(self._locate, watched.clock))
+        if self.models.wants_pixels:
+            found = map(partial(self._keep_crops, watched.clock), found)
         if self.models.regressor is None:
             for _ in found:
                 pass
@@ -169,6 +175,17 @@ class Extractor:
         for span, landmarks in zip(batch, found, strict=True):
             span.owner.landmarks.append(landmarks)
         return batch, found
+
+    def _keep_crops(
+        self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
+    ) -> tuple[_Batch, list[FrameLandmarks]]:
+        """Keep the part of each frame with the face, for a photometric fit: the frames themselves are let go."""
+        with clock("crops"):
+            for span, landmarks in zip(*located, strict=True):
+                if span.owner.crops is None:
+                    span.owner.crops = FaceCrops()
+                span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
+        return located
 
     def _aim(
         self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
@@ -246,11 +263,13 @@ class Extractor:
                 torch.from_numpy(state.arrays["valid"]),
                 state.head.source.height,
                 state.head.source.width,
+                crops=state.crops,
             )
             for state in states
         ]
         for state, fit in zip(states, self.models.fitter(inputs), strict=True):
             self._take_fit(state, fit)
+            state.crops = None
 
     def _take_fit(self, state: _ClipState, fit: FitResult) -> None:
         for name in ("id", "exp", "pose", "idexp_lm3d"):
@@ -265,6 +284,8 @@ class Extractor:
             "face_size_px": _rounded(fit.face_size_px.nanmean(), 1),
             "converged": fit.converged,
         }
+        if fit.photometric is not None:
+            state.quality |= _photometric_quality(fit.photometric)
         bound = self.config.face.max_reprojection
         if bound is not None and fit.relative_error > bound:
             state.fail(PoorFitError(f"landmarks are {fit.relative_error:.4f} face sizes off, {bound:.4f} allowed"))
@@ -306,6 +327,15 @@ class Extractor:
                 "boxes": transcript.boxes.tolist(),
             }
         return meta
+
+
+def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
+    """Mean absolute difference of the drawn face's colours (0..1), as fitted to landmarks and as stored."""
+    return {
+        "photometric_error_landmark_fit": _rounded(found.error_before, 5),
+        "photometric_error": _rounded(found.error, 5),
+        "photometric_refined": found.refined,
+    }
 
 
 def _keep(states: list[_ClipState], stage: Callable[[_ClipState], None]) -> list[_ClipState]:

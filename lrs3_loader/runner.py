@@ -27,7 +27,7 @@ from lrs3_loader.extract import Extractor
 from lrs3_loader.files import utc_now
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.memory import keep_freed_memory
-from lrs3_loader.models import Models
+from lrs3_loader.models import Models, require_extras
 from lrs3_loader.overlap import Follower
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import COUNTERS, ProgressDisplay, Tally
@@ -111,6 +111,7 @@ def prepare(
     config: RunConfig, launch: LaunchConfig, assets: Assets, device: torch.device
 ) -> tuple[RunFolder, Extractor, list[int]]:
     """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
+    require_extras(config.face)
     if launch.demo:
         demo.make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None

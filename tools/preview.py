@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -38,6 +38,8 @@ class Args:
     """For a clip file: auto, cpu, cuda or cuda:N."""
     panel: int = 320
     """Side of a panel in pixels (even, at least 64)."""
+    mesh: Literal["simple", "pytorch3d"] = "simple"
+    """What draws the mesh; pytorch3d (the extra `render`) takes seconds a frame on a CPU."""
 
     def __post_init__(self) -> None:
         if self.panel < 64 or self.panel % 2:
@@ -65,7 +67,7 @@ def main() -> int:
         raise RunError(f"{args.source} holds {len(keys)} clips: give a KEY as well, such as {', '.join(keys[:3])}")
     else:
         subject = preview.from_run(args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus)
-    preview.write_preview(subject, args.out, args.panel)
+    preview.write_preview(subject, args.out, args.panel, args.mesh)
     print(args.out)
     return cli.EXIT_OK
 
