@@ -46,6 +46,8 @@ setup(
             "mypy",
         ],
         "viz": ["matplotlib>=3.8"],
+        # What tools/bench.py peers is measured against; it says which of them it misses.
+        "bench": ["librosa>=0.10", "mediapipe>=0.10.21"],
         "train": ["tensorboard>=2.14"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],
