@@ -25,7 +25,6 @@ from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_t
 from lrs3_loader.bench.results import Bound, Figure, Remark
 from lrs3_loader.bench.stages import relative_error
 from lrs3_loader.bench.timing import Work, in_turn
-from lrs3_loader.face.fit import FitConfig, LandmarkFitter
 from lrs3_loader.face.landmarks import FrameLandmarks
 from lrs3_loader.face.topology import to_ibug68
 from lrs3_loader.face.tracks import fill_gaps
