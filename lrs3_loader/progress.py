@@ -37,6 +37,7 @@ class Tally:
             if amount:
                 self._queue.add(name, amount)
                 self._waiting[name] = 0
+        self._queue.beat()
         self._last_flush = time.monotonic()
 
 

@@ -156,7 +156,7 @@ class RunFolder:
         return [index for index, name in enumerate(self.shards.names) if name in chosen]
 
     def save_index(self) -> None:
-        """Keep what the ledgers say in one file, where there are many."""
+        """Keep what the ledgers last said in one file, where there are many."""
         self._index.save()
 
     def publish(
