@@ -4,6 +4,8 @@
 python tools/bench.py stream
 
 python tools/bench.py scan
+
+python tools/bench.py scale
 """
 
 from __future__ import annotations
@@ -60,10 +62,32 @@ class Scan:
         return cli.EXIT_OK
 
 
-COMMANDS = {"stream": Stream(), "scan": Scan()}
+@dataclass(frozen=True)
+class Scale:
+    """How a launch of a very large run begins, and what leases cost with thousands of ranks; without models."""
+
+    shards: int = 100_000
+    """Shards of the run, all but one of them published."""
+    clips: int = 60
+    """Clips in each."""
+    ranks: int = 2_000
+    """Ranks that draw all the shards anew."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise); 2 GB for 100000 shards of 60 clips."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import scale
+
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for line in scale.run_benchmark(Path(folder), self.shards, self.clips, self.ranks):
+                print(line, flush=True)
+        return cli.EXIT_OK
+
+
+COMMANDS = {"stream": Stream(), "scan": Scan(), "scale": Scale()}
 
 if TYPE_CHECKING:
-    Command = Stream | Scan
+    Command = Stream | Scan | Scale
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 
