@@ -75,11 +75,9 @@ class LedgerIndex:
         return [known[name][1] for name in files if name in known]  # one may have been removed since it was listed
 
     def save(self) -> None:
-        """Write the index, where there are enough ledgers to be worth it and it has changed."""
-        num_ledgers = len(self.summaries())
-        if num_ledgers < SAVE_FROM or not self._num_unsaved:
+        """Write what was last seen, where there are enough ledgers to be worth it and something has changed."""
+        if self._known is None or len(self._known) < SAVE_FROM or not self._num_unsaved:
             return
-        assert self._known is not None
         with self._store.write(INDEX_FILE) as file:
             for name, (state, summary) in self._known.items():
                 line = [name, state.num_bytes, state.stamp, *dataclasses.astuple(summary)]

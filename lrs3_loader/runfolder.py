@@ -67,8 +67,11 @@ class RunFolder:
         return True
 
     @classmethod
-    def create(cls, path: str | Path, record: dict[str, Any], shards: Sequence[Shard]) -> RunFolder:
-        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun."""
+    def create(cls, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]) -> RunFolder:
+        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun.
+
+        ``record["plan_sha256"]`` is the hash of these shards.
+        """
         store = store_at(path)
         try:
             store.create([TAR_FOLDER, LEDGER_FOLDER])
@@ -78,7 +81,7 @@ class RunFolder:
                 file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         except OSError as error:
             raise RunError(f"cannot write the run to {path}: {error.strerror}; choose another --out") from error
-        return cls(path, record, shards)
+        return cls.open(path)
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -161,7 +164,7 @@ class RunFolder:
         return [index for index, name in enumerate(self.shards.names) if name in chosen]
 
     def save_index(self) -> None:
-        """Keep what the ledgers say in one file, where there are many."""
+        """Keep what the ledgers last said in one file, where there are many."""
         self._index.save()
 
     def publish(

@@ -7,7 +7,6 @@ import itertools
 import logging
 import os
 import platform
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -35,6 +34,8 @@ from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differe
 from lrs3_loader.types import FIELDS, Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.upload import upload
 from lrs3_loader.work import WorkQueue
+
+INDEX_EVERY = 1_000  # shards that all ranks publish between two savings of the index; whoever publishes that one saves
 
 logger = logging.getLogger(__name__)
 
@@ -81,17 +82,19 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         extractor = Extractor(config, Models.load(config, assets, device), device)
 
     if queue.rank != 0:
-        extract_shards(folder, pending, config, launch, extractor, queue)
-        queue.add("ranks_done", 1)
+        extract_shards(folder, queue.leases(pending), config, launch, extractor, queue)
+        queue.leave()
         return None
     num_clips = folder.shards.num_clips
     num_pending = sum(folder.shards.counts[index] for index in pending)
     try:
         with ProgressDisplay(queue, num_clips, num_clips - num_pending) as display:
-            extract_shards(folder, pending, config, launch, extractor, queue)
-            queue.add("ranks_done", 1)
-            while queue.add("ranks_done", 0) < queue.world_size:
-                time.sleep(0.2)
+            extract_shards(folder, queue.leases(pending), config, launch, extractor, queue)
+            queue.leave()
+            if silent := queue.wait_for_all():
+                logger.warning("ranks %s fell silent: doing what they left", ", ".join(map(str, silent)))
+                left = queue.leases(folder.pending(), "left")
+                extract_shards(folder, left, config, launch, extractor, queue)
             seconds = display.seconds
     except KeyboardInterrupt:
         num_left = len(folder.pending())
@@ -104,7 +107,9 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         "frames": 1 - counted["frames"] / max(counted["frame_slots"], counted["frames"], 1),
         "sound": 1 - counted["sound_samples"] / max(counted["sound_slots"], 1),
     }
-    return Outcome(folder, folder.totals(), counted["frames"], seconds, padding if counted["frames"] else {})
+    totals = folder.totals()
+    folder.save_index()
+    return Outcome(folder, totals, counted["frames"], seconds, padding if counted["frames"] else {})
 
 
 def prepare(
@@ -195,19 +200,20 @@ def check_same(folder: RunFolder, config: RunConfig, device: torch.device, model
 
 def extract_shards(
     folder: RunFolder,
-    pending: list[int],
+    leases: Iterable[int],
     config: RunConfig,
     launch: LaunchConfig,
     extractor: Extractor,
     queue: WorkQueue,
 ) -> None:
-    """Lease shards until none is left; decode, extract and publish each."""
+    """Decode, extract and publish each shard that is leased, until none is left."""
     tally = Tally(queue)
 
     def clips() -> Iterator[tuple[Shard, Clip]]:
-        for index in queue.leases(pending):
-            for clip in folder.shards[index].clips:
-                yield folder.shards[index], clip
+        for index in leases:
+            shard = folder.shards[index]
+            for clip in shard.clips:
+                yield shard, clip
 
     root = corpus_root(config.corpus)
     provenance = {"software": software(), "device": extractor.device_name, "rank": queue.rank}
@@ -219,6 +225,9 @@ def extract_shards(
         with extractor.own_stream():
             folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
         tally.flush()
+        if queue.add("shards", 1) % INDEX_EVERY == 0:
+            folder.published()
+            folder.save_index()
 
     with contextlib.ExitStack() as stack:
         loader = stack.enter_context(ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat))

@@ -144,14 +144,19 @@ def publish_shard(
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
     """
-    previous = _previous(store, shard, run)
+    try:
+        old = read_ledger(store, shard.name)
+    except FileNotFoundError:
+        old = None
+    previous = old if old is not None and old.run == run and _is_sound(store, old) else None
     try:
         with store.write(tar_name(shard.name)) as file:
             stream = _HashingFile(file)
             samples, rejects = _write_tar(stream, shard, results)
             if previous and (previous.sha256, previous.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
-            store.delete(ledger_name(shard.name))
+            if old is not None:
+                store.delete(ledger_name(shard.name))
     except _UnchangedError:
         assert previous is not None
         return previous
@@ -176,16 +181,10 @@ def read_ledger(store: Store, shard: str) -> Ledger:
     return Ledger.parse(store.read(name), store.where(name))
 
 
-def _previous(store: Store, shard: Shard, run: str) -> Ledger | None:
-    try:
-        ledger = read_ledger(store, shard.name)
-    except FileNotFoundError:
-        return None
-    if ledger.run != run:
-        return None
-    with store.at_hand(tar_name(shard.name)) as folder:
-        path = folder / tar_name(shard.name)
-        return ledger if path.exists() and not check_tar(path, ledger) else None
+def _is_sound(store: Store, ledger: Ledger) -> bool:
+    name = tar_name(ledger.shard)
+    with store.at_hand(name) as folder:
+        return (folder / name).exists() and not check_tar(folder / name, ledger)
 
 
 def _write_tar(

@@ -12,6 +12,8 @@ python tools/bench.py scale                       # how time and memory grow wit
 python tools/bench.py stream                      # samples a second from shards
 
 python tools/bench.py scan                        # finding and planning 151,819 clips
+
+python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 """
 
 from __future__ import annotations
@@ -144,6 +146,28 @@ class Scale(BenchOptions):
         return report(self, measure, pin=False)
 
 
+@dataclass(frozen=True)
+class Cluster:
+    """How a launch of a very large run begins, and what leases cost with thousands of ranks; without models."""
+
+    shards: int = 100_000
+    """Shards of the run, all but one of them published."""
+    clips: int = 60
+    """Clips in each."""
+    ranks: int = 2_000
+    """Ranks that draw all the shards anew."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise); 2 GB for 100000 shards of 60 clips."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import cluster
+
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for line in cluster.run_benchmark(Path(folder), self.shards, self.clips, self.ranks):
+                print(line, flush=True)
+        return cli.EXIT_OK
+
+
 def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measured], pin: bool) -> int:
     """Print figures as they come, then write what was asked for; the exit code says whether all bounds were reached.
 
@@ -184,10 +208,11 @@ COMMANDS = {
     "scale": Scale(),
     "stream": Stream(),
     "scan": Scan(),
+    "cluster": Cluster(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Cluster
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 
