@@ -21,6 +21,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
+from lrs3_loader.doctor.room import warn_if_tight
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
 from lrs3_loader.files import utc_now
@@ -122,6 +123,8 @@ def prepare(
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = settle(config, begun, device)
     shards = plan_corpus(config) if begun is None else None
+    if shards is not None:
+        warn_if_tight(config, shards, launch.out, assets)
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
     if shards is not None:

@@ -171,7 +171,8 @@ def publish_shard(
         provenance={**provenance, "finished_at": utc_now()},
     )
     with store.write(ledger_name(shard.name)) as file:
-        file.write(ledger.to_json().encode())
+        # Messages quote file names, which may hold bytes that are no text; json reads such escapes back.
+        file.write(ledger.to_json().encode("utf-8", "backslashreplace"))
     return ledger
 
 

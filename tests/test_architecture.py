@@ -26,6 +26,7 @@ ORDER = [
     {"shards", "ledger_index", "runfolder"},
     {"stream", "stats"},
     {"interop"},
+    {"doctor"},
     {"runner"},
     {"summary", "preview", "syncnet"},
     {"report"},

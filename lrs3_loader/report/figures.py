@@ -86,27 +86,29 @@ def _rank_strips(timeline: Timeline, edges: np.ndarray, top: float) -> tuple[lis
     height = 5.0 if thin else 16.0
     fastest = max(float(timeline.rates.max()), 1e-9)
     parts = []
-    for row, (rank, rates) in enumerate(zip(timeline.ranks, timeline.rates, strict=True)):
+    for row, rank in enumerate(timeline.ranks):
         y = top + row * (height + 1)
         if not thin or row % 8 == 0:
             parts.append(
                 f'<text x="{_LEFT - 6}" y="{y + min(height, 12):.1f}" class="tick end">rank {rank.rank}</text>'
             )
-        for start, stop, rate in _runs(edges, rates):
-            title = f"rank {rank.rank}: {rate:.0f} frames/s" if rate > 0 else f"rank {rank.rank}: idle"
+        for start, stop, rate, busy in _runs(edges, timeline.rates[row], timeline.busy[row]):
+            title = f"rank {rank.rank}: " + (f"{rate:.0f} frames/s" if busy else "idle")
+            shade = 0.12 + 0.85 * rate / fastest if busy else 0.03
             parts.append(
                 f'<rect class="heat" x="{start:.1f}" y="{y:.1f}" width="{stop - start:.2f}" height="{height}" '
-                f'fill-opacity="{0.04 + 0.9 * rate / fastest:.3f}"><title>{title}</title></rect>'
+                f'fill-opacity="{shade:.3f}"><title>{title}</title></rect>'
             )
     return parts, top + len(timeline.ranks) * (height + 1)
 
 
-def _runs(edges: np.ndarray, rates: np.ndarray) -> list[tuple[float, float, float]]:
-    """(left, right, rate) of neighbouring bins that look alike."""
-    shades = np.round(rates / max(float(rates.max()), 1e-9), 2)
+def _runs(edges: np.ndarray, rates: np.ndarray, busy: np.ndarray) -> list[tuple[float, float, float, bool]]:
+    """(left, right, rate, busy) of neighbouring bins that look alike."""
+    shades = np.where(busy, np.round(rates / max(float(rates.max()), 1e-9), 2), -1)
     starts = [0, *(np.flatnonzero(np.diff(shades)) + 1).tolist(), len(rates)]
     return [
-        (float(edges[first]), float(edges[stop]), float(rates[first:stop].mean())) for first, stop in pairwise(starts)
+        (float(edges[first]), float(edges[stop]), float(rates[first:stop].mean()), bool(busy[first]))
+        for first, stop in pairwise(starts)
     ]
 
 

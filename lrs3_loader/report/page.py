@@ -63,7 +63,7 @@ def _tiles(findings: Findings) -> str:
     tiles = [
         ("clips planned", f"{findings.num_clips:,}"),
         ("samples written", f"{totals.num_samples:,}"),
-        ("rejects", f"{num_rejects:,}" + (f" ({num_rejects / num_read:.2%})" if num_rejects else "")),
+        ("rejects" + (f", {num_rejects / num_read:.2%}" if num_rejects else ""), f"{num_rejects:,}"),
         ("of speech", figures.duration(totals.num_frames / FRAMES_PER_SECOND)),
         ("frames", f"{totals.num_frames:,}"),
         ("on disk", size(totals.num_bytes)),

@@ -95,6 +95,7 @@ class Timeline:
     axis: Axis
     ranks: tuple[RankTotals, ...]
     rates: np.ndarray  # [ranks, bins] f64, frames a second
+    busy: np.ndarray  # [ranks, bins] bool: at work at all, if only on clips that were rejected
 
     @classmethod
     def of(cls, works: Sequence[Work]) -> Timeline:
@@ -104,12 +105,14 @@ class Timeline:
         num_bins = int(np.clip(4 * len(works), 24, MAX_BINS))
         edges = np.linspace(0, axis.seconds, num_bins + 1)
         width = axis.seconds / num_bins
-        rates = np.zeros((len(numbers), num_bins))
+        rates, busy = np.zeros((len(numbers), num_bins)), np.zeros((len(numbers), num_bins), dtype=bool)
         for work in works:
             start, stop = axis.place(work.start), axis.place(work.stop)
             shared = np.clip(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start), 0, None)
-            rates[numbers.index(work.rank)] += work.num_frames * shared / (stop - start) / width
-        return cls(axis, tuple(_rank_totals(number, works) for number in numbers), rates)
+            row = numbers.index(work.rank)
+            rates[row] += work.num_frames * shared / (stop - start) / width
+            busy[row] |= shared > 0
+        return cls(axis, tuple(_rank_totals(number, works) for number in numbers), rates, busy)
 
 
 def _rank_totals(rank: int, works: Sequence[Work]) -> RankTotals:
