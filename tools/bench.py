@@ -4,6 +4,8 @@
 python tools/bench.py stream
 
 python tools/bench.py scan
+
+python tools/bench.py fit --clips FOLDER
 """
 
 from __future__ import annotations
@@ -60,10 +62,37 @@ class Scan:
         return cli.EXIT_OK
 
 
-COMMANDS = {"stream": Stream(), "scan": Scan()}
+@dataclass(frozen=True)
+class Fit:
+    """Landmark fitting: against Adam on GeneFace++'s objective, on small faces, with dense points, and on truth."""
+
+    clips: Path | None = None
+    """Folder of real clips; synthetic ones when not given."""
+    face_model: str = "ict"
+    """ict, demo, or a model file FILE.npz."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    truths: int = 12
+    """Synthetic clips for each row of the table of truth."""
+    frames: int = 125
+    """Frames of each of these."""
+    runs: int = 3
+    """Runs of each timing; the fastest counts."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.assets import Assets
+        from lrs3_loader.bench import fit_report
+
+        found = Assets(self.assets)
+        for line in fit_report.run_benchmark(self.clips, self.face_model, found, self.truths, self.frames, self.runs):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
+COMMANDS = {"stream": Stream(), "scan": Scan(), "fit": Fit()}
 
 if TYPE_CHECKING:
-    Command = Stream | Scan
+    Command = Stream | Scan | Fit
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 
