@@ -50,6 +50,7 @@ class _ClipState:
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
     crops: FaceCrops | None = None  # of a photometric fit
+    dense: torch.Tensor | None = None  # [T, L, 2], where the fit needs them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
@@ -233,6 +234,8 @@ class Extractor:
             state.arrays["coeff"] = filled.cpu().numpy()
         state.arrays["lm68"] = to_ibug68(found.points)[..., :2].cpu().numpy()
         state.arrays["valid"] = found.found.cpu().numpy()
+        if self.models.fitter.config.dense:
+            state.dense = found.points[..., :2].cpu()
         if config.store_lm478:
             state.arrays["lm478"] = found.points.cpu().numpy()
         if found.blendshapes is not None:
@@ -264,10 +267,12 @@ class Extractor:
                 state.head.source.height,
                 state.head.source.width,
                 crops=state.crops,
+                lm468=state.dense,
             )
             for state in states
         ]
         for state, fit in zip(states, self.models.fitter(inputs), strict=True):
+            state.dense = None
             self._take_fit(state, fit)
             state.crops = None
 

@@ -13,6 +13,8 @@ python tools/bench.py stream                      # samples a second from shards
 
 python tools/bench.py scan                        # finding and planning 151,819 clips
 
+python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
+
 python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 """
 
@@ -168,6 +170,33 @@ class Cluster:
         return cli.EXIT_OK
 
 
+@dataclass(frozen=True)
+class Fit:
+    """Landmark fitting: against Adam on GeneFace++'s objective, on small faces, with dense points, and on truth."""
+
+    clips: Path | None = None
+    """Folder of real clips; synthetic ones when not given."""
+    face_model: str = "ict"
+    """ict, demo, or a model file FILE.npz."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    truths: int = 12
+    """Synthetic clips for each row of the table of truth."""
+    frames: int = 125
+    """Frames of each of these."""
+    runs: int = 3
+    """Runs of each timing; the fastest counts."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.assets import Assets
+        from lrs3_loader.bench import fit_report
+
+        found = Assets(self.assets)
+        for line in fit_report.run_benchmark(self.clips, self.face_model, found, self.truths, self.frames, self.runs):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
 def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measured], pin: bool) -> int:
     """Print figures as they come, then write what was asked for; the exit code says whether all bounds were reached.
 
@@ -208,11 +237,12 @@ COMMANDS = {
     "scale": Scale(),
     "stream": Stream(),
     "scan": Scan(),
+    "fit": Fit(),
     "cluster": Cluster(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Cluster
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Cluster
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from lrs3_loader.doctor.check import Check, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
