@@ -8,12 +8,14 @@ import pickle
 from pathlib import Path
 
 import pytest
+import torch.distributed as dist
 
 from factory import make_shard
 from lrs3_loader import ledger_index
 from lrs3_loader.bench import scale
 from lrs3_loader.manifest import Manifest, manifest_lines, plan_sha256
 from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.work import WorkQueue
 
 NUM_SHARDS = 40
 
@@ -127,6 +129,11 @@ def test_a_manifest_is_the_plan_it_was_made_of() -> None:
 
 
 def test_leases_of_many_ranks_are_shared_fairly() -> None:
-    found = scale.time_leases(num_ranks=60, num_shards=1200, num_processes=2)  # it checks that each comes once
-    assert 10 <= found.fewest <= found.most <= 30
-    assert found.announce_bytes < 100
+    """Each with its own connection to a real store, in one process: ``tools/bench.py scale`` takes several."""
+    server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    server.set("go", "")
+    WorkQueue(server, 0, 60).announce({"pending": [*range(700), *range(800, 1300)]})
+    assert len(server.get("launch")) < 100
+    drawn = list(scale.draw_as(server.port, 60, list(range(60)))["drawn"].values())
+    assert sorted(index for found in drawn for index in found) == [*range(700), *range(800, 1300)]
+    assert {len(found) for found in drawn} == {20}
