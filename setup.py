@@ -42,6 +42,9 @@ setup(
             "torchdata>=0.10",
             "tensorboard>=2.14",
             "matplotlib>=3.8",
+            "moto[server]>=5",
+            "s3fs>=2024.2",
+            "pyyaml",
             "ruff",
             "mypy",
         ],
@@ -51,6 +54,6 @@ setup(
         "train": ["tensorboard>=2.14"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],
-        "s3": ["s3fs"],
+        "s3": ["s3fs>=2024.2"],
     },
 )

@@ -163,7 +163,7 @@ def _start_ranks(port: int, ranks: list[int], num_ranks: int) -> subprocess.Pope
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
-def _rank_process(port: int, num_ranks: int, ranks: list[int]) -> dict[str, Any]:
+def draw_as(port: int, num_ranks: int, ranks: list[int]) -> dict[str, Any]:
     """Some ranks, one after another as in a round: each draws, and tells what it has done."""
     drawn: dict[int, list[int]] = {rank: [] for rank in ranks}
     waiting: list[tuple[int, WorkQueue, Iterator[int]]] = []
@@ -203,4 +203,4 @@ def run_benchmark(folder: Path, num_shards: int, clips_per_shard: int, num_ranks
 
 if __name__ == "__main__":
     given = [int(word) for word in sys.argv[1:]]
-    sys.stdout.write(json.dumps(_rank_process(given[0], given[1], given[2:])))
+    sys.stdout.write(json.dumps(draw_as(given[0], given[1], given[2:])))
