@@ -40,6 +40,8 @@ class Args:
     """For a clip file: the speech encoder to show as well, a Hugging Face name or a folder."""
     device: str = "auto"
     """For a clip file: auto, cpu, cuda or cuda:N."""
+    small: bool = False
+    """A .png of 256 colours, a quarter of the size."""
     panel: int = 320
     """Side of a panel in pixels (even, at least 64)."""
     mesh: Literal["simple", "pytorch3d"] = "simple"
@@ -75,7 +77,7 @@ def main() -> int:
         subject = preview.from_run(
             args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus, video=args.video
         )
-    preview.write_preview(subject, args.out, args.panel, args.mesh)
+    preview.write_preview(subject, args.out, args.panel, args.mesh, args.small)
     print(args.out)
     return cli.EXIT_OK
 
