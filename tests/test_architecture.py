@@ -69,3 +69,19 @@ def test_heavy_optional_packages_stay_out() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & forbidden, path
+
+
+def test_pytorch3d_is_imported_in_one_module_and_only_when_it_is_used() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        everywhere, at_import = (
+            [
+                node
+                for node in nodes
+                if (isinstance(node, ast.Import) and any(a.name.split(".")[0] == "pytorch3d" for a in node.names))
+                or (isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "pytorch3d")
+            ]
+            for nodes in (ast.walk(tree), tree.body)
+        )
+        assert at_import == [], path
+        assert everywhere == [] or path == PACKAGE / "face" / "render.py", path

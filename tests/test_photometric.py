@@ -7,18 +7,25 @@ from __future__ import annotations
 
 import dataclasses
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from factory import make_chunk, make_clip, make_reject
+from lrs3_loader import runner
+from lrs3_loader.assets import Assets
+from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.demo import demo_head
 from lrs3_loader.demo.head import IDENTITY_MODES
 from lrs3_loader.demo.motion import make_motion
 from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Voice, make_speech
+from lrs3_loader.errors import RunError
+from lrs3_loader.extract import Extractor
 from lrs3_loader.face import fit_solver
 from lrs3_loader.face.crops import CROP_SIZE, FaceCrops, cut_faces
 from lrs3_loader.face.drawing import Views, spread_evenly
@@ -31,6 +38,8 @@ from lrs3_loader.face.photometric import PhotometricConfig, PhotometricFitter
 from lrs3_loader.face.photometric_terms import PhotometricProblem, Samples, blurred, sample, with_gradients
 from lrs3_loader.face.region import Region
 from lrs3_loader.face.rotation import euler_to_matrix
+from lrs3_loader.models import Models
+from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject
 from textured_face import DrawnClip, draw_clip, expression_error, grid_face
 
 FAST = PhotometricConfig(drawing_size=36)
@@ -239,8 +248,8 @@ def test_a_model_with_texture_modes_uses_them(pytorch3d: Any) -> None:
     assert (found - true).abs().mean() < 0.5 * (model.tex_mean[fitter.region.verts] - true).abs().mean()
 
 
-def demo_clip(number: int, num_frames: int) -> tuple[FitInput, torch.Tensor]:
-    """A demo head drawn by the demo's own renderer (other light, highlights, hair, textures), and its expression."""
+def demo_frames(number: int, num_frames: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A demo head by the demo's own renderer (other light, highlights, hair): frames, true landmarks, expression."""
     rng = np.random.default_rng([7, number])
     look, voice = make_look(number, rng), Voice.of(number, rng)
     id = torch.from_numpy(np.clip(rng.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
@@ -248,7 +257,13 @@ def demo_clip(number: int, num_frames: int) -> tuple[FitInput, torch.Tensor]:
     motion = make_motion(make_speech(40, voice, rng), rng)
     exp, pose = motion.exp[10 : 10 + num_frames], motion.pose[10 : 10 + num_frames]
     frames = torch.from_numpy(np.stack([painter.draw(*frame) for frame in zip(exp, pose, strict=True)]))
-    truth = painter.landmarks(exp, pose)
+    return frames, painter.landmarks(exp, pose), exp
+
+
+def demo_clip(number: int, num_frames: int) -> tuple[FitInput, torch.Tensor]:
+    """The same as input for a fit, with noise on the landmarks; and the expression."""
+    frames, truth, exp = demo_frames(number, num_frames)
+    rng = np.random.default_rng(number)
     landmarks = truth + torch.from_numpy(rng.normal(0, 0.4, truth.shape).astype(np.float32))
     crops = FaceCrops()
     crops.append(*cut_faces(frames, landmarks))
@@ -317,3 +332,64 @@ def test_wrong_input_is_refused(pytorch3d: Any) -> None:
         fitter([dataclasses.replace(clip, crops=crops)])
     with pytest.raises(ValueError, match="num_rounds must be above 0"):
         PhotometricConfig(num_rounds=0)
+
+
+@pytest.fixture(scope="module")
+def landmarker(request: pytest.FixtureRequest) -> Path | None:
+    """Where the landmarker is: the shared assets, else wherever an earlier run has put it."""
+    try:
+        return Path(request.getfixturevalue("shared_assets"))
+    except pytest.skip.Exception:
+        try:
+            Assets().landmarker()
+        except RunError as error:
+            pytest.skip(f"no face landmarker here: {error}")
+        return None
+
+
+def demo_config() -> RunConfig:
+    config = demo_defaults(RunConfig())
+    config = dataclasses.replace(config, face=dataclasses.replace(config.face, fit="photometric"))
+    return resolve(config, "cpu")
+
+
+def test_extraction_keeps_crops_and_writes_the_figures(pytorch3d: Any, landmarker: Path | None) -> None:
+    """Two clips, one in two chunks; the second is lost in between and its crops with it."""
+    config = demo_config()
+    models = Models.load(config, Assets(landmarker), torch.device("cpu"))
+    assert models.wants_pixels
+    assert models.record["renderer"]["name"] == "pytorch3d"
+    small = PhotometricConfig(drawing_size=20, num_rounds=1, num_keyframes=4)
+    fitter = PhotometricFitter(models.face_model, photometric=small)
+    models = dataclasses.replace(models, fitter=fitter)
+    frames = demo_frames(1, num_frames=9)[0]
+    clip, lost = make_clip("test/a/1"), make_clip("test/a/2")
+
+    def chunk(whose: Clip, start: int, stop: int) -> DecodedChunk:
+        return dataclasses.replace(make_chunk(whose, 9, start, stop - start), frames=frames[start:stop])
+
+    items: list[Any] = [chunk(clip, 0, 5), chunk(clip, 5, 9), chunk(lost, 0, 5), make_reject(lost)]
+    head = items[0].head
+    assert head is not None
+    head = dataclasses.replace(head, source=dataclasses.replace(head.source, height=160, width=160))
+    items[0] = dataclasses.replace(items[0], head=head)
+    found, rejected = Extractor(config, models, torch.device("cpu")).extract(items, {}, lambda **counts: None)
+    assert isinstance(rejected, Reject)
+    assert isinstance(found, ClipFeatures)
+    quality = found.meta["quality"]
+    assert 0 < quality["photometric_error"] <= quality["photometric_error_landmark_fit"] < 0.2
+    assert quality["photometric_refined"] in (True, False)
+    assert found.arrays["exp"].shape == (9, models.face_model.num_exp)
+
+
+def test_a_run_that_needs_what_is_missing_ends_before_it_begins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def missing(purpose: str) -> None:
+        raise RunError(f"{purpose} needs pytorch3d (the extra `render`)")
+
+    monkeypatch.setattr("lrs3_loader.models.require_pytorch3d", missing)
+    out = tmp_path / "run"
+    with pytest.raises(RunError, match=r"--fit photometric needs pytorch3d \(the extra `render`\)"):
+        runner.prepare(demo_config(), LaunchConfig(out=out, demo=True), Assets(tmp_path), torch.device("cpu"))
+    assert not list(tmp_path.iterdir())
