@@ -69,6 +69,7 @@ FORBIDDEN = {
     "mediapipe": "bench/peers.py",
     "librosa": "bench/peers.py",
     "matplotlib": "bench/plot.py",
+    "pytorch3d": "face/render.py",
     "cv2": None,
     "tensorflow": None,
 }

@@ -16,6 +16,8 @@ from lrs3_loader.demo.raster import rasterize as own_rasterize
 from lrs3_loader.errors import RunError
 from lrs3_loader.face import render, rotation
 from lrs3_loader.face.camera import DISTANCE, Camera, apply_pose, project
+from lrs3_loader.preview.mesh import MeshPainter, Pytorch3dMeshPainter
+from lrs3_loader.preview.view import View
 
 RANDOM = np.random.default_rng(3)
 ANGLES = torch.from_numpy(RANDOM.uniform(-1, 1, (50, 3)) * [3.1, 1.5, 3.1])
@@ -96,7 +98,7 @@ def test_screen_cameras_are_refused(transforms: Any) -> None:
 
 def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
     """The demo head in two poses, in a picture that is not square: the same pixels, depths and colours but at edges."""
-    model, camera, (height, width) = demo_head(), Camera.for_frame(48, 72), (48, 72)
+    model, camera, (height, width) = demo_head(), Camera.for_frame(28, 42), (28, 42)
     pose = torch.tensor([[0.1, 0.4, -0.1, 0.4, -0.1, -1.0], [0.0, -0.2, 0.2, -0.6, 0.2, -3.0]])
     exp = torch.zeros(2, model.num_exp)
     exp[1, 0] = 0.7
@@ -114,20 +116,20 @@ def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
         own[pixel, :4], own[pixel, 4] = found, 1.0
         theirs = torch.cat((shown[k, ..., :3], depth[k, ..., None], shown[k, ..., 3:]), -1).view(-1, 5).numpy()
         both = (own[:, 4] > 0) & (theirs[:, 4] > 0)
-        assert (own[:, 4] != theirs[:, 4]).mean() < 0.003
+        assert (own[:, 4] != theirs[:, 4]).mean() < 0.006
         assert 0.15 < both.mean() < 0.7
-        assert np.quantile(np.abs(own - theirs)[both], 0.995) < 2e-3
+        assert np.quantile(np.abs(own - theirs)[both], 0.98) < 2e-3
 
 
 def test_finer_drawing_is_averaged_and_stays_in_place(transforms: Any) -> None:
-    model, camera = demo_head(), Camera.for_frame(40, 40)
+    model, camera = demo_head(), Camera.for_frame(24, 24)
     vertices, pose = model.mean[None], torch.tensor([[0.0, 0.3, 0.0, 0.1, 0.0, -3.0]])
-    cameras = render.cameras_of_pose(pose, camera, 40, 40)
+    cameras = render.cameras_of_pose(pose, camera, 24, 24)
     colours = torch.ones_like(vertices)
-    coarse, fine = (render.render(vertices, colours, model.triangles, cameras, 40, 40, times)[0] for times in (1, 3))
+    coarse, fine = (render.render(vertices, colours, model.triangles, cameras, 24, 24, times)[0] for times in (1, 3))
     assert torch.allclose(fine[..., 0], fine[..., 3], atol=1e-6)
-    assert ((fine[..., 3] - coarse[..., 3]).abs() > 1e-6).float().mean() < 0.15  # edges alone
-    row, column = torch.meshgrid(torch.arange(40.0), torch.arange(40.0), indexing="ij")
+    assert ((fine[..., 3] - coarse[..., 3]).abs() > 1e-6).float().mean() < 0.25  # edges alone
+    row, column = torch.meshgrid(torch.arange(24.0), torch.arange(24.0), indexing="ij")
     for where in (row, column):
         centres = [(where * shown[..., 3]).sum() / shown[..., 3].sum() for shown in (coarse, fine)]
         assert abs(centres[0] - centres[1]) < 0.05
@@ -140,3 +142,18 @@ def test_where_nothing_is_nothing_is_seen(transforms: Any) -> None:
     assert (hits.triangle == -1).all()
     assert hits.depth.isinf().all()
     assert not hits.interpolate(torch.ones(1, 68, 2), model.triangles).any()
+
+
+def test_the_preview_draws_the_same_mesh_with_it(transforms: Any) -> None:
+    model, view = demo_head(), View(left=30, top=20, side=160, size=24)
+    pose = torch.tensor([0.1, 0.3, -0.05, 0.1, -0.05, -2.0])
+    pictures = []
+    for kind in (MeshPainter, Pytorch3dMeshPainter):
+        picture = np.full((24, 24, 3), 0.5, dtype=np.float32)
+        painter = kind(model, torch.zeros(model.num_id), Camera.for_frame(224, 224), view)
+        painter.draw(picture, torch.zeros(model.num_exp), pose, 0.7)
+        pictures.append(picture)
+    own, theirs = pictures
+    assert (np.abs(own - 0.5).max(2) > 0.02).mean() > 0.3
+    assert np.quantile(np.abs(own - theirs), 0.97) < 0.01
+    assert np.abs(own - theirs).mean() < 0.004

@@ -19,14 +19,14 @@ from lrs3_loader.face.morphable import FaceModel
 NUM_TEXTURES = 6
 
 
-def grid_face(side: int = 26, textured: bool = False) -> FaceModel:
+def grid_face(side: int = 32, textured: bool = False) -> FaceModel:
     """``small_model``'s 68 points, and a grid of ``side`` x ``side`` vertices through them that moves as they do.
 
     textured: with smooth random modes of colour.
     """
     model = small_model()
     points = model.mean.numpy()
-    x, y = np.meshgrid(np.linspace(-0.72, 0.72, side), np.linspace(0.72, -0.95, side))
+    x, y = np.meshgrid(np.linspace(-0.95, 0.95, side), np.linspace(1.0, -1.2, side))
     place = np.stack((x.ravel(), y.ravel()), 1)
     columns = [points[:, 2:], model.id_basis.flatten(1).numpy(), model.exp_basis.flatten(1).numpy()]
     spline = RBFInterpolator(points[:, :2], np.concatenate(columns, 1), smoothing=1e-3)
@@ -56,8 +56,8 @@ def paint(model: FaceModel, seed: int) -> torch.Tensor:
     rng = np.random.default_rng([5, seed])
     place = model.mean[:, :2].numpy()
     colour = np.tile(np.array([0.75, 0.58, 0.48]) + rng.normal(0, 0.05, 3), (len(place), 1))
-    for _ in range(25):
-        near = np.square(place - rng.uniform([-0.8, -1.0], [0.8, 0.8])).sum(1) / (2 * rng.uniform(0.06, 0.2) ** 2)
+    for _ in range(40):
+        near = np.square(place - rng.uniform([-0.8, -1.0], [0.8, 0.8])).sum(1) / (2 * rng.uniform(0.04, 0.12) ** 2)
         colour += np.exp(-near)[:, None] * rng.normal(0, 0.08, 3)
     for first, stop, tint in (
         (17, 27, (-0.3, -0.28, -0.25)),
@@ -94,9 +94,9 @@ def draw_clip(
     model: FaceModel,
     seed: int,
     num_frames: int = 8,
-    size: int = 112,
+    size: int = 80,
     albedo: torch.Tensor | None = None,
-    noise_px: float = 0.6,
+    noise_px: float = 0.8,
 ) -> DrawnClip:
     """A random person who moves face and head, in random light, with noise on pixels and landmarks."""
     from lrs3_loader.face import render
@@ -119,7 +119,7 @@ def draw_clip(
     picture = (
         drawn[..., :3]
         + (1 - drawn[..., 3:]) * wall
-        + 0.01 * torch.tensor(rng.standard_normal(drawn.shape[:3]))[..., None]
+        + 0.004 * torch.tensor(rng.standard_normal(drawn.shape[:3]))[..., None]
     )
     frames = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
     landmarks = project(model.landmarks(id, exp), pose, camera)

@@ -22,8 +22,8 @@ from lrs3_loader.face.region import Region
 
 NOISE = 0.03  # of colours, in 0..1: sensor, compression, what shading leaves out
 MISALIGNMENT_PX = 1.0  # of the crop, between frames as the landmark fit leaves them
-_ROUNDS = 4
-_LIGHT_PRIOR = 0.01  # of the observations' weight: pulls the light towards an even one of the same brightness
+_ROUNDS = 16
+_LIGHT_PRIOR = 0.001  # of the observations' weight: pulls the light towards an even one of the same brightness
 _NEIGHBOUR_WEIGHT = 0.5  # of a vertex' neighbours against one frame in which it is seen
 _UNSEEN_SPREAD = 0.5  # of the colour of a vertex that is hardly ever seen: what it says counts for nothing
 _MIN_SEEN = 3.0  # frames

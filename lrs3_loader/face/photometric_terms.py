@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lrs3_loader.face.camera import DISTANCE
+from lrs3_loader.face.crops import CROP_SIZE
 from lrs3_loader.face.fit_curvature import Curvature
 from lrs3_loader.face.fit_solver import Problem
 from lrs3_loader.face.fit_terms import POSE_SIZE, Residuals, State
@@ -131,8 +132,11 @@ class PhotometricProblem(Problem):
     def _linearise(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         turned, ray, depth = self._place(state, part)
         pinhole = self.samples.pinhole[part, None]
-        values = sample(with_gradients(blurred(self.samples.pictures[part])), self._pixel(ray, part))
+        pixel = self._pixel(ray, part)
+        values = sample(with_gradients(blurred(self.samples.pictures[part])), pixel)
         colours, along_x, along_y = values.split(3, -1)
+        inside = (pixel >= 0) & (pixel <= CROP_SIZE - 1)  # beyond the border colours no longer change
+        along_x, along_y = along_x * inside[..., :1], along_y * inside[..., 1:]
         difference = colours - self.samples.colour[part]
         _, weight = self._robust(difference, part)
         slopes = torch.stack((along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2]), 2)  # [n, P, 2, 3] by the ray
@@ -191,10 +195,9 @@ class PhotometricProblem(Problem):
         """(cost, weight of the square of a channel's difference), [n, P] each."""
         precision = self.samples.precision[part] / 3
         squared = precision * difference.square().sum(-1)
-        limit = self.outlier**2
-        root = (1 + squared / limit).sqrt()
-        cost = self.pixel_weight * 2 * limit * (root - 1)
-        return cost, self.pixel_weight * precision / root
+        root = (1 + squared / self.outlier**2).sqrt()
+        cost = 2 * squared / (root + 1)  # 2 c^2 (root - 1), without its cancellation
+        return self.pixel_weight * cost, self.pixel_weight * precision / root
 
 
 assert POSE_SIZE == 6  # the columns that follow the expression's in a Jacobian
