@@ -19,6 +19,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from lrs3_loader.disk import cannot_write, reading, writing
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write
 from lrs3_loader.manifest import manifest_lines, plan_sha256, read_manifest
@@ -44,12 +45,12 @@ class RunFolder:
         try:
             for name in ("shards", "ledger", "tmp"):
                 (path / name).mkdir(parents=True, exist_ok=True)
-            with atomic_write(path / "manifest.jsonl") as file:
-                file.writelines(line.encode("ascii") for line in manifest_lines(shards))
-            with atomic_write(path / "run.json") as file:
-                file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         except OSError as error:
-            raise RunError(f"cannot write the run to {path}: {error.strerror}; choose another --out") from error
+            raise RunError(f"{cannot_write(path, error)}, or choose another --out") from error
+        with atomic_write(path / "manifest.jsonl") as file:
+            file.writelines(line.encode("ascii") for line in manifest_lines(shards))
+        with atomic_write(path / "run.json") as file:
+            file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
         return cls(path, record, shards)
 
     @classmethod
@@ -64,7 +65,7 @@ class RunFolder:
         try:
             record = json.loads((path / "run.json").read_bytes())
             digest = record["plan_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}/run.json is damaged ({error}); begin another run") from error
         shards = read_manifest(path / "manifest.jsonl")
         if plan_sha256(shards) != digest:
@@ -91,11 +92,12 @@ class RunFolder:
 
         Two directory listings and one small read per ledger, none of a tar: ``check`` is the one that reads all.
         """
-        sizes = {entry.name[: -len(".tar")]: entry.stat().st_size for entry in _entries(self.path / "shards", ".tar")}
         done = set()
+        with reading(self.path / "shards"):
+            tars = {entry.name: entry.stat().st_size for entry in _entries(self.path / "shards", ".tar")}
         for entry in _entries(self.path / "ledger", ".json"):
             ledger = Ledger.read(Path(entry.path))
-            if ledger.run == self.run_hash and sizes.get(ledger.shard) == ledger.num_bytes:
+            if ledger.run == self.run_hash and tars.get(f"{ledger.shard}.tar") == ledger.num_bytes:
                 done.add(ledger.shard)
         return done
 
@@ -136,9 +138,10 @@ class RunFolder:
 
     def clear_scratch(self) -> None:
         """Remove what killed processes left in flight. Only for rank 0, before any rank writes."""
-        (self.path / "tmp").mkdir(exist_ok=True)
-        for entry in os.scandir(self.path / "tmp"):
-            os.unlink(entry.path)
+        with writing(self.path / "tmp"):
+            (self.path / "tmp").mkdir(exist_ok=True)
+            for entry in os.scandir(self.path / "tmp"):
+                os.unlink(entry.path)
 
     def check(self) -> Iterator[tuple[Shard, list[str]]]:
         """Re-read every shard against its ledger; yields each shard with what is wrong with it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -21,6 +22,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
+from lrs3_loader.disk import writing
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
 from lrs3_loader.manifest import plan_sha256
@@ -28,6 +30,7 @@ from lrs3_loader.models import Models
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
+from lrs3_loader.runlock import RunLock
 from lrs3_loader.types import FIELDS, Clip, Shard
 from lrs3_loader.work import WorkQueue
 
@@ -50,8 +53,14 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     """Do this rank's part of a run, and on rank 0 wait for the others and add it all up.
 
     Raises:
-        RunError: something the user has to put right. When rank 0 fails to start, the other ranks end silently.
+        RunError: something the user has to put right, or another launch writes to the same folder. When rank 0 fails
+            to start, the other ranks end silently.
     """
+    with contextlib.ExitStack() as held:
+        return _run(config, launch, queue, held)
+
+
+def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contextlib.ExitStack) -> Outcome | None:
     device = pick_device(launch.device)
     config = resolve(config, device.type)
     if launch.demo:
@@ -60,6 +69,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     assets = Assets(launch.assets)
     if queue.rank == 0:
         try:
+            held.enter_context(RunLock(launch.out))
             folder, extractor, pending = prepare(config, launch, assets, device)
         except BaseException as error:
             queue.announce({"error": str(error)})
@@ -100,7 +110,8 @@ def prepare(
 ) -> tuple[RunFolder, Extractor, list[int]]:
     """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
     if launch.demo:
-        demo.make_demo_corpus(demo_corpus_folder(launch.out))
+        with writing(demo_corpus_folder(launch.out)):
+            demo.make_demo_corpus(demo_corpus_folder(launch.out))
     shards = None
     if not RunFolder.exists(launch.out):
         shards = plan_corpus(config)

@@ -21,6 +21,7 @@ from typing import IO, Any
 import numpy as np
 import webdataset
 
+from lrs3_loader.disk import reading, writing
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write, file_sha256
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
@@ -57,11 +58,12 @@ class Ledger:
         """Read a ledger file.
 
         Raises:
-            RunError: the file is not a ledger.
+            RunError: the file is not a ledger, or cannot be read.
             FileNotFoundError: there is none.
         """
         try:
-            plain = json.loads(path.read_bytes())
+            with reading(path):
+                plain = json.loads(path.read_bytes())
             return cls(
                 shard=str(plain["shard"]),
                 run=str(plain["run"]),
@@ -72,7 +74,7 @@ class Ledger:
                 timings=dict(plain["timings"]),
                 provenance=dict(plain["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError(f"{path} is not a ledger ({error}); delete it and run the extraction again") from error
 
 
@@ -136,7 +138,8 @@ def publish_shard(
             samples, rejects = _write_tar(stream, shard, results)
             if previous and (previous.sha256, previous.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
-            ledger_path.unlink(missing_ok=True)
+            with writing(ledger_path):
+                ledger_path.unlink(missing_ok=True)
     except _UnchangedError:
         assert previous is not None
         return previous
