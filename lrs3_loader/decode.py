@@ -73,6 +73,10 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         except ClipError as error:
             # A corpus may be mounted anywhere: no message says where.
             return Reject(request.clip, error.reason, str(error).replace(f"{self.root}{os.sep}", ""))
+        except MemoryError:
+            return Reject(
+                request.clip, TooLargeError.reason, f"{request.clip.video_path}: not enough memory to decode it"
+            )
 
     def _decode(self, request: ChunkRequest) -> DecodedChunk:
         clip = request.clip

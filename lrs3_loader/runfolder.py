@@ -65,6 +65,7 @@ class RunFolder:
         try:
             record = json.loads((path / "run.json").read_bytes())
             digest = record["plan_sha256"]
+            run_hash(record)
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}/run.json is damaged ({error}); begin another run") from error
         shards = read_manifest(path / "manifest.jsonl")

@@ -24,6 +24,7 @@ import webdataset
 from lrs3_loader.disk import reading, writing
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write, file_sha256
+from lrs3_loader.npy import decode_npy
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
 MAX_MEMBER_BYTES = 4 << 30  # no array of a clip comes near this; a header that claims more is damage
@@ -131,7 +132,8 @@ def publish_shard(
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
     """
-    previous = _previous(ledger_path, tar_path, run)
+    with reading(ledger_path):
+        previous = _previous(ledger_path, tar_path, run)
     try:
         with atomic_write(tar_path, scratch) as file:
             stream = _HashingFile(file)
@@ -197,7 +199,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
         with tarfile.open(path, "r|") as tar:
             for member in tar:
                 key, _, field = member.name.partition(".")
-                if not member.isfile() or not field or member.size > MAX_MEMBER_BYTES:
+                if not member.isfile() or member.issparse() or not field or member.size > MAX_MEMBER_BYTES:
                     raise RunError(f"{path}: unexpected member {member.name!r}")
                 if sample and sample["__key__"] != key:
                     yield sample
@@ -206,7 +208,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
                 assert data is not None  # regular files only
                 sample["__key__"] = key
                 sample[field.removesuffix(".npy")] = _decode(field, data.read())
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if sample:
         yield sample
@@ -216,7 +218,7 @@ def _decode(field: str, data: bytes) -> Any:
     if field == "json":
         return json.loads(data)
     if field.endswith(".npy"):
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        return decode_npy(bytearray(data))
     raise ValueError(f"unknown member kind .{field}")
 
 

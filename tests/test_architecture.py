@@ -11,7 +11,7 @@ PACKAGE = Path(lrs3_loader.__file__).parent
 
 #: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
 ORDER = [
-    {"types", "errors", "config", "disk", "files", "download", "cli"},
+    {"types", "errors", "config", "disk", "files", "npy", "download", "cli"},
     {"transcript", "layouts", "clip_table", "corpus"},
     {"plan", "manifest"},
     {"work", "progress"},
