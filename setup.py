@@ -38,6 +38,7 @@ setup(
             "pytest>=8",
             "pytest-timeout",
             "pytest-xdist",
+            "hypothesis>=6.100",
             "librosa>=0.10",
             "torchdata>=0.10",
             "tensorboard>=2.14",

@@ -80,6 +80,9 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
             except ClipError as error:
                 # A corpus may be mounted anywhere: no message says where.
                 return Reject(request.clip, error.reason, str(error).replace(f"{root}{os.sep}", ""))
+            except MemoryError:
+                message = f"{request.clip.video_path}: not enough memory to decode it"
+                return Reject(request.clip, TooLargeError.reason, message)
 
     def _decode(self, request: ChunkRequest, root: Path) -> DecodedChunk:
         clip = request.clip

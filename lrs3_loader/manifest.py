@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import mmap
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
@@ -29,6 +31,7 @@ _TYPES: dict[str, type] = {
     "start_seconds": float,
     "end_seconds": float,
 }
+_SHARD_NAME = re.compile(r"[^/\0]+-\d{6,}")
 _REQUIRED = ("shard", "key", "video_path", "num_bytes")
 _START = b'{"shard":"'  # of every line
 
@@ -165,4 +168,8 @@ def _parse_line(line: str) -> tuple[str, Clip]:
             raise ValueError(f"unknown field {name}")
         if type(value) is not _TYPES[name]:
             raise ValueError(f"{name} must be {_TYPES[name].__name__}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    if not _SHARD_NAME.fullmatch(values["shard"]):  # it becomes the name of a file
+        raise ValueError(f"{values['shard']!r:.200} is no name of a shard")
     return values.pop("shard"), Clip(**values)

@@ -79,8 +79,8 @@ class RunFolder:
                 file.writelines(line.encode("ascii") for line in manifest_lines(shards))
             with store.write(RECORD_FILE) as file:
                 file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        except OSError as error:
-            raise RunError(f"cannot write the run to {path}: {error.strerror}; choose another --out") from error
+        except RunError as error:
+            raise RunError(f"{error}; or choose another --out") from error
         return cls.open(path)
 
     @classmethod
@@ -94,9 +94,10 @@ class RunFolder:
         try:
             record = json.loads(store.read(RECORD_FILE))
             digest = record["plan_sha256"]
+            run_hash(record)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
         with store.at_hand(MANIFEST_FILE) as folder:
             return cls(path, record, _checked_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import metadata
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
 from lrs3_loader.decode import ClipLoader
+from lrs3_loader.disk import writing
 from lrs3_loader.doctor.room import warn_if_tight
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract import Extractor
@@ -32,6 +34,7 @@ from lrs3_loader.overlap import Follower
 from lrs3_loader.plan import make_plan
 from lrs3_loader.progress import COUNTERS, ProgressDisplay, Tally
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder, differences
+from lrs3_loader.runlock import RunLock
 from lrs3_loader.types import FIELDS, Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.upload import upload
 from lrs3_loader.work import WorkQueue
@@ -58,8 +61,14 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     """Do this rank's part of a run, and on rank 0 wait for the others and add it all up.
 
     Raises:
-        RunError: something the user has to put right. When rank 0 fails to start, the other ranks end silently.
+        RunError: something the user has to put right, or another launch writes to the same folder. When rank 0 fails
+            to start, the other ranks end silently.
     """
+    with contextlib.ExitStack() as held:
+        return _run(config, launch, queue, held)
+
+
+def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contextlib.ExitStack) -> Outcome | None:
     device = pick_device(launch.device)
     if launch.demo:
         config = replace(config, corpus=replace(config.corpus, corpus=demo_corpus_folder(launch.out), layout="lrs3"))
@@ -67,6 +76,8 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     assets = Assets(launch.assets)
     if queue.rank == 0:
         try:
+            if isinstance(launch.out, Path):  # object storage knows no locks
+                held.enter_context(RunLock(launch.out))
             folder, extractor, pending = prepare(config, launch, assets, device)
             config = extractor.config
         except BaseException as error:
@@ -119,7 +130,8 @@ def prepare(
     """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
     require_extras(config.face)
     if launch.demo:
-        demo.make_demo_corpus(demo_corpus_folder(launch.out))
+        with writing(demo_corpus_folder(launch.out)):
+            demo.make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = settle(config, begun, device)
     shards = plan_corpus(config) if begun is None else None

@@ -23,6 +23,7 @@ import webdataset
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import file_sha256, utc_now
+from lrs3_loader.npy import decode_npy
 from lrs3_loader.storage import Store
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
@@ -79,7 +80,7 @@ class Ledger:
                 timings=dict(plain["timings"]),
                 provenance=dict(plain["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
             raise RunError(f"{where} is not a ledger ({error}); delete it and run the extraction again") from error
 
 
@@ -219,7 +220,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
         with tarfile.open(path, "r|") as tar:
             for member in tar:
                 key, _, field = member.name.partition(".")
-                if not member.isfile() or not field or member.size > MAX_MEMBER_BYTES:
+                if not member.isfile() or member.issparse() or not field or member.size > MAX_MEMBER_BYTES:
                     raise RunError(f"{path}: unexpected member {member.name!r}")
                 if sample and sample["__key__"] != key:
                     yield sample
@@ -228,7 +229,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
                 assert data is not None  # regular files only
                 sample["__key__"] = key
                 sample[field.removesuffix(".npy")] = _decode(field, data.read())
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if sample:
         yield sample
@@ -238,7 +239,7 @@ def _decode(field: str, data: bytes) -> Any:
     if field == "json":
         return json.loads(data)
     if field.endswith(".npy"):
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        return decode_npy(bytearray(data))
     raise ValueError(f"unknown member kind .{field}")
 
 

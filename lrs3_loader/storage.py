@@ -23,6 +23,7 @@ from typing import IO, Any, Protocol
 
 import fsspec
 
+from lrs3_loader.disk import reading, writing
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write
 
@@ -61,7 +62,7 @@ class FileState:
 class Store(Protocol):
     """A folder of whole files, here or elsewhere. Names are relative, with POSIX separators.
 
-    Raises (from every method): ``RunError`` where a remote store cannot be reached, ``OSError`` from a local one.
+    Raises (from every method): ``RunError`` where the store cannot be reached, or refuses to be read or written.
     """
 
     @property
@@ -144,12 +145,13 @@ class LocalStore:
         return str(self.root / name)
 
     def create(self, folders: Sequence[str]) -> None:
-        for folder in (SCRATCH, *folders):
-            (self.root / folder).mkdir(parents=True, exist_ok=True)
+        with writing(self.root):
+            for folder in (SCRATCH, *folders):
+                (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def listing(self, folder: str) -> dict[str, FileState]:
         try:
-            with os.scandir(self.root / folder) as entries:
+            with reading(self.root / folder), os.scandir(self.root / folder) as entries:
                 found = [(entry.name, entry.stat()) for entry in entries if not entry.name.startswith(".")]
         except FileNotFoundError:
             return {}
@@ -159,7 +161,8 @@ class LocalStore:
         return (self.root / name).stat().st_size
 
     def read(self, name: str) -> bytes:
-        return (self.root / name).read_bytes()
+        with reading(self.root / name):
+            return (self.root / name).read_bytes()
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         for name in names:
@@ -172,16 +175,18 @@ class LocalStore:
         return atomic_write(self.root / name, self.root / SCRATCH)
 
     def delete(self, name: str) -> None:
-        (self.root / name).unlink(missing_ok=True)
+        with writing(self.root / name):
+            (self.root / name).unlink(missing_ok=True)
 
     @contextmanager
     def at_hand(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
         yield self.root
 
     def clear_scratch(self) -> None:
-        (self.root / SCRATCH).mkdir(exist_ok=True)
-        for entry in os.scandir(self.root / SCRATCH):
-            os.unlink(entry.path)
+        with writing(self.root / SCRATCH):
+            (self.root / SCRATCH).mkdir(exist_ok=True)
+            for entry in os.scandir(self.root / SCRATCH):
+                os.unlink(entry.path)
 
 
 class RemoteStore:

@@ -11,7 +11,20 @@ PACKAGE = Path(lrs3_loader.__file__).parent
 
 #: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
 ORDER = [
-    {"types", "errors", "config", "files", "storage", "download", "cli", "memory", "transfer", "overlap"},
+    {
+        "types",
+        "errors",
+        "config",
+        "disk",
+        "npy",
+        "files",
+        "storage",
+        "download",
+        "cli",
+        "memory",
+        "transfer",
+        "overlap",
+    },
     {"transcript", "layouts", "clip_table", "corpus"},
     {"plan", "manifest"},
     {"work", "progress"},
@@ -23,7 +36,7 @@ ORDER = [
     {"demo"},
     {"models"},
     {"extract"},
-    {"shards", "ledger_index", "runfolder"},
+    {"shards", "ledger_index", "runfolder", "runlock"},
     {"stream", "stats"},
     {"interop"},
     {"doctor"},
