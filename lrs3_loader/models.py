@@ -18,8 +18,10 @@ from lrs3_loader.face.camera import POSE_CONVENTION
 from lrs3_loader.face.fit import FitConfig, LandmarkFitter
 from lrs3_loader.face.landmarks import FaceLandmarker, LandmarkerFiles, load_files
 from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.photometric import PhotometricFitter
 from lrs3_loader.face.regress import COEFF_CONVENTION, Deep3DRegressor, check_face_model
 from lrs3_loader.face.regress import load_files as load_deep3d_files
+from lrs3_loader.face.render import pytorch3d_version, require_pytorch3d
 from lrs3_loader.face.tracks import TRACK_RULE
 
 
@@ -42,6 +44,7 @@ class Models:
         Raises:
             RunError: a model file is missing, damaged, or does not go with the others; the message says what to do.
         """
+        require_extras(config.face)
         files = load_files(assets.landmarker())
         speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
         try:
@@ -54,11 +57,16 @@ class Models:
                 mel=MelSpectrogram().to(device),
                 speech=SpeechEncoder.load(speech_config, device),
                 face_model=face_model,
-                fitter=LandmarkFitter(face_model, FitConfig.named(config.face.fit, face_model)),
+                fitter=make_fitter(config.face, face_model),
                 regressor=load_regressor(config.regression, assets, device),
             )
         except ValueError as error:
             raise RunError(f"a model does not fit: {error}") from error
+
+    @property
+    def wants_pixels(self) -> bool:
+        """Whether the fitter needs each clip's ``face.crops``."""
+        return isinstance(self.fitter, PhotometricFitter)
 
     @property
     def record(self) -> dict[str, Any]:
@@ -77,6 +85,8 @@ class Models:
         }
         if self.regressor is not None:
             record["regression"] = self.regressor.description
+        if self.wants_pixels:
+            record["renderer"] = {"name": "pytorch3d", "version": pytorch3d_version()}
         return record
 
     @property
@@ -105,6 +115,18 @@ def make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torc
     if not config.store_blendshapes:
         files = dataclasses.replace(files, blendshapes=None)
     return FaceLandmarker(files, device, batch_size=config.frame_batch, min_face_score=config.min_face_score)
+
+
+def require_extras(config: FaceConfig) -> None:
+    """Raise ``RunError`` where an optional package that the config needs is missing; cheap, to be asked first."""
+    if config.fit == "photometric":
+        require_pytorch3d("--fit photometric")
+
+
+def make_fitter(config: FaceConfig, model: FaceModel) -> LandmarkFitter:
+    """The fitter a config names."""
+    kind = PhotometricFitter if config.fit == "photometric" else LandmarkFitter
+    return kind(model, FitConfig.named(config.fit, model))
 
 
 def load_regressor(config: RegressionConfig, assets: Assets, device: torch.device) -> Deep3DRegressor | None:

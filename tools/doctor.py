@@ -54,7 +54,8 @@ def try_out(args: Args) -> list[doctor.Check]:
     if args.run.corpus.corpus is not None:
         clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
         checks.append(trial.check_clips(clips, root, args.run.decode))
-        checks.append(room.check_room(args.run, clips, root, args.out, assets))
+        if isinstance(args.out, Path):
+            checks.append(room.check_room(args.run, clips, root, args.out, assets))
     return checks
 
 

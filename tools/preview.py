@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -44,6 +44,8 @@ class Args:
     """A .png of 256 colours, a quarter of the size."""
     panel: int = 320
     """Side of a panel in pixels (even, at least 64)."""
+    mesh: Literal["simple", "pytorch3d"] = "simple"
+    """What draws the mesh; pytorch3d (the extra `render`) takes seconds a frame on a CPU."""
 
     def __post_init__(self) -> None:
         if self.panel < 64 or self.panel % 2:
@@ -75,7 +77,7 @@ def main() -> int:
         subject = preview.from_run(
             args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus, video=args.video
         )
-    preview.write_preview(subject, args.out, args.panel, args.small)
+    preview.write_preview(subject, args.out, args.panel, args.mesh, args.small)
     print(args.out)
     return cli.EXIT_OK
 

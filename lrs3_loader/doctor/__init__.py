@@ -13,19 +13,19 @@ from __future__ import annotations
 
 import logging
 import os
-from pathlib import Path
 
 from lrs3_loader.doctor.check import Check, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
 from lrs3_loader.doctor.software import check_software
 from lrs3_loader.errors import RunError
+from lrs3_loader.storage import Location
 
 __all__ = ["Check", "check_machine", "check_software", "format_checks", "is_fit", "stop_if_unfit"]
 
 logger = logging.getLogger(__name__)
 
 
-def stop_if_unfit(out: Path, num_workers: int) -> None:
+def stop_if_unfit(out: Location, num_workers: int) -> None:
     """The checks that take no time, for every rank, before anything heavy is imported; rank 0 speaks for all.
 
     Raises:

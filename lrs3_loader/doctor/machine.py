@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 from lrs3_loader.doctor.check import Check
+from lrs3_loader.storage import Location
 
 SHARED_MEMORY = Path("/dev/shm")
 #: Decoded chunks wait there: three a worker, 24 MB for five seconds of 224x224 pictures, up to 256 MiB for long clips.
@@ -16,10 +17,10 @@ MIN_PROCESSES = 512
 MIN_FREE_BYTES = 1 << 30
 
 
-def check_machine(out: Path, num_workers: int) -> list[Check]:
+def check_machine(out: Location, num_workers: int) -> list[Check]:
     """Of this machine, for a run in ``out`` with this many decode workers over all ranks here."""
     checks = [check_shared_memory(num_workers), check_open_files(), check_processes(), check_address_space()]
-    return [*checks, check_disk(out)]
+    return [*checks, check_disk(out)] if isinstance(out, Path) else checks
 
 
 def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> Check:

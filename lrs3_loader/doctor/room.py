@@ -16,6 +16,7 @@ from lrs3_loader.corpus import corpus_root
 from lrs3_loader.doctor.check import Check
 from lrs3_loader.errors import RunError
 from lrs3_loader.plan import calibrate, estimate_frames
+from lrs3_loader.storage import Location
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
 
 logger = logging.getLogger(__name__)
@@ -48,7 +49,9 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, 
     return total
 
 
-def estimate_bytes(config: RunConfig, clips: Sequence[Clip], root: Path, assets: Assets | None) -> tuple[float, float]:
+def estimate_bytes(
+    config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets | None
+) -> tuple[float, float]:
     """About how many bytes the shards of ``clips`` will take, and of how many frames."""
     bytes_per_frame = calibrate(clips, root)
     lengths = [min(estimate_frames(clip, bytes_per_frame), config.decode.max_frames) for clip in clips]
@@ -64,7 +67,9 @@ def estimate_bytes(config: RunConfig, clips: Sequence[Clip], root: Path, assets:
     return total, sum(lengths)
 
 
-def check_room(config: RunConfig, clips: Sequence[Clip], root: Path, out: Path, assets: Assets | None = None) -> Check:
+def check_room(
+    config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets | None = None
+) -> Check:
     """Whether what these clips will make fits on the disk of ``out`` (what is there of the run already counts)."""
     num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
     place = out.absolute()
@@ -80,8 +85,10 @@ def check_room(config: RunConfig, clips: Sequence[Clip], root: Path, out: Path, 
     return Check("room", "warn", text, "free some, choose another --out, or store less (--help lists the fields)")
 
 
-def warn_if_tight(config: RunConfig, shards: Sequence[Shard], out: Path, assets: Assets) -> None:
-    """Say so in the log where a plan's shards may not fit on the disk."""
+def warn_if_tight(config: RunConfig, shards: Sequence[Shard], out: Location, assets: Assets) -> None:
+    """Say so in the log where a plan's shards may not fit on the disk (object storage has no end)."""
+    if not isinstance(out, Path):
+        return
     clips = [clip for shard in shards for clip in shard.clips]
     check = check_room(config, clips, corpus_root(config.corpus), out, assets)
     if check.level != "ok":

@@ -18,6 +18,7 @@ from lrs3_loader.decode import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.doctor.check import Check
 from lrs3_loader.errors import RunError
+from lrs3_loader.storage import Location
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
 
 NUM_FRAMES = 30
@@ -65,7 +66,7 @@ def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
     return ""
 
 
-def check_clips(clips: Sequence[Clip], root: Path, config: DecodeConfig) -> Check:
+def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> Check:
     """Decode a few clips of a corpus, evenly spaced."""
     step = max(1, len(clips) // NUM_CLIPS)
     chosen = clips[step // 2 :: step][:NUM_CLIPS]
@@ -81,7 +82,7 @@ def check_clips(clips: Sequence[Clip], root: Path, config: DecodeConfig) -> Chec
     return Check("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
 
 
-def _decode(clips: Sequence[Clip], root: Path, config: DecodeConfig) -> list[DecodedChunk | Reject]:
+def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list[DecodedChunk | Reject]:
     """The first chunk, or the reject, of each clip."""
     workers = WorkerConfig(num_workers=1, deadline_seconds=DEADLINE_SECONDS, attempts=1)
     first: dict[str, DecodedChunk | Reject] = {}

@@ -59,12 +59,9 @@ class LandmarkFitter:
             return []
         device = self.model.device
         lengths = [len(clip.valid) for clip in clips]
-        clip_of = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor(lengths)).to(device)
         valid = torch.cat([clip.valid for clip in clips]).to(device)
         cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
-        focal = torch.tensor([camera.focal_px for camera in cameras], dtype=torch.float64).to(device)[clip_of]
-        rays = torch.cat([self._points.rays(clip, cam) for clip, cam in zip(clips, cameras, strict=True)]).to(device)
-        confidence = torch.cat([self._points.confidence(clip) for clip in clips]).to(device)
+        rays, confidence, focal, clip_of = self._measured(clips)
 
         neutral = self._points.basis.mean.expand(len(clips), -1, -1)
         rotation, translation = self._start(rays, confidence, neutral[clip_of], valid, clip_of)
@@ -76,6 +73,17 @@ class LandmarkFitter:
         start = self._restart(found, keys, rays, confidence, valid, clip_of)
         state, converged = self._fit(start, windows(lengths), rays, precision, None)
         return self._results(clips, cameras, state, (id_converged & converged).tolist())
+
+    def _measured(self, clips: Sequence[FitInput]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of all frames in a row: rays [N, K, 2], confidence [N, K], focal length in pixels [N], which clip [N]."""
+        device = self.model.device
+        clip_of = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor([len(clip.valid) for clip in clips]))
+        clip_of = clip_of.to(device)
+        cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
+        focal = torch.tensor([camera.focal_px for camera in cameras], dtype=torch.float64).to(device)[clip_of]
+        rays = torch.cat([self._points.rays(clip, cam) for clip, cam in zip(clips, cameras, strict=True)]).to(device)
+        confidence = torch.cat([self._points.confidence(clip) for clip in clips]).to(device)
+        return rays, confidence, focal, clip_of
 
     def _start(
         self,

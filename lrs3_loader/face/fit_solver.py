@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lrs3_loader.face.fit_curvature import Products, curvature
+from lrs3_loader.face.fit_curvature import Curvature, Products, curvature
 from lrs3_loader.face.fit_terms import (
     POSE_SIZE,
     Basis,
@@ -66,6 +66,10 @@ class Problem:
         if self.id_precision is None:
             return by_frames, by_id[:, :0]
         return by_frames, by_id + (self.id_precision @ state.id[..., None])[..., 0]
+
+    def curvature(self, state: State, found: Residuals) -> Curvature:
+        """Half the Gauss-Newton Hessian of what was measured, f32."""
+        return curvature(state, found, self.products, with_identity=self.id_precision is not None)
 
 
 @dataclass(frozen=True)
@@ -129,7 +133,7 @@ class System:
         self._damping = damping.float().view(-1, 1, 1)
         bend = frames.bend_precision
         self._smooth = (frames.step_precision.float(), None if bend is None else bend.float())
-        blocks = curvature(state, found, problem.products, with_identity=problem.id_precision is not None)
+        blocks = problem.curvature(state, found)
         stiff = (frames.exp_precision + bound_penalty(state.exp, problem.basis, frames)[2]).float()
         self._factor(blocks.frames, _pad(stiff, (0, POSE_SIZE)))
         self._id_size = blocks.id.shape[-1]

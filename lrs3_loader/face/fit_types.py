@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from lrs3_loader.face.camera import Camera
+from lrs3_loader.face.crops import FaceCrops
 from lrs3_loader.face.morphable import NUM_LANDMARKS, FaceModel
 from lrs3_loader.face.topology import NUM_MESH_POINTS
 
@@ -23,7 +24,7 @@ class FitConfig:
     (by reprojection alone, weaker priors would always win); the weights of eyes and mouth follow GeneFace++.
     """
 
-    noise_decimetres: float = 0.006
+    noise_decimetres: float = 0.004
     """Expected error of an ordinary landmark on the face, detector and model together; alike in all frames."""
     steady_px: float = 0.01
     """The same in pixels of the source frame, added in quadrature: what matters for tiny faces."""
@@ -83,12 +84,12 @@ class FitConfig:
 
     @classmethod
     def named(cls, mode: str, model: FaceModel) -> FitConfig:
-        """``fast`` or ``best``, the latter with dense points where ``model`` has them."""
-        if mode == "fast":
+        """``fast`` or ``best``, the latter with dense points where ``model`` has them; ``photometric`` starts fast."""
+        if mode in ("fast", "photometric"):
             return cls.fast()
         if mode == "best":
             return cls.best(dense=model.dense is not None)
-        raise ValueError(f"the fit must be fast or best, got {mode!r}")
+        raise ValueError(f"the fit must be fast, best or photometric, got {mode!r}")
 
     @classmethod
     def fast(cls) -> FitConfig:
@@ -157,6 +158,7 @@ class FitInput:
     width: int
     confidence: torch.Tensor | None = None  # [T, 68] f32 >= 0, factors of the landmarks' weights; 0: not seen
     lm468: torch.Tensor | None = None  # [T, 468 or more, 2] f32, dense points; not finite: not seen
+    crops: FaceCrops | None = None  # the face's pixels, for a photometric fit
 
     def __post_init__(self) -> None:
         num_frames = len(self.valid)
@@ -184,6 +186,15 @@ class FitInput:
 
 
 @dataclass(frozen=True)
+class PhotometricQuality:
+    """How well the drawn face of a clip agrees with the pictures: mean absolute difference of colours in 0..1."""
+
+    error_before: float  # as the landmark fit has it; NaN where the face was never seen
+    error: float  # as the result has it
+    refined: bool  # whether the result is the refined one
+
+
+@dataclass(frozen=True)
 class FitResult:
     """What was fitted to one clip; all on the CPU. Frames without a face have interpolated coefficients."""
 
@@ -195,6 +206,7 @@ class FitResult:
     mouth_reprojection_px: torch.Tensor  # [T] f32, mean distance of the mouth points seen; NaN likewise
     face_size_px: torch.Tensor  # [T] f32, geometric mean of the landmarks' width and height; NaN likewise
     converged: bool
+    photometric: PhotometricQuality | None = None  # of a photometric fit
 
     @property
     def relative_error(self) -> float:

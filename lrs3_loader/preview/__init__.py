@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lrs3_loader.preview.mesh import PAINTERS
 from lrs3_loader.preview.output import check_output, write_picture, write_video
 from lrs3_loader.preview.page import Page
 from lrs3_loader.preview.subject import Subject, from_file, from_run, list_keys
@@ -18,15 +19,16 @@ from lrs3_loader.preview.subject import Subject, from_file, from_run, list_keys
 __all__ = ["Subject", "check_output", "from_file", "from_run", "list_keys", "write_picture", "write_preview"]
 
 
-def write_preview(subject: Subject, out: Path, panel_px: int, small: bool = False) -> None:
+def write_preview(subject: Subject, out: Path, panel_px: int, mesh: str = "simple", small: bool = False) -> None:
     """Write ``out``: an ``.mp4`` of all frames, or a ``.png`` with a few of them; panels of ``panel_px`` pixels.
 
-    A ``small`` png has 256 colours.
+    mesh: what draws it, a name of ``PAINTERS``. A ``small`` png has 256 colours.
 
-    Raises ``RunError`` where ``out`` cannot be written, or is of another kind.
+    Raises ``RunError`` where ``out`` cannot be written, or is of another kind, or where pytorch3d is asked for and
+    missing.
     """
     check_output(out)
-    page = Page(subject, panel_px)
+    page = Page(subject, panel_px, PAINTERS[mesh])
     if out.suffix.lower() == ".png":
         write_picture(out, page.sheet(), small)
     else:

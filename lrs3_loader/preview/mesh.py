@@ -1,4 +1,8 @@
-"""Draws a face model's mesh over a picture: shaded, half-transparent, with smooth edges."""
+"""Draws a face model's mesh over a picture: shaded, half-transparent, with smooth edges.
+
+By the package's own rasteriser, or by pytorch3d's where that is installed: the same picture but for single pixels at
+edges, by way of the conventions that training code with pytorch3d would use.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +10,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.demo.raster import rasterize
+from lrs3_loader.face import render
 from lrs3_loader.face.camera import Camera, apply_pose
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.preview.view import View
@@ -31,8 +36,14 @@ class MeshPainter:
         normals = apply_pose(self._model.normals(vertices), rotation_only).numpy()
         moved = apply_pose(vertices, pose).numpy()
         light = _LIGHT / np.linalg.norm(_LIGHT)
-        shade = _AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)
+        shade = (_AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)).astype(np.float32)
+        shade_sum, coverage = self._cover(moved, shade)
+        colour = shade_sum[..., None] * _SKIN  # already times the coverage
+        picture *= 1 - opacity * coverage[..., None]
+        picture += opacity * np.minimum(colour, coverage[..., None])
 
+    def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Shade times coverage, and coverage, [size, size] each, of vertices in camera space [V, 3] f32."""
         depth = np.float32(self._camera.distance) - moved[:, 2]
         scale = np.float32(self._camera.focal_px) / depth
         pixels = np.stack(
@@ -45,6 +56,25 @@ class MeshPainter:
         sums[pixel, 0], sums[pixel, 1] = seen[:, 0], 1.0
         shape = (self._view.size, SUPERSAMPLING, self._view.size, SUPERSAMPLING, 2)
         shade_sum, coverage = np.moveaxis(sums.reshape(shape).mean(axis=(1, 3)), -1, 0)
-        colour = shade_sum[..., None] * _SKIN  # already times the coverage
-        picture *= 1 - opacity * coverage[..., None]
-        picture += opacity * np.minimum(colour, coverage[..., None])
+        return shade_sum, coverage
+
+
+class Pytorch3dMeshPainter(MeshPainter):
+    """The same, drawn by pytorch3d. Raises ``RunError`` where that is missing."""
+
+    def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
+        render.require_pytorch3d("--mesh pytorch3d")
+        super().__init__(model, id, camera, view)
+        centre = view.to_panel(np.array([camera.centre_x_px, camera.centre_y_px]))
+        focal = camera.focal_px * view.scale
+        pinhole = torch.tensor([[focal, focal, *centre]], dtype=torch.float32)
+        self._cameras = render.make_cameras(torch.eye(3)[None], torch.zeros(1, 3), pinhole, view.size, view.size)
+
+    def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        vertices, colours = torch.from_numpy(moved)[None], torch.from_numpy(shade)[None, :, None].expand(-1, -1, 3)
+        size, triangles = self._view.size, self._model.triangles
+        drawn = render.render(vertices, colours, triangles, self._cameras, size, size, SUPERSAMPLING)[0].numpy()
+        return drawn[..., 0], drawn[..., 3]
+
+
+PAINTERS: dict[str, type[MeshPainter]] = {"simple": MeshPainter, "pytorch3d": Pytorch3dMeshPainter}

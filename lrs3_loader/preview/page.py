@@ -44,9 +44,9 @@ class Panel:
 
 
 class Page:
-    """Draws one subject; ``size`` is the side of a panel in pixels (even)."""
+    """Draws one subject; ``size`` is the side of a panel in pixels (even), ``painter`` what draws the mesh."""
 
-    def __init__(self, subject: Subject, size: int) -> None:
+    def __init__(self, subject: Subject, size: int, painter: type[MeshPainter] = MeshPainter) -> None:
         if size < 64 or size % 2:
             raise ValueError(f"size must be even and at least 64, got {size}")
         self.subject, self.size = subject, size
@@ -56,8 +56,8 @@ class Page:
         shown = np.concatenate([subject.arrays["lm68"], self.measures.fitted])
         self._face = View.of_face(shown, height, width, size)
         id, camera = torch.from_numpy(subject.arrays["id"]), Camera.for_frame(height, width)
-        self._mesh = MeshPainter(subject.model, id, camera, self._face)
-        self._front = MeshPainter(subject.model, id, Camera.for_frame(size, size), View(0, 0, size, size))
+        self._mesh = painter(subject.model, id, camera, self._face)
+        self._front = painter(subject.model, id, Camera.for_frame(size, size), View(0, 0, size, size))
 
     def frames(self) -> Iterator[np.ndarray | None]:
         """The video's frames, or as many times nothing."""

@@ -26,7 +26,7 @@ from lrs3_loader.extract import Extractor
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.models import Models, load_face_model
 from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.storage import local_path
 from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
 
 logger = logging.getLogger(__name__)
@@ -125,7 +125,7 @@ def from_file(path: Path, face_model: str, assets: Assets, device: torch.device,
 
 
 def from_run(
-    path: Path,
+    path: str | Path,
     key: str,
     assets: Assets,
     *,
@@ -157,7 +157,7 @@ def from_run(
     return Subject(key, arrays, meta, model, found)
 
 
-def list_keys(path: Path) -> list[str]:
+def list_keys(path: str | Path) -> list[str]:
     """All keys that a run planned, sorted."""
     return sorted(clip.key for shard in RunFolder.open(path).shards for clip in shard.clips)
 
@@ -185,10 +185,10 @@ def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
     for rejected, reason, message in ledger.rejects:
         if rejected == key:
             raise RunError(f"{key} was rejected ({reason}): {message}")
-    for sample in read_shard(folder.tar_path(shard)):
+    for sample in folder.samples(shard):
         if sample["__key__"] == key:
             return sample
-    raise RunError(f"{folder.tar_path(shard)} does not hold {key} although its ledger says so; verify the run")
+    raise RunError(f"{folder.tar_url(shard)} does not hold {key} although its ledger says so; verify the run")
 
 
 def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:
@@ -224,7 +224,7 @@ def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames
     if corpus is None and not place.exists():
         logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
         return None
-    root = corpus_root(replace(CorpusConfig(), corpus=place, layout=layout))
+    root = local_path(corpus_root(replace(CorpusConfig(), corpus=place, layout=layout)), "showing a clip")
     if not (root / clip.video_path).is_file():
         logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
         return None

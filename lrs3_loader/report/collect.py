@@ -92,9 +92,9 @@ def evenly_spread(total: int, count: int) -> list[int]:
 
 def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
     """The lines that ``verify --sync`` wrote, or None. Raises ``RunError`` where they are no such lines."""
-    path = folder.path / OFFSETS_FILE
+    path = folder.store.where(OFFSETS_FILE)
     try:
-        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        lines = [json.loads(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
         for line in lines:
             _ = (line["key"], line["offset_frames"], line["confidence"], line["in_training"])
     except FileNotFoundError:

@@ -24,7 +24,7 @@ def render(findings: Findings, cards: Sequence[Card], remark: str) -> str:
         sections.gallery(cards, remark),
         sections.provenance(findings),
     ]
-    title = escape(findings.folder.path.absolute().name)
+    title = escape(findings.folder.name)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -43,7 +43,7 @@ def _header(findings: Findings) -> str:
         kind, text = "good", "finished"
     corpus = folder.record.get("config", {}).get("corpus", {}).get("corpus")
     lines = [
-        f'<h1>{escape(folder.path.absolute().name)} <span class="pill {kind}">{text}</span></h1>',
+        f'<h1>{escape(folder.name)} <span class="pill {kind}">{text}</span></h1>',
         f'<p class="soft">{f"Corpus <code>{escape(str(corpus))}</code> · " if corpus else ""}run '
         f"<code>{folder.run_hash[:12]}</code></p>",
     ]
