@@ -7,6 +7,7 @@ known ``split``, ``speaker``, ``start`` and ``end`` (seconds within the video) a
 from __future__ import annotations
 
 import csv
+import dataclasses
 import math
 import os
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.layouts import NO_NAME, Found, file_size, names_from_path
+from lrs3_loader.storage import Location, RemoteStore, Url
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class _Row:
     text: str | None
 
 
-def read_clip_table(path: Path) -> list[Found]:
+def read_clip_table(path: Location) -> list[Found]:
     """The clips that a csv file lists.
 
     Without a ``split`` the split is ``all``; without a ``speaker`` it is the first folder of the path, below the
@@ -39,18 +41,25 @@ def read_clip_table(path: Path) -> list[Found]:
         RunError: the file cannot be read as UTF-8 csv, has no ``path`` column, a row is malformed (the message names
             the line), or none of the files it lists exists.
     """
-    rows = list(_read_rows(path))
+    if isinstance(path, Url):
+        rows, known_sizes = _read_remote(path)
+        root = Path("/")
+    else:
+        rows, known_sizes = list(_read_rows(path, str(path))), None
+        root = path.parent
     if not rows:
         raise RunError(f"{path} lists no clips")
-    root = path.parent
     # Names come from normalised paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
     absolute = [os.path.normpath(os.path.abspath(root / row.path)) for row in rows]
     base = os.path.commonpath([os.path.abspath(root), *absolute])
     if base != os.path.abspath(root):
         base = os.path.commonpath([os.path.dirname(video) for video in absolute])
-    sizes = {row.path: file_size(root / row.path) for row in rows}
+    if known_sizes is None:
+        sizes = {row.path: file_size(root / row.path) for row in rows}
+    else:
+        sizes = {row.path: known_sizes.get(row.path, 0) for row in rows}
     if not any(sizes.values()):
-        raise RunError(f"none of the files that {path} lists is there, such as {root / rows[0].path}")
+        raise RunError(f"none of the files that {path} lists is there, such as {rows[0].path}")
     return [
         _found(row, os.path.relpath(video, base), sizes[row.path]) for row, video in zip(rows, absolute, strict=True)
     ]
@@ -78,21 +87,33 @@ def _found(row: _Row, below_base: str, num_bytes: int) -> Found:
     )
 
 
-def _read_rows(path: Path) -> Iterator[_Row]:
+def _read_remote(path: Url) -> tuple[list[_Row], dict[str, int]]:
+    """The rows of a table on object storage, paths made plain, and the bytes of every file below its folder."""
+    root, _, name = path.rpartition("/")
+    store = RemoteStore(Url(root))
+    with store.at_hand(name) as folder:
+        rows = list(_read_rows(folder / name, str(path)))
+    for row in rows:
+        if os.path.isabs(row.path) or os.path.normpath(row.path).startswith(os.pardir):
+            raise RunError(f"{path}, line {row.line}: {row.path} does not lie below {root}")
+    return [dataclasses.replace(row, path=os.path.normpath(row.path)) for row in rows], store.tree()
+
+
+def _read_rows(path: Path, where: str) -> Iterator[_Row]:
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             if "path" not in reader.fieldnames:
-                raise RunError(f"{path} has no column 'path'; it has {', '.join(reader.fieldnames) or 'none'}")
+                raise RunError(f"{where} has no column 'path'; it has {', '.join(reader.fieldnames) or 'none'}")
             for fields in reader:
                 yield _parse_row(fields, reader.line_num)
     except OSError as error:
-        raise RunError(f"cannot read {path}: {error.strerror}") from error
+        raise RunError(f"cannot read {where}: {error.strerror}") from error
     except UnicodeDecodeError as error:
-        raise RunError(f"{path} is not UTF-8 text (byte {error.start})") from None
+        raise RunError(f"{where} is not UTF-8 text (byte {error.start})") from None
     except (csv.Error, ValueError) as error:
-        raise RunError(f"{path}, line {reader.line_num}: {error}") from None
+        raise RunError(f"{where}, line {reader.line_num}: {error}") from None
 
 
 def _parse_row(fields: dict[str, str | None], line: int) -> _Row:

@@ -7,13 +7,26 @@ same bytes. What may differ between launches of one run (ranks, workers, folders
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from lrs3_loader.storage import Location, Url, location
+
 Flag = tyro.conf.arg
+Place = Annotated[
+    Location,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="FOLDER|URL",
+        instance_from_str=lambda words: location(words[0]),
+        is_instance=lambda value: isinstance(value, (Path, Url)),
+        str_from_instance=lambda value: [str(value)],
+    ),
+]
 
 
 def _positive(config: object, *names: str) -> None:
@@ -26,8 +39,8 @@ def _positive(config: object, *names: str) -> None:
 class CorpusConfig:
     """Which clips."""
 
-    corpus: Path | None = None
-    """Folder (or .csv file) that holds the corpus."""
+    corpus: Place | None = None
+    """Folder (or .csv file) that holds the corpus, or its URL (s3://bucket/lrs3)."""
     layout: Literal["auto", "lrs3", "voxceleb2", "folder", "csv"] = "auto"
     """How the corpus is laid out; auto looks at the tree."""
     splits: tuple[str, ...] = ()
@@ -79,7 +92,7 @@ class LandmarkConfig:
     """Face detection and landmarks."""
 
     frame_batch: int | None = None
-    """Frames in one batch on the device (32 on a CPU, 256 on a GPU when not given)."""
+    """Frames in one batch on the device (when not given: 32 on a CPU; up to 1024 on a GPU, by its free memory)."""
     min_face_score: float = 0.5
     """Detections and presence scores below this are not faces."""
     max_gap_frames: int = 12
@@ -120,9 +133,11 @@ class RegressionConfig:
     """Deep3DFaceRecon_pytorch's epoch_20.pth; no regression when not given. It needs similarity_Lm3D_all.mat beside it,
     in a folder BFM beside it, or in the assets folder."""
     batch: Annotated[int | None, Flag(name="deep3d-batch")] = None
-    """Frames that go through its network at a time (8 on a CPU, 128 on a GPU when not given)."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"], Flag(name="deep3d-dtype")] = "float32"
-    """Arithmetic of its convolutions."""
+    """Frames that go through its network at a time (when not given: 8 on a CPU; up to 512 on a GPU, by its free
+    memory)."""
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(name="deep3d-dtype")] = "auto"
+    """Arithmetic of its convolutions; auto is float32 on a CPU, float16 on a GPU (as many digits as the TF32 in which
+    the original runs there)."""
     idexp: Annotated[Literal["fit", "regression", "geneface"], Flag(name="idexp-from")] = "fit"
     """Where idexp_lm3d comes from: the landmark fit, the regression (needs a Basel Face Model), or the regression read
     one vertex beside each landmark, as in GeneFace's published data."""
@@ -149,7 +164,8 @@ class SpeechConfig:
     store: Annotated[Literal["float16", "float32"], Flag(name="hubert-store")] = "float16"
     """How the rows are stored."""
     batch_seconds: Annotated[float | None, Flag(name="hubert-batch-seconds")] = None
-    """Seconds of sound in one batch, padding included (20 on a CPU, 320 on a GPU when not given)."""
+    """Seconds of sound in one batch, padding included (when not given: 20 on a CPU; up to 1280 on a GPU, by its free
+    memory)."""
 
 
 @dataclass(frozen=True)
@@ -186,8 +202,8 @@ class WorkerConfig:
 class LaunchConfig:
     """What may differ from one launch of a run to the next."""
 
-    out: Path
-    """Folder of the run; an unfinished run found there is resumed."""
+    out: Place
+    """Folder of the run, or its URL (s3://bucket/run); an unfinished run found there is resumed."""
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
     device: str = "auto"
@@ -199,23 +215,62 @@ class LaunchConfig:
     """Run the shards again that hold rejects (only of the reasons named, if any)."""
 
 
-def resolve(config: RunConfig, device_type: str) -> RunConfig:
-    """Fill in what was left to the device (``"cpu"`` or ``"cuda"``), so that the saved config says it all."""
+#: On a GPU: bytes that one frame, one aligned crop and one second of sound take while they are worked on (rounded up),
+#: and the most of them that still gains speed.
+_FRAME_BYTES, _MOST_FRAMES = 12 << 20, 1024
+_CROP_BYTES, _MOST_CROPS = 16 << 20, 512
+_SECOND_BYTES, _MOST_SECONDS = 16 << 20, 1280
+_LEFT_TO_THE_DEVICE = {
+    "landmarks": ("frame_batch",),
+    "speech": ("dtype", "batch_seconds"),
+    "regression": ("dtype", "batch"),
+}
+
+
+def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> RunConfig:
+    """Fill in what was left to the device (``"cpu"`` or ``"cuda"``), so that the saved config says it all.
+
+    Args:
+        free_bytes: of the GPU's memory. Each kind of batch may take an eighth of it.
+    """
     on_gpu = device_type != "cpu"
-    landmarks = dataclasses.replace(
-        config.landmarks, frame_batch=config.landmarks.frame_batch or (256 if on_gpu else 32)
-    )
-    dtype = config.speech.dtype
+
+    def batch(on_cpu: int, bytes_each: int, most: int) -> int:
+        if not on_gpu:
+            return on_cpu
+        fitting = max(free_bytes // 8 // bytes_each, 16)
+        return min(1 << (fitting.bit_length() - 1), most)
+
+    frames, crops = batch(32, _FRAME_BYTES, _MOST_FRAMES), batch(8, _CROP_BYTES, _MOST_CROPS)
+    seconds = float(batch(20, _SECOND_BYTES, _MOST_SECONDS))
+    landmarks, speech, regression, corpus = config.landmarks, config.speech, config.regression, config.corpus
+    landmarks = dataclasses.replace(landmarks, frame_batch=landmarks.frame_batch or frames)
     speech = dataclasses.replace(
-        config.speech,
-        dtype=dtype if dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
-        batch_seconds=config.speech.batch_seconds or (320.0 if on_gpu else 20.0),
+        speech,
+        dtype=speech.dtype if speech.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
+        batch_seconds=speech.batch_seconds or seconds,
     )
-    regression = dataclasses.replace(config.regression, batch=config.regression.batch or (128 if on_gpu else 8))
-    corpus = config.corpus
-    if corpus.corpus is not None:  # a run may be resumed from another folder
+    regression = dataclasses.replace(
+        regression,
+        dtype=regression.dtype if regression.dtype != "auto" else ("float16" if on_gpu else "float32"),
+        batch=regression.batch or crops,
+    )
+    if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
         corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
     return dataclasses.replace(config, corpus=corpus, landmarks=landmarks, speech=speech, regression=regression)
+
+
+def adopt(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+    """What was left to the device, as the launch chose that began the run: ``saved`` is the config in its run.json.
+
+    The same batches on every launch, whatever is free on the GPU by then, give the same bytes.
+    """
+    parts: dict[str, Any] = {}
+    for part, names in _LEFT_TO_THE_DEVICE.items():
+        own, theirs = getattr(config, part), saved.get(part, {})
+        chosen = {name: theirs[name] for name in names if getattr(own, name) in (None, "auto") and name in theirs}
+        parts[part] = dataclasses.replace(own, **chosen)
+    return dataclasses.replace(config, **parts)
 
 
 def demo_defaults(config: RunConfig) -> RunConfig:

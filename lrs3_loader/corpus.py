@@ -25,6 +25,7 @@ from lrs3_loader.clip_table import read_clip_table
 from lrs3_loader.config import CorpusConfig
 from lrs3_loader.errors import RunError
 from lrs3_loader.layouts import FileTree, Found
+from lrs3_loader.storage import Location, Url
 from lrs3_loader.transcript import read_transcript
 from lrs3_loader.types import Clip
 
@@ -64,10 +65,10 @@ def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
     """
     root = corpus_root(config)
     assert config.corpus is not None
-    if config.corpus.is_file():
+    if _is_table(config.corpus):
         layout, found = "csv", read_clip_table(config.corpus)
     else:
-        tree = layouts.read_tree(root)
+        tree = layouts.read_tree(root) if isinstance(root, Path) else layouts.list_tree(root)
         layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout
         found = _TREE_LAYOUTS[layout](tree)
         _tell_left_out(tree, found, layout)
@@ -76,8 +77,8 @@ def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
     return _select(_name_clips(found), config)
 
 
-def corpus_root(config: CorpusConfig) -> Path:
-    """The folder that the paths of the corpus's clips are relative to.
+def corpus_root(config: CorpusConfig) -> Location:
+    """The folder or URL that the paths of the corpus's clips are relative to.
 
     Raises:
         RunError: no corpus is given, it does not exist, or it is a file where the layout needs a folder (or the
@@ -86,6 +87,8 @@ def corpus_root(config: CorpusConfig) -> Path:
     path = config.corpus
     if path is None:
         raise RunError("no corpus given: name its folder or .csv file with --corpus")
+    if isinstance(path, Url):  # whether anything is there is seen when it is listed
+        return Url(path.rpartition("/")[0]) if _is_table(path) else path
     if path.is_file():
         if path.suffix.lower() == ".csv" and config.layout in ("auto", "csv"):
             return path.parent
@@ -95,6 +98,10 @@ def corpus_root(config: CorpusConfig) -> Path:
     if config.layout == "csv":
         raise RunError(f"{path} is a folder; layout csv needs {_EXAMPLES['csv']}")
     return path
+
+
+def _is_table(path: Location) -> bool:
+    return path.lower().endswith(".csv") if isinstance(path, Url) else path.is_file()
 
 
 def detect_layout(root: Path) -> str:
@@ -122,7 +129,7 @@ def _tell_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
         logger.warning("%d video files do not fit layout %s and are left out: %s", len(left_out), layout, example)
 
 
-def _nothing_found(path: Path, layout: str | None) -> RunError:
+def _nothing_found(path: Location, layout: str | None) -> RunError:
     wanted = _EXAMPLES if layout is None else {layout: _EXAMPLES[layout]}
     looked_for = "".join(f"\n  {name}: {example}" for name, example in wanted.items())
     return RunError(f"no clips found in {path}; looked for{looked_for}")

@@ -10,6 +10,7 @@ import dataclasses
 import logging
 import os
 import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
@@ -34,6 +35,7 @@ from lrs3_loader.errors import (
 )
 from lrs3_loader.media import VideoTrack, probe_video, read_pictures
 from lrs3_loader.soundtrack import Stretch, read_sound
+from lrs3_loader.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo
 from lrs3_loader.workers import Crew, StartMethod, WorkTable, own_child_signals, prepare_parent
 
@@ -56,30 +58,38 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
     """Map-style dataset whose index is a :class:`ChunkRequest`.
 
     Args:
-        root: folder that the clips' paths are relative to.
+        root: folder or URL that the clips' paths are relative to.
         pitch: computes the head's F0.
     """
 
-    def __init__(self, root: Path, config: DecodeConfig, pitch: Pitch) -> None:
-        self.root = root
+    def __init__(self, root: Location, config: DecodeConfig, pitch: Pitch) -> None:
+        self.files = store_at(root)
         self.config = config
         self.pitch = pitch
         self.beat: Callable[[], None] = _no_beat  # called between the steps of the work
 
     def __getitem__(self, request: ChunkRequest) -> DecodedChunk | Reject:
-        """Decode one chunk. A ``ClipError`` becomes a Reject; any other exception is a bug and is let through."""
-        try:
-            return self._decode(request)
-        except ClipError as error:
-            # A corpus may be mounted anywhere: no message says where.
-            return Reject(request.clip, error.reason, str(error).replace(f"{self.root}{os.sep}", ""))
+        """Decode one chunk. A ``ClipError`` becomes a Reject; any other exception is let through.
 
-    def _decode(self, request: ChunkRequest) -> DecodedChunk:
+        The clip's files are fetched first where they are not on this machine. When that fails it is no clip's fault:
+        a ``RunError``.
+        """
+        with self.files.at_hand(*_files_for(request), beat=self.beat) as root:
+            try:
+                return self._decode(request, root)
+            except ClipError as error:
+                # A corpus may be mounted anywhere: no message says where.
+                return Reject(request.clip, error.reason, str(error).replace(f"{root}{os.sep}", ""))
+            except MemoryError:
+                message = f"{request.clip.video_path}: not enough memory to decode it"
+                return Reject(request.clip, TooLargeError.reason, message)
+
+    def _decode(self, request: ChunkRequest, root: Path) -> DecodedChunk:
         clip = request.clip
-        track = probe_video(self.root / clip.video_path, clip.video_path, self.config)
+        track = probe_video(root / clip.video_path, clip.video_path, self.config)
         self.beat()
         sources, skip = select_stretch(track, clip, self.config)
-        head = self._head(clip, track, sources, skip) if request.start == 0 else None
+        head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
         picture_bytes = track.height * track.width * 3
         size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // picture_bytes)
         frames = read_pictures(track, sources[request.start : request.start + size])
@@ -88,12 +98,12 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
             head = dataclasses.replace(head, source=shown)
         return DecodedChunk(clip, len(sources), request.start, frames, head)
 
-    def _head(self, clip: Clip, track: VideoTrack, sources: np.ndarray, skip: Fraction) -> ClipHead:
-        transcript = read_transcript(self.root / clip.transcript_path) if clip.transcript_path else None
+    def _head(self, clip: Clip, root: Path, track: VideoTrack, sources: np.ndarray, skip: Fraction) -> ClipHead:
+        transcript = read_transcript(root / clip.transcript_path) if clip.transcript_path else None
         name = clip.sound_path or clip.video_path
         start = None if clip.sound_path else track.start_seconds
         stretch = Stretch(start, skip, len(sources), open_end=clip.end_seconds is None)
-        sound = read_sound(self.root / name, name, stretch, self.config.max_sound_gap_seconds)
+        sound = read_sound(root / name, name, stretch, self.config.max_sound_gap_seconds)
         self.beat()
         f0_hz, num_f0_rows = self.pitch(sound.waveform.numpy(), ROWS_PER_FRAME * len(sources))
         self.beat()
@@ -110,6 +120,12 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
             num_excess_samples=sound.num_excess_samples,
         )
         return ClipHead(sound.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
+
+
+def _files_for(request: ChunkRequest) -> list[str]:
+    clip = request.clip
+    first_only = [clip.sound_path, clip.transcript_path] if request.start == 0 else []
+    return [clip.video_path, *(name for name in first_only if name is not None)]
 
 
 def select_stretch(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[np.ndarray, Fraction]:
@@ -158,7 +174,10 @@ class _WatchedDataset(Dataset[tuple[int, Any]]):
         assert info is not None
         self.dataset.beat = lambda: self.table.beat(info.id)
         with self.table.working_on(info.id, number):
-            result = self.dataset[request]
+            try:
+                result: Any = self.dataset[request]
+            except RunError as error:  # one line for the user, without this process's traceback
+                return number, error
             if isinstance(result, DecodedChunk):
                 # Here rather than in the queue's own thread, where a failure would be nobody's.
                 result.frames.share_memory_()
@@ -179,20 +198,21 @@ class ClipLoader(Generic[Tag]):
     Args:
         clips: pairs (tag, clip), drawn only as far as the workers' queues reach (``prefetch`` for each worker, and
             those being decoded). It must not wait for items that this loader has still to yield.
-        root: folder that the clips' paths are relative to.
+        root: folder or URL that the clips' paths are relative to.
         workers: how many processes, and how long they are waited for.
         pitch: computes F0, see :data:`Pitch`.
         prefetch: requests waiting at each worker.
         start_method: ``forkserver`` (a new worker takes a fraction of a second) or ``spawn``.
 
     Raises (while iterating):
-        RunError: workers cannot run here at all (no shared memory, or something keeps killing them).
+        RunError: workers cannot run here at all (no shared memory, or something keeps killing them), or a remote
+            corpus cannot be reached.
     """
 
     def __init__(
         self,
         clips: Iterable[tuple[Tag, Clip]],
-        root: Path,
+        root: Location,
         config: DecodeConfig,
         workers: WorkerConfig,
         *,
@@ -210,12 +230,17 @@ class ClipLoader(Generic[Tag]):
         self._idle_deaths = 0
         self._crew: Crew | None = None
         self._results: Iterator[tuple[int, Any]] | None = None
+        self._stopped = threading.Event()
 
     def __enter__(self) -> ClipLoader[Tag]:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def stop(self) -> None:
+        """Have the iteration end early, within about a second; for other threads than the one that iterates."""
+        self._stopped.set()
 
     def close(self) -> None:
         """End all workers at once."""
@@ -226,7 +251,7 @@ class ClipLoader(Generic[Tag]):
     def __iter__(self) -> Iterator[tuple[Tag, DecodedChunk | Reject]]:
         while True:
             yield from self._queue.ready()
-            if self._queue.is_done:
+            if self._queue.is_done or self._stopped.is_set():
                 self.close()
                 return
             self._receive()
@@ -239,7 +264,7 @@ class ClipLoader(Generic[Tag]):
                 return
         assert self._results is not None
         num_polls = 0
-        while True:
+        while not self._stopped.is_set():
             try:
                 number, result = next(self._results)
             except (RuntimeError, OSError, EOFError) as error:
@@ -252,6 +277,8 @@ class ClipLoader(Generic[Tag]):
                     self._check_started(num_polls)
                     continue
                 return
+            if isinstance(result, RunError):
+                raise result
             if self._queue.accept(number, result):
                 self._idle_deaths = 0
             return

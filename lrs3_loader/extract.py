@@ -1,19 +1,21 @@
-"""From the decoded chunks of a shard's clips to each clip's features or reject.
+"""From the decoded chunks of a shard's clips to each clip's features or reject, in two steps.
 
-    chunks -> fixed batches of frames -> landmarks        as they arrive; frames are let go at once
-                                      -> regression       (where asked for)
-           -> rejects (no face) -> sound features -> fit  over all clips of the shard together
+    watch:   chunks -> fixed batches of frames -> landmarks        as they arrive; frames are let go at once
+                                               -> regression       (where asked for)
+    finish:  rejects (no face) -> sound features -> fit            over all clips of the shard together
 
-Everything is formed inside the shard, in the plan's order, so a shard's numbers are its own.
+Everything is formed inside the shard, in the plan's order, so a shard's numbers are its own. Nothing is shared between
+the two steps but the models: one shard may be finished on one thread while another is watched on the next.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,16 @@ from lrs3_loader.errors import ClipError, PoorFitError
 from lrs3_loader.face.crops import FaceCrops, cut_faces
 from lrs3_loader.face.fit import FitInput, FitResult
 from lrs3_loader.face.fit_types import PhotometricQuality
-from lrs3_loader.face.landmarks import FrameLandmarks, finish_track
-from lrs3_loader.face.regress import Deep3DRegressor, finish_coefficients, idexp_lm3d
+from lrs3_loader.face.landmarks import Detected, FrameLandmarks, finish_track
+from lrs3_loader.face.regress import Aimed, Deep3DRegressor, finish_coefficients, idexp_lm3d
 from lrs3_loader.face.topology import to_ibug68
 from lrs3_loader.face.tracks import FaceTrack
 from lrs3_loader.models import Models
+from lrs3_loader.overlap import one_behind
+from lrs3_loader.transfer import to_device
 from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
 
-Count = Callable[..., None]  # count(clips=, frames=, rejects=)
+Count = Callable[..., None]  # count(clips=, frames=, rejects=, ...), see ``progress.COUNTERS``
 
 
 @dataclass
@@ -46,6 +50,7 @@ class _ClipState:
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
     crops: FaceCrops | None = None  # of a photometric fit
+    dense: torch.Tensor | None = None  # [T, L, 2], where the fit needs them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
@@ -53,6 +58,19 @@ class _ClipState:
     def fail(self, error: ClipError) -> None:
         self.reject = Reject(self.clip, error.reason, str(error))
         self.crops = None
+
+
+class Watched:
+    """A shard between the two steps: what was seen of each of its clips."""
+
+    def __init__(self, timings: dict[str, float], count: Count) -> None:
+        self.states: list[_ClipState | Reject] = []
+        self.clock = _Clock(timings)
+        self.count = count
+        self.seen: torch.cuda.Event | None = None  # on a GPU: all of it is there
+
+
+_Batch = list[FrameSpan[_ClipState]]
 
 
 class Extractor:
@@ -65,6 +83,11 @@ class Extractor:
         self.config = config
         self.models = models
         self.device = device
+        self._finishing = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def own_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """For a thread that finishes: on a GPU, what runs within need not wait for what is watched meanwhile."""
+        return contextlib.nullcontext() if self._finishing is None else torch.cuda.stream(self._finishing)
 
     @property
     def device_name(self) -> str:
@@ -73,43 +96,54 @@ class Extractor:
     def extract(
         self, items: Iterable[DecodedChunk | Reject], timings: dict[str, float], count: Count
     ) -> Iterator[ClipFeatures | Reject]:
-        """Features or reject of every clip of one shard, in order.
+        """Features or reject of every clip of one shard, in order: ``finish(watch(...))``."""
+        return self.finish(self.watch(items, timings, count))
+
+    def watch(self, items: Iterable[DecodedChunk | Reject], timings: dict[str, float], count: Count) -> Watched:
+        """Take in one shard's frames.
 
         Args:
             items: the shard's chunks, clip by clip; a Reject ends its clip.
-            timings: filled with seconds per stage.
-            count: told of clips, frames and rejects as they pass.
+            timings: filled with seconds per stage, as spent by the calling thread.
+            count: told of clips, frames and rejects as they pass; from another thread, too.
         """
-        clock = _Clock(timings)
-        states: list[_ClipState | Reject] = []
-        spans = self._watch(items, states, clock, count)
-        for batch in fixed_batches(spans, self.models.landmarker.batch_size):
-            with clock("landmarks"):
-                found = self._find_faces(batch)
-            if self.models.regressor is not None:
-                with clock("regression"):
-                    self._regress(self.models.regressor, batch, found)
-            if self.models.wants_pixels:
-                with clock("crops"):
-                    _keep_crops(batch, found)
-        alive = [state for state in states if isinstance(state, _ClipState) and state.reject is None]
+        watched = Watched(timings, count)
+        batches = fixed_batches(self._open_clips(items, watched), self.models.landmarker.batch_size)
+        found = one_behind(batches, partial(self._detect, watched), partial(self._locate, watched.clock))
+        if self.models.wants_pixels:
+            found = map(partial(self._keep_crops, watched.clock), found)
+        if self.models.regressor is None:
+            for _ in found:
+                pass
+        else:
+            with_it = (watched.clock, self.models.regressor)
+            for _ in one_behind(found, partial(self._aim, *with_it), partial(self._regress, *with_it)):
+                pass
+        if self.device.type == "cuda":
+            watched.seen = torch.cuda.current_stream(self.device).record_event()
+        return watched
+
+    def finish(self, watched: Watched) -> Iterator[ClipFeatures | Reject]:
+        """Features or reject of every clip of a shard that was watched, in order."""
+        clock = watched.clock
+        self._take_over(watched)
+        alive = [state for state in watched.states if isinstance(state, _ClipState) and state.reject is None]
         with clock("landmarks"):
             alive = _keep(alive, self._finish_track)
         with clock("sound"):
-            self._hear(alive)
+            self._hear(alive, watched.count)
         with clock("fit"):
             self._fit(alive)
-        for state in states:
+        for state in watched.states:
             result = state if isinstance(state, Reject) else self._result(state)
             if isinstance(result, Reject):
-                count(rejects=1)
+                watched.count(rejects=1)
             yield result
 
-    def _watch(
-        self, items: Iterable[DecodedChunk | Reject], states: list[_ClipState | Reject], clock: _Clock, count: Count
-    ) -> Iterator[FrameSpan[_ClipState]]:
+    def _open_clips(self, items: Iterable[DecodedChunk | Reject], watched: Watched) -> Iterator[FrameSpan[_ClipState]]:
         """Pass frames on, and open a state for each clip that arrives."""
-        for item in clock.iterate("decode_wait", items):
+        states = watched.states
+        for item in watched.clock.iterate("decode_wait", items):
             clip = item.clip
             last = states[-1] if states else None
             current = last if isinstance(last, _ClipState) and last.clip == clip else None
@@ -118,7 +152,7 @@ class Extractor:
                     states.append(item)
                 else:
                     current.reject = item
-                count(clips=1)
+                watched.count(clips=1)
                 continue
             if current is None:
                 assert item.head is not None, "the first chunk of a clip carries its head"
@@ -126,23 +160,60 @@ class Extractor:
                 head = dataclasses.replace(item.head, waveform=item.head.waveform.clone())
                 current = _ClipState(clip, item.num_frames, head)
                 states.append(current)
-            yield FrameSpan(current, item.start, item.frames.to(self.device))
+            yield FrameSpan(current, item.start, to_device(item.frames, self.device))
             if item.is_last:
-                count(clips=1, frames=item.num_frames)
+                watched.count(clips=1, frames=item.num_frames)
 
-    def _find_faces(self, batch: list[FrameSpan[_ClipState]]) -> list[FrameLandmarks]:
-        found = self.models.landmarker([(span.frames, span.owner.track) for span in batch])
+    def _detect(self, watched: Watched, batch: _Batch) -> tuple[_Batch, Detected]:
+        watched.count(frame_slots=self.models.landmarker.batch_size)
+        with watched.clock("landmarks"):
+            return batch, self.models.landmarker.detect([(span.frames, span.owner.track) for span in batch])
+
+    def _locate(self, clock: _Clock, detected: tuple[_Batch, Detected]) -> tuple[_Batch, list[FrameLandmarks]]:
+        batch, faces = detected
+        with clock("landmarks"):
+            found = self.models.landmarker.locate(faces)
         for span, landmarks in zip(batch, found, strict=True):
             span.owner.landmarks.append(landmarks)
-        return found
+        return batch, found
 
-    def _regress(
-        self, regressor: Deep3DRegressor, batch: list[FrameSpan[_ClipState]], found: list[FrameLandmarks]
-    ) -> None:
+    def _keep_crops(
+        self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
+    ) -> tuple[_Batch, list[FrameLandmarks]]:
+        """Keep the part of each frame with the face, for a photometric fit: the frames themselves are let go."""
+        with clock("crops"):
+            for span, landmarks in zip(*located, strict=True):
+                if span.owner.crops is None:
+                    span.owner.crops = FaceCrops()
+                span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
+        return located
+
+    def _aim(
+        self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
+    ) -> tuple[_Batch, Aimed]:
+        batch, found = located
         points = [to_ibug68(landmarks.points)[..., :2] for landmarks in found]
-        values = regressor([(span.frames, part) for span, part in zip(batch, points, strict=True)])
+        with clock("regression"):
+            return batch, regressor.aim([(span.frames, part) for span, part in zip(batch, points, strict=True)])
+
+    def _regress(self, clock: _Clock, regressor: Deep3DRegressor, aimed: tuple[_Batch, Aimed]) -> None:
+        batch, crops = aimed
+        with clock("regression"):
+            values = regressor.regress(crops)
         for span, coefficients in zip(batch, values, strict=True):
             span.owner.coefficients.append(coefficients)
+
+    def _take_over(self, watched: Watched) -> None:
+        """Have this stream wait for what was watched on another, and keep that memory as long as this one needs it."""
+        if watched.seen is None:
+            return
+        stream = torch.cuda.current_stream(self.device)
+        stream.wait_event(watched.seen)
+        for state in watched.states:
+            if isinstance(state, _ClipState):
+                parts = [value for part in state.landmarks for value in vars(part).values() if value is not None]
+                for tensor in (*parts, *state.coefficients):
+                    tensor.record_stream(stream)
 
     def _finish_track(self, state: _ClipState) -> None:
         """Join a clip's landmarks, fill short gaps, and refuse it where the face is missing too often."""
@@ -163,6 +234,8 @@ class Extractor:
             state.arrays["coeff"] = filled.cpu().numpy()
         state.arrays["lm68"] = to_ibug68(found.points)[..., :2].cpu().numpy()
         state.arrays["valid"] = found.found.cpu().numpy()
+        if self.models.fitter.config.dense:
+            state.dense = found.points[..., :2].cpu()
         if config.store_lm478:
             state.arrays["lm478"] = found.points.cpu().numpy()
         if found.blendshapes is not None:
@@ -175,8 +248,9 @@ class Extractor:
         }
 
     @torch.inference_mode()
-    def _hear(self, states: list[_ClipState]) -> None:
+    def _hear(self, states: list[_ClipState], count: Count) -> None:
         waveforms = [state.head.waveform for state in states]
+        count(**self.models.speech.fill([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
         for state, mel in zip(states, self.models.mel(waveforms) if waveforms else [], strict=True):
             state.arrays["mel"] = mel.cpu().numpy()
@@ -193,10 +267,12 @@ class Extractor:
                 state.head.source.height,
                 state.head.source.width,
                 crops=state.crops,
+                lm468=state.dense,
             )
             for state in states
         ]
         for state, fit in zip(states, self.models.fitter(inputs), strict=True):
+            state.dense = None
             self._take_fit(state, fit)
             state.crops = None
 
@@ -258,14 +334,6 @@ class Extractor:
         return meta
 
 
-def _keep_crops(batch: list[FrameSpan[_ClipState]], found: list[FrameLandmarks]) -> None:
-    """The part of each frame with the face, for a photometric fit: the frames themselves are let go."""
-    for span, landmarks in zip(batch, found, strict=True):
-        if span.owner.crops is None:
-            span.owner.crops = FaceCrops()
-        span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
-
-
 def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
     """Mean absolute difference of the drawn face's colours (0..1), as fitted to landmarks and as stored."""
     return {
@@ -297,7 +365,7 @@ class _Clock:
     def __init__(self, timings: dict[str, float]):
         self._timings = timings
 
-    @contextmanager
+    @contextlib.contextmanager
     def __call__(self, stage: str) -> Iterator[None]:
         started = time.perf_counter()
         try:

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all, and their hashes."""
+"""Files that are either there whole or not there at all, their hashes, and the time written into them."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import IO
+
+from lrs3_loader.disk import output_file, writing
 
 _PIECE = 1 << 20  # bytes read at a time
 
@@ -20,6 +23,11 @@ def file_sha256(path: Path) -> str:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
+
+
+def utc_now() -> str:
+    """The time now as ISO 8601 in UTC, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
 
 
 def sync_folder(folder: Path) -> None:
@@ -38,20 +46,28 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]
     Written under a temporary name in ``scratch`` (the same file system as ``path``; its own folder when not given),
     flushed to disk, then renamed: readers see the old file or the new one, never a part. A killed process leaves at
     most a temporary file behind.
+
+    Raises:
+        RunError: the disk refuses; the message names ``path`` and the remedy.
     """
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
+    with writing(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "wb") as file:
+        with output_file(handle, path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # the disk may refuse this, too
+            temporary.unlink(missing_ok=True)
         raise
-    sync_folder(path.parent)
+    with writing(path):
+        sync_folder(path.parent)
 
 
 def _umask() -> int:

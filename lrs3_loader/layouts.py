@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.storage import RemoteStore, Url
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
 SOUND_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
@@ -81,6 +82,21 @@ def read_tree(root: Path) -> FileTree:
         elif suffix in SOUND_SUFFIXES:
             sounds.append(path)
     return FileTree(videos, tuple(sounds), frozenset(transcripts))
+
+
+def list_tree(root: Url) -> FileTree:
+    """The same of a corpus on object storage: one listing, sizes included.
+
+    Raises:
+        RunError: it cannot be reached.
+    """
+    files = RemoteStore(root).tree()
+    kinds = {path: _suffix(path.rpartition("/")[2]) for path in files}
+    return FileTree(
+        videos={path: size for path, size in files.items() if kinds[path] in VIDEO_SUFFIXES},
+        sounds=tuple(path for path in files if kinds[path] in SOUND_SUFFIXES),
+        transcripts=frozenset(path for path in files if kinds[path] == TRANSCRIPT_SUFFIX),
+    )
 
 
 def file_size(file: os.PathLike[str]) -> int:

@@ -1,16 +1,21 @@
 """A plan on disk: one line of JSON per clip, sorted by key, with the shard it belongs to.
 
-A run is planned once; its manifest is what every later launch works from.
+A run is planned once; its manifest is what every later launch works from. At 100,000 shards it has millions of lines:
+a launch checks all of it by its hash and finds where each shard begins, but parses the lines of a shard when it needs
+them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
-from itertools import groupby
+import math
+import mmap
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.types import Clip, Shard
@@ -26,7 +31,9 @@ _TYPES: dict[str, type] = {
     "start_seconds": float,
     "end_seconds": float,
 }
+_SHARD_NAME = re.compile(r"[^/\0]+-\d{6,}")
 _REQUIRED = ("shard", "key", "video_path", "num_bytes")
+_START = b'{"shard":"'  # of every line
 
 
 def manifest_lines(shards: Iterable[Shard]) -> Iterator[str]:
@@ -71,6 +78,82 @@ def read_manifest(path: Path) -> tuple[Shard, ...]:
     )
 
 
+class Manifest(Sequence[Shard]):
+    """The shards of a plan, in order; each is parsed when it is asked for.
+
+    Args:
+        data: what ``manifest_lines`` wrote, or a map of that file. Its hash should have been checked.
+    """
+
+    def __init__(self, data: bytes | mmap.mmap):
+        self._data = data
+        names: list[str] = []
+        starts: list[int] = []
+        counts: list[int] = []
+        start, prefix, size = 0, b"", len(data)
+        while start < size:
+            end = data.find(b"\n", start) + 1 or size
+            if not prefix or data[start : start + len(prefix)] != prefix:
+                name, prefix = _shard_of(data[start:end])
+                names.append(name)
+                starts.append(start)
+                counts.append(0)
+            counts[-1] += 1
+            start = end
+        self.names = tuple(names)
+        self.counts = tuple(counts)  # clips of each shard
+        self._bounds = tuple(pairwise([*starts, size]))
+        self._last: tuple[int, Shard] | None = None  # asked for again and again while its clips are drawn
+
+    @classmethod
+    def of(cls, shards: Iterable[Shard]) -> Manifest:
+        """The manifest of a plan that is at hand."""
+        return cls("".join(manifest_lines(shards)).encode("ascii"))
+
+    def __reduce__(self) -> tuple[type[Manifest], tuple[bytes]]:
+        return Manifest, (bytes(self._data),)
+
+    def sha256(self) -> str:
+        """As ``plan_sha256`` of its shards."""
+        return hashlib.sha256(self._data).hexdigest()
+
+    @property
+    def num_clips(self) -> int:
+        return sum(self.counts)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @overload
+    def __getitem__(self, index: int) -> Shard: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[Shard, ...]: ...
+    def __getitem__(self, index: int | slice) -> Shard | tuple[Shard, ...]:
+        if isinstance(index, slice):
+            return tuple(self[number] for number in range(*index.indices(len(self))))
+        if self._last is None or self._last[0] != index:
+            start, stop = self._bounds[index]
+            lines = self._data[start:stop].decode("ascii").splitlines(keepends=True)
+            self._last = index, Shard(self.names[index], tuple(_parse_line(line)[1] for line in lines))
+        return self._last[1]
+
+
+def open_manifest(path: Path) -> Manifest:
+    """Map a manifest file: ``ValueError`` where it does not begin its lines as ``manifest_lines`` does."""
+    with open(path, "rb") as file:
+        if not file.seek(0, 2):
+            return Manifest(b"")
+        return Manifest(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+
+def _shard_of(line: bytes) -> tuple[str, bytes]:
+    """(name of the shard, how its lines begin)."""
+    end = line.find(b'",', len(_START))
+    if not line.startswith(_START) or end < 0:
+        raise ValueError(f"not a manifest line: {line[:80]!r}")
+    return json.loads(line[len(_START) - 1 : end + 1]), line[: end + 2]
+
+
 def _parse_line(line: str) -> tuple[str, Clip]:
     if not line.endswith("\n"):
         raise ValueError("cut off before its end")
@@ -85,4 +168,8 @@ def _parse_line(line: str) -> tuple[str, Clip]:
             raise ValueError(f"unknown field {name}")
         if type(value) is not _TYPES[name]:
             raise ValueError(f"{name} must be {_TYPES[name].__name__}, got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} must be finite, got {value}")
+    if not _SHARD_NAME.fullmatch(values["shard"]):  # it becomes the name of a file
+        raise ValueError(f"{values['shard']!r:.200} is no name of a shard")
     return values.pop("shard"), Clip(**values)

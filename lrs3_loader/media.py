@@ -36,8 +36,14 @@ PIECE_FRAMES = 32  # pictures asked of a decoder at a time: bounds the copy that
 MIN_SIDE = 2  # pixels: less cannot be resampled
 MAX_SOURCE_RATE = 1_000  # frames a second; a video with more packets than this times its allowed length is refused
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a stretch
-# What decord raises: the last two where it cannot make a reader, or finds no frame.
-DECORD_ERRORS = (decord.DECORDError, decord._ffi.base.DECORDLimitReachedError, RuntimeError, AssertionError)
+# What decord raises: the last three where it cannot make a reader, finds no frame, or is given a name that is no UTF-8.
+DECORD_ERRORS = (
+    decord.DECORDError,
+    decord._ffi.base.DECORDLimitReachedError,
+    RuntimeError,
+    AssertionError,
+    UnicodeEncodeError,
+)
 DECORD_FORMATS = ("mov", "matroska")  # in others (MPEG-TS) decord silently starts at the second group of pictures
 
 

@@ -18,6 +18,7 @@ import av
 
 from lrs3_loader.config import PlanConfig
 from lrs3_loader.errors import UnreadableError
+from lrs3_loader.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, Clip, Shard
 
 logger = logging.getLogger(__name__)
@@ -28,7 +29,7 @@ DEFAULT_BYTES_PER_FRAME = 1_100
 _PROBE_DEADLINE_SECONDS = 10.0
 
 
-def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Path) -> tuple[Shard, ...]:
+def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Location) -> tuple[Shard, ...]:
     """Cut each split into shards of about ``config.shard_frames`` frames and at most ``config.shard_clips`` clips.
 
     ``clips`` must be sorted by key, as ``scan_corpus`` gives them; they keep that order. A clip longer than a shard
@@ -48,7 +49,7 @@ def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Path) -> t
     return tuple(shards)
 
 
-def calibrate(clips: Sequence[Clip], corpus_root: Path) -> int:
+def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
     """Bytes of video file per 25 fps frame: the median over at most ``NUM_PROBES`` clips, evenly spaced.
 
     The median, so that a damaged header that promises hours counts no more than any other. Files that cannot be
@@ -56,9 +57,11 @@ def calibrate(clips: Sequence[Clip], corpus_root: Path) -> int:
     """
     step = max(1, -(-len(clips) // NUM_PROBES))
     ratios = []
+    store = store_at(corpus_root)
     for clip in clips[::step]:
         try:
-            ratios.append(clip.num_bytes / probe_frames(corpus_root / clip.video_path))
+            with store.at_hand(clip.video_path) as folder:
+                ratios.append(clip.num_bytes / probe_frames(folder / clip.video_path))
         except UnreadableError as error:
             logger.debug("not used to estimate lengths: %s", error)
     # Whole bytes: the plan must not hang on the last bits of a quotient.

@@ -18,26 +18,36 @@ logger = logging.getLogger(__name__)
 PLAIN_LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
+#: What ranks count. Slots are the places in batches, those that were filled up with nothing included.
+COUNTERS = ("clips", "frames", "rejects", "frame_slots", "sound_samples", "sound_slots")
+
+
 class Tally:
-    """This rank's counts, passed on to the shared counters at most once a second."""
+    """This rank's counts, passed on to the shared counters at most once a second. Any thread may add."""
 
     def __init__(self, queue: WorkQueue):
         self._queue = queue
-        self._waiting = {"clips": 0, "frames": 0, "rejects": 0}
+        self._waiting = dict.fromkeys(COUNTERS, 0)
         self._last_flush = time.monotonic()
+        self._lock = threading.Lock()
 
-    def add(self, *, clips: int = 0, frames: int = 0, rejects: int = 0) -> None:
-        for name, amount in (("clips", clips), ("frames", frames), ("rejects", rejects)):
-            self._waiting[name] += amount
-        if time.monotonic() - self._last_flush > 1.0:
+    def add(self, **amounts: int) -> None:
+        """``add(frames=125, clips=1)``: names are those of ``COUNTERS``."""
+        with self._lock:
+            for name, amount in amounts.items():
+                self._waiting[name] += amount
+            is_due = time.monotonic() - self._last_flush > 1.0
+        if is_due:
             self.flush()
 
     def flush(self) -> None:
-        for name, amount in self._waiting.items():
-            if amount:
-                self._queue.add(name, amount)
-                self._waiting[name] = 0
-        self._last_flush = time.monotonic()
+        with self._lock:
+            waiting = {name: amount for name, amount in self._waiting.items() if amount}
+            self._waiting.update(dict.fromkeys(waiting, 0))
+            self._last_flush = time.monotonic()
+        for name, amount in waiting.items():
+            self._queue.add(name, amount)
+        self._queue.beat()
 
 
 class ProgressDisplay:

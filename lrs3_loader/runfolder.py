@@ -1,11 +1,12 @@
-"""A run on disk: what was asked for, which clips it covers, and which shards are done.
+"""A run: what was asked for, which clips it covers, and which shards are done. In a folder, or on object storage.
 
 OUT/
   run.json         config, plan hash, model files, software
   manifest.jsonl   one line per clip, sorted, with the shard it belongs to
   shards/          pretrain-000000.tar ...
   ledger/          pretrain-000000.json ... appears after its tar
-  tmp/             shards in flight
+  index.jsonl      of large runs: what the ledgers say, in one file; may be deleted
+  tmp/             of local runs: shards in flight
 """
 
 from __future__ import annotations
@@ -13,63 +14,93 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write
-from lrs3_loader.manifest import manifest_lines, plan_sha256, read_manifest
-from lrs3_loader.shards import Ledger, check_shard, publish_shard
+from lrs3_loader.ledger_index import LedgerIndex, Summary
+from lrs3_loader.manifest import Manifest, manifest_lines, open_manifest, read_manifest
+from lrs3_loader.shards import (
+    LEDGER_FOLDER,
+    TAR_FOLDER,
+    Ledger,
+    check_shard,
+    ledger_name,
+    publish_shard,
+    read_ledger,
+    read_shard,
+    tar_name,
+)
+from lrs3_loader.storage import Location, Store, local_path, store_at
 from lrs3_loader.types import ClipFeatures, Reject, Shard
+
+RECORD_FILE = "run.json"
+MANIFEST_FILE = "manifest.jsonl"
 
 
 class RunFolder:
-    """One output folder. Create it with ``create``, find it again with ``open``."""
+    """One output folder or URL. Create it with ``create``, find it again with ``open``."""
 
-    def __init__(self, path: Path, record: dict[str, Any], shards: tuple[Shard, ...]):
-        self.path = path
+    def __init__(self, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]):
+        self.store: Store = store_at(path)
         self.record = record  # run.json
-        self.shards = shards
+        self.shards = shards if isinstance(shards, Manifest) else Manifest.of(shards)
+        self._index = LedgerIndex(self.store)
+
+    @property
+    def name(self) -> str:
+        """The last part of where it lies."""
+        return self.path.absolute().name if isinstance(self.path, Path) else self.path.rpartition("/")[2]
+
+    @property
+    def path(self) -> Location:
+        return self.store.root
 
     @classmethod
-    def exists(cls, path: Path) -> bool:
-        return (path / "run.json").is_file()
-
-    @classmethod
-    def create(cls, path: Path, record: dict[str, Any], shards: tuple[Shard, ...]) -> RunFolder:
-        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun."""
+    def exists(cls, path: str | Path) -> bool:
         try:
-            for name in ("shards", "ledger", "tmp"):
-                (path / name).mkdir(parents=True, exist_ok=True)
-            with atomic_write(path / "manifest.jsonl") as file:
-                file.writelines(line.encode("ascii") for line in manifest_lines(shards))
-            with atomic_write(path / "run.json") as file:
-                file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-        except OSError as error:
-            raise RunError(f"cannot write the run to {path}: {error.strerror}; choose another --out") from error
-        return cls(path, record, shards)
+            store_at(path).read(RECORD_FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
 
     @classmethod
-    def open(cls, path: Path) -> RunFolder:
+    def create(cls, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]) -> RunFolder:
+        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun.
+
+        ``record["plan_sha256"]`` is the hash of these shards.
+        """
+        store = store_at(path)
+        try:
+            store.create([TAR_FOLDER, LEDGER_FOLDER])
+            with store.write(MANIFEST_FILE) as file:
+                file.writelines(line.encode("ascii") for line in manifest_lines(shards))
+            with store.write(RECORD_FILE) as file:
+                file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+        except RunError as error:
+            raise RunError(f"{error}; or choose another --out") from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
         """Open a run that was begun before.
 
         Raises:
             RunError: no run there, or its files are damaged.
         """
-        if not cls.exists(path):
-            raise RunError(f"{path} holds no run (no run.json there)")
+        store = store_at(path)
         try:
-            record = json.loads((path / "run.json").read_bytes())
+            record = json.loads(store.read(RECORD_FILE))
             digest = record["plan_sha256"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise RunError(f"{path}/run.json is damaged ({error}); begin another run") from error
-        shards = read_manifest(path / "manifest.jsonl")
-        if plan_sha256(shards) != digest:
-            raise RunError(f"{path}/manifest.jsonl was changed since the run began; begin another run")
-        return cls(path, record, shards)
+            run_hash(record)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
+        with store.at_hand(MANIFEST_FILE) as folder:
+            return cls(path, record, _checked_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
 
     @property
     def run_hash(self) -> str:
@@ -77,43 +108,65 @@ class RunFolder:
         return run_hash(self.record)
 
     def tar_path(self, shard: Shard) -> Path:
-        return self.path / "shards" / f"{shard.name}.tar"
+        """Of a local run; ``tar_url`` is for any."""
+        return local_path(self.path, "opening tars by path") / tar_name(shard.name)
 
     def ledger_path(self, shard: Shard) -> Path:
-        return self.path / "ledger" / f"{shard.name}.json"
+        return local_path(self.path, "opening ledgers by path") / ledger_name(shard.name)
+
+    def tar_url(self, shard: Shard) -> str:
+        """Path or URL of a shard's tar."""
+        return self.store.where(tar_name(shard.name))
+
+    def tar_size(self, shard: Shard) -> int:
+        """Bytes of a shard's tar (``FileNotFoundError`` where there is none)."""
+        return self.store.size(tar_name(shard.name))
 
     def ledger(self, shard: Shard) -> Ledger:
         """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
-        return Ledger.read(self.ledger_path(shard))
+        return read_ledger(self.store, shard.name)
+
+    def ledgers(self) -> Iterator[Ledger]:
+        """All ledgers there are, in plan order, many read at a time."""
+        names = [ledger_name(shard) for shard in self.shards.names]
+        for name, data in self.store.read_many(names):
+            yield Ledger.parse(data, self.store.where(name))
+
+    def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
+        """The samples of a published shard (see ``shards.read_shard``); its tar is fetched first where it is remote."""
+        with self.store.at_hand(tar_name(shard.name)) as folder:
+            yield from read_shard(folder / tar_name(shard.name))
+
+    def summaries(self) -> list[Summary]:
+        """Of the shards whose ledger is there and whose tar has the size it says, sorted by name.
+
+        Two listings and what ``LedgerIndex`` reads, none of a tar: ``check`` is the one that reads all.
+        """
+        tars = self.store.listing(TAR_FOLDER)
+        sizes = {name.removesuffix(".tar"): state.num_bytes for name, state in tars.items() if name.endswith(".tar")}
+        run = self.run_hash
+        ledgers = self._index.summaries()
+        return [found for found in ledgers if found.run == run and sizes.get(found.shard) == found.num_bytes]
 
     def published(self) -> set[str]:
-        """Names of the shards whose ledger is there and whose tar has the size it says.
-
-        Two directory listings and one small read per ledger, none of a tar: ``check`` is the one that reads all.
-        """
-        sizes = {entry.name[: -len(".tar")]: entry.stat().st_size for entry in _entries(self.path / "shards", ".tar")}
-        done = set()
-        for entry in _entries(self.path / "ledger", ".json"):
-            ledger = Ledger.read(Path(entry.path))
-            if ledger.run == self.run_hash and sizes.get(ledger.shard) == ledger.num_bytes:
-                done.add(ledger.shard)
-        return done
+        """Names of those shards."""
+        return {summary.shard for summary in self.summaries()}
 
     def pending(self) -> list[int]:
         """Indices of the shards still to be done, in plan order."""
         done = self.published()
-        return [index for index, shard in enumerate(self.shards) if shard.name not in done]
+        return [index for index, name in enumerate(self.shards.names) if name not in done]
 
     def with_rejects(self, reasons: Sequence[str] = ()) -> list[int]:
         """Indices of published shards that hold rejects (of the given reasons, if any)."""
-        done = self.published()
         wanted = set(reasons)
+        found = {summary.shard: set(summary.reasons) for summary in self.summaries() if summary.rejects}
+        chosen = {name for name, present in found.items() if not wanted or present & wanted}
+        return [index for index, name in enumerate(self.shards.names) if name in chosen]
 
-        def matches(shard: Shard) -> bool:
-            found = set(self.ledger(shard).reasons)
-            return bool(found & wanted if wanted else found)
-
-        return [index for index, shard in enumerate(self.shards) if shard.name in done and matches(shard)]
+    def save_index(self) -> None:
+        """Keep what the ledgers last said in one file, where there are many."""
+        self._index.save()
 
     def publish(
         self,
@@ -123,22 +176,11 @@ class RunFolder:
         provenance: dict[str, Any],
     ) -> Ledger:
         """Write one shard and its ledger, whole or not at all (see ``shards.publish_shard``)."""
-        return publish_shard(
-            shard,
-            results,
-            self.tar_path(shard),
-            self.ledger_path(shard),
-            self.path / "tmp",
-            run=self.run_hash,
-            timings=timings,
-            provenance=provenance,
-        )
+        return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
 
     def clear_scratch(self) -> None:
         """Remove what killed processes left in flight. Only for rank 0, before any rank writes."""
-        (self.path / "tmp").mkdir(exist_ok=True)
-        for entry in os.scandir(self.path / "tmp"):
-            os.unlink(entry.path)
+        self.store.clear_scratch()
 
     def check(self) -> Iterator[tuple[Shard, list[str]]]:
         """Re-read every shard against its ledger; yields each shard with what is wrong with it."""
@@ -151,25 +193,39 @@ class RunFolder:
             except RunError as error:
                 yield shard, [str(error)]
                 continue
-            problems = check_shard(shard, self.tar_path(shard), ledger)
+            problems = check_shard(shard, self.store, ledger)
             if ledger.run != self.run_hash:
                 problems.append(f"ledger of {shard.name} belongs to another run")
             yield shard, problems
 
     def totals(self) -> Totals:
         """Sums over all published shards."""
-        done = self.published()
-        ledgers = [self.ledger(shard) for shard in self.shards if shard.name in done]
-        reasons: Counter[str] = sum((ledger.reasons for ledger in ledgers), Counter())
+        found = self.summaries()
         return Totals(
-            num_shards=len(ledgers),
+            num_shards=len(found),
             num_planned_shards=len(self.shards),
-            num_samples=sum(len(ledger.samples) for ledger in ledgers),
-            num_frames=sum(ledger.num_frames for ledger in ledgers),
-            num_bytes=sum(ledger.num_bytes for ledger in ledgers),
-            rejects=tuple(reject for ledger in ledgers for reject in ledger.rejects),
-            reasons=reasons,
+            num_samples=sum(summary.num_samples for summary in found),
+            num_frames=sum(summary.num_frames for summary in found),
+            num_bytes=sum(summary.num_bytes for summary in found),
+            rejects=tuple(reject for summary in found for reject in summary.rejects),
+            reasons=sum((summary.reasons for summary in found if summary.rejects), Counter()),
         )
+
+
+def _checked_manifest(path: Path, digest: str, where: str) -> Manifest:
+    try:
+        manifest = open_manifest(path)
+        if manifest.sha256() == digest:
+            return manifest
+    except OSError as error:
+        raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
+    except ValueError:
+        pass  # the next line says which line it is
+    try:
+        read_manifest(path)
+    except RunError as error:
+        raise RunError(str(error).replace(str(path), where)) from None
+    raise RunError(f"{where} was changed since the run began; begin another run")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,9 +241,9 @@ class Totals:
     reasons: Counter[str]
 
 
-def demo_corpus_folder(out: Path) -> Path:
+def demo_corpus_folder(out: Location) -> Path:
     """Where the corpus of a demo run lives: inside its output folder."""
-    return out / "demo-corpus"
+    return local_path(out, "a demo run") / "demo-corpus"
 
 
 def run_hash(record: dict[str, Any]) -> str:
@@ -203,10 +259,3 @@ def differences(old: Any, new: Any, name: str = "") -> list[str]:
         lines = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
         return [line for part in lines for line in part]
     return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]
-
-
-def _entries(folder: Path, suffix: str) -> Iterator[os.DirEntry[str]]:
-    if folder.is_dir():
-        for entry in os.scandir(folder):
-            if entry.name.endswith(suffix) and not entry.name.startswith("."):
-                yield entry

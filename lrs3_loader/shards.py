@@ -1,8 +1,8 @@
-"""Shards on disk: WebDataset tars whose bytes depend on their samples alone, and the ledger beside each.
+"""Published shards: WebDataset tars whose bytes depend on their samples alone, and the ledger beside each.
 
-A shard exists when its ledger does. The tar is written under a temporary name, hashed on the way, flushed, renamed;
-then the ledger is renamed into place. To publish a shard again, its old ledger is removed first, so that at no instant
-a ledger stands beside a tar that it does not describe.
+A shard exists when its ledger does. The tar is written whole (see ``storage``) and hashed on the way, then the ledger.
+To publish a shard again, its old ledger is removed first, so that at no instant a ledger stands beside a tar that it
+does not describe.
 """
 
 from __future__ import annotations
@@ -22,9 +22,13 @@ import numpy as np
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write, file_sha256
+from lrs3_loader.files import file_sha256, utc_now
+from lrs3_loader.npy import decode_npy
+from lrs3_loader.storage import Store
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
+LEDGER_FOLDER = "ledger"
+TAR_FOLDER = "shards"
 MAX_MEMBER_BYTES = 4 << 30  # no array of a clip comes near this; a header that claims more is damage
 
 
@@ -39,7 +43,7 @@ class Ledger:
     samples: tuple[tuple[str, int], ...]  # (key, T) in the order of the tar
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
     timings: dict[str, float]  # seconds per stage
-    provenance: dict[str, Any]  # software and device that made it
+    provenance: dict[str, Any]  # software, device and rank that made it, and when
 
     @property
     def num_frames(self) -> int:
@@ -54,14 +58,18 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read a ledger file.
+        """Read a ledger file: ``parse``, or ``FileNotFoundError`` where there is none."""
+        return cls.parse(path.read_bytes(), str(path))
+
+    @classmethod
+    def parse(cls, data: bytes, where: str) -> Ledger:
+        """The contents of a ledger file; ``where`` is what messages call it.
 
         Raises:
-            RunError: the file is not a ledger.
-            FileNotFoundError: there is none.
+            RunError: they are no ledger.
         """
         try:
-            plain = json.loads(path.read_bytes())
+            plain = json.loads(data)
             return cls(
                 shard=str(plain["shard"]),
                 run=str(plain["run"]),
@@ -72,8 +80,18 @@ class Ledger:
                 timings=dict(plain["timings"]),
                 provenance=dict(plain["provenance"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path} is not a ledger ({error}); delete it and run the extraction again") from error
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RunError(f"{where} is not a ledger ({error}); delete it and run the extraction again") from error
+
+
+def tar_name(shard: str) -> str:
+    """Where a shard's tar lies in a run."""
+    return f"{TAR_FOLDER}/{shard}.tar"
+
+
+def ledger_name(shard: str) -> str:
+    """Where its ledger lies."""
+    return f"{LEDGER_FOLDER}/{shard}.json"
 
 
 class _HashingFile:
@@ -107,15 +125,13 @@ def encode_sample(features: ClipFeatures) -> dict[str, Any]:
 
 
 class _UnchangedError(Exception):
-    """Leaves the block of ``atomic_write`` without replacing anything."""
+    """Leaves the block of ``Store.write`` without replacing anything."""
 
 
 def publish_shard(
     shard: Shard,
     results: Iterable[ClipFeatures | Reject],
-    tar_path: Path,
-    ledger_path: Path,
-    scratch: Path,
+    store: Store,
     *,
     run: str,
     timings: dict[str, float],
@@ -129,14 +145,19 @@ def publish_shard(
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
     """
-    previous = _previous(ledger_path, tar_path, run)
     try:
-        with atomic_write(tar_path, scratch) as file:
+        old = read_ledger(store, shard.name)
+    except FileNotFoundError:
+        old = None
+    previous = old if old is not None and old.run == run and _is_sound(store, old) else None
+    try:
+        with store.write(tar_name(shard.name)) as file:
             stream = _HashingFile(file)
             samples, rejects = _write_tar(stream, shard, results)
             if previous and (previous.sha256, previous.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
-            ledger_path.unlink(missing_ok=True)
+            if old is not None:
+                store.delete(ledger_name(shard.name))
     except _UnchangedError:
         assert previous is not None
         return previous
@@ -148,19 +169,24 @@ def publish_shard(
         samples=samples,
         rejects=rejects,
         timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
-        provenance=provenance,
+        provenance={**provenance, "finished_at": utc_now()},
     )
-    with atomic_write(ledger_path, scratch) as file:
-        file.write(ledger.to_json().encode())
+    with store.write(ledger_name(shard.name)) as file:
+        # Messages quote file names, which may hold bytes that are no text; json reads such escapes back.
+        file.write(ledger.to_json().encode("utf-8", "backslashreplace"))
     return ledger
 
 
-def _previous(ledger_path: Path, tar_path: Path, run: str) -> Ledger | None:
-    if not (ledger_path.exists() and tar_path.exists()):
-        return None
-    ledger = Ledger.read(ledger_path)
-    sound = ledger.run == run and not check_tar(tar_path, ledger)
-    return ledger if sound else None
+def read_ledger(store: Store, shard: str) -> Ledger:
+    """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
+    name = ledger_name(shard)
+    return Ledger.parse(store.read(name), store.where(name))
+
+
+def _is_sound(store: Store, ledger: Ledger) -> bool:
+    name = tar_name(ledger.shard)
+    with store.at_hand(name) as folder:
+        return (folder / name).exists() and not check_tar(folder / name, ledger)
 
 
 def _write_tar(
@@ -194,7 +220,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
         with tarfile.open(path, "r|") as tar:
             for member in tar:
                 key, _, field = member.name.partition(".")
-                if not member.isfile() or not field or member.size > MAX_MEMBER_BYTES:
+                if not member.isfile() or member.issparse() or not field or member.size > MAX_MEMBER_BYTES:
                     raise RunError(f"{path}: unexpected member {member.name!r}")
                 if sample and sample["__key__"] != key:
                     yield sample
@@ -203,7 +229,7 @@ def read_shard(path: Path) -> Iterator[dict[str, Any]]:
                 assert data is not None  # regular files only
                 sample["__key__"] = key
                 sample[field.removesuffix(".npy")] = _decode(field, data.read())
-    except (tarfile.TarError, ValueError, EOFError, OSError) as error:
+    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError) as error:
         raise RunError(f"{path} is damaged: {error}") from error
     if sample:
         yield sample
@@ -213,7 +239,7 @@ def _decode(field: str, data: bytes) -> Any:
     if field == "json":
         return json.loads(data)
     if field.endswith(".npy"):
-        return np.lib.format.read_array(io.BytesIO(data), allow_pickle=False)
+        return decode_npy(bytearray(data))
     raise ValueError(f"unknown member kind .{field}")
 
 
@@ -228,13 +254,20 @@ def check_tar(tar_path: Path, ledger: Ledger) -> list[str]:
     return []
 
 
-def check_shard(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
+def check_shard(shard: Shard, store: Store, ledger: Ledger) -> list[str]:
     """Everything wrong with a published shard, one sentence each; empty when it is sound.
 
     Re-reads the tar whole: size, hash, members, shapes, and that samples and rejects are exactly the shard's clips.
     """
-    if not tar_path.exists():
-        return [f"{tar_path} is missing although its ledger is there"]
+    name = tar_name(shard.name)
+    with store.at_hand(name) as folder:
+        if not (folder / name).exists():
+            return [f"{store.where(name)} is missing although its ledger is there"]
+        problems = _check_contents(shard, folder / name, ledger)
+        return [problem.replace(str(folder / name), store.where(name)) for problem in problems]
+
+
+def _check_contents(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
     problems = check_tar(tar_path, ledger)
     planned = sorted(clip.key for clip in shard.clips)
     recorded = sorted([key for key, _ in ledger.samples] + [key for key, _, _ in ledger.rejects])

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from lrs3_loader.runfolder import RunFolder, Totals, demo_corpus_folder
-from lrs3_loader.shards import read_shard
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:  # which brings all the models along
@@ -25,6 +24,9 @@ def describe(outcome: Outcome) -> str:
         f"this launch: {outcome.num_frames} frames in {outcome.seconds:.1f} s, {rate:.0f} frames/s, "
         f"{rate / FRAMES_PER_SECOND:.1f}x real time",
     ]
+    if outcome.padding:
+        shares = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in outcome.padding.items())
+        lines.append(f"batches were filled up with nothing to {shares}")
     return "\n".join(lines + describe_rejects(totals))
 
 
@@ -44,8 +46,7 @@ def describe_demo(folder: RunFolder) -> str:
     """How well the demo's mouth opening was recovered, against the truth it was drawn from."""
     from lrs3_loader.demo.corpus import TRUTH_FOLDER, mouth_recovery
 
-    landmarks = {
-        sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in read_shard(folder.tar_path(shard))
-    }
-    recovery = mouth_recovery(demo_corpus_folder(folder.path) / TRUTH_FOLDER, landmarks)
+    landmarks = {sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in folder.samples(shard)}
+    truth = demo_corpus_folder(folder.path) / TRUTH_FOLDER
+    recovery = mouth_recovery(truth, landmarks)
     return f"mouth opening against the truth: correlation {recovery.overall:.3f} over {len(landmarks)} clips"

@@ -28,6 +28,7 @@ from lrs3_loader.types import Transcript
 
 #: Two hours of 25 fps rows take about 6 MB; anything much larger is not a transcript of a clip.
 MAX_BYTES = 8 * 2**20
+MAX_WORDS = 50_000  # four hours of fast speech; each costs far more memory than its line is long
 
 _FRAME_HEADER = ["FRAME", "X", "Y", "W", "H"]
 _WORD_HEADER = ["WORD", "START", "END", "ASDSCORE"]
@@ -115,6 +116,8 @@ class _Parser:
         fields = line.rsplit(maxsplit=3)
         if len(fields) == 4:
             start, end, score = self._numbers(fields[1:], line)
+            if len(self.words) >= MAX_WORDS:
+                raise self._wrong(line, f"more than {MAX_WORDS} words, not the transcript of a clip")
             self.words.append((fields[0].strip(), start, end, score))
         elif fields:
             raise self._wrong(line, "expected WORD START END ASDSCORE")

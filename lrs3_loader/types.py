@@ -144,7 +144,17 @@ class Reject:
 
     clip: Clip
     reason: str  # a ClipError.reason
-    message: str
+    message: str  # one printable line: names of files may hold anything
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "message", printable(self.message))
+
+
+def printable(text: str) -> str:
+    """``text`` with line breaks, control characters and bytes that are no UTF-8 spelled out: ``\\n``."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 @dataclass(frozen=True)

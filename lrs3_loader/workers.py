@@ -9,7 +9,6 @@ not find all its workers late.
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import functools
 import multiprocessing
@@ -31,10 +30,11 @@ from typing import Any, Literal
 
 import torch
 
+from lrs3_loader.memory import share_one_arena
+
 StartMethod = Literal["forkserver", "spawn"]
 TICKET, BEATS = 0, 1  # columns of the table
 IDLE = 0  # ticket of a worker that waits for work
-M_ARENA_MAX = -8  # glibc's malloc.h
 MAX_OPEN_FILES = 2**20  # some programs walk through all that are allowed
 
 
@@ -156,9 +156,7 @@ def init_worker(worker: int, lifeline: Connection) -> None:
     die_with(lifeline)
     torch.set_num_threads(1)
     # decord starts threads for each file; an arena for each of those would keep its own leftovers of freed pictures.
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):  # glibc
-        libc.mallopt(M_ARENA_MAX, 1)
+    share_one_arena()
 
 
 def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

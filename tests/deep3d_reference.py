@@ -1,53 +1,25 @@
-"""Deep3DFaceRecon's regression, one frame at a time and step by step, and a checkpoint of its layout.
+"""Deep3DFaceRecon's regression, one frame at a time and step by step.
 
 The steps are the original's: landmarks turned upside down, a 10-row least-squares problem solved by LAPACK, Pillow's
-resize and crop, and the network spelled out layer by layer. Nothing here uses ``lrs3_loader``.
+resize and crop, and the network spelled out layer by layer. Nothing here uses what it
+is the reference for: the placement of crops is the benchmark's, which spells it out point by point.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.io import savemat
 from torch import Tensor
-from torchvision.models import resnet50
 
-HEADS = (80, 64, 80, 3, 27, 2, 1)
+from lrs3_loader.bench.pillow_alignment import five_of_68, placement
+
+__all__ = ["five_of_68", "pillow_crop", "placement", "reference_coefficients"]
+
 BLOCKS = (3, 4, 6, 3)
-
-
-def five_of_68(landmarks: np.ndarray) -> np.ndarray:
-    left = np.mean(landmarks[[36, 39]], 0)
-    right = np.mean(landmarks[[42, 45]], 0)
-    return np.stack([left, right, landmarks[30], landmarks[48], landmarks[54]])
-
-
-def weak_perspective(points: np.ndarray, standard: np.ndarray) -> tuple[np.ndarray, float]:
-    """Projected origin [2] and scale of the standard face [5, 3] that come closest to points [5, 2]."""
-    rows, values = [], []
-    for (x, y), corner in zip(points, standard, strict=True):
-        rows.append([*corner, 1, 0, 0, 0, 0])
-        rows.append([0, 0, 0, 0, *corner, 1])
-        values += [x, y]
-    k = np.linalg.lstsq(np.array(rows, dtype=np.float64), np.array(values, dtype=np.float64), rcond=None)[0]
-    return k[[3, 7]], (np.linalg.norm(k[0:3]) + np.linalg.norm(k[4:7])) / 2
-
-
-def placement(landmarks: np.ndarray, standard: np.ndarray, height: int, width: int) -> tuple[int, int, int, int]:
-    """Width and height after resizing, left and top of the crop."""
-    points = five_of_68(landmarks.astype(np.float32))
-    points[:, 1] = height - 1 - points[:, 1]
-    centre, scale = weak_perspective(points, standard)
-    scale = 102.0 / scale
-    new_width, new_height = int(width * scale), int(height * scale)
-    left = int(new_width / 2 - 112 + (centre[0] - width / 2) * scale)
-    top = int(new_height / 2 - 112 + (height / 2 - centre[1]) * scale)
-    return new_width, new_height, left, top
 
 
 def pillow_crop(frame: np.ndarray, width: int, height: int, left: int, top: int, size: int = 224) -> np.ndarray:
@@ -94,38 +66,3 @@ def reference_coefficients(
 ) -> np.ndarray:
     """f32 [257] of one frame."""
     return reference_network(weights, reference_crop(frame, landmarks, standard))
-
-
-@torch.no_grad()
-def make_weights(seed: int = 0) -> dict[str, Tensor]:
-    """Seeded weights under the checkpoint's names; normalisations are set by what noise pictures give.
-
-    Residual branches are weak (gain 0.1 to 0.5), as in trained networks: else rounding errors grow from block to block.
-    """
-    torch.manual_seed(seed)
-    network = resnet50(num_classes=1)
-    generator = torch.Generator().manual_seed(seed)
-    for name, module in network.named_modules():
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.momentum = None  # plain average
-            low, span = (0.1, 0.4) if name.endswith("bn3") else (0.5, 1.0)
-            module.weight.copy_(low + span * torch.rand(module.weight.shape, generator=generator))
-            module.bias.copy_(torch.randn(module.bias.shape, generator=generator) * 0.2)
-    pictures = torch.rand(4, 3, 8, 8, generator=generator)
-    network.train()(F.interpolate(pictures, size=96, mode="bicubic").clamp(0, 1))
-    weights = {f"backbone.{k}": v for k, v in network.state_dict().items() if not k.startswith("fc.")}
-    for i, width in enumerate(HEADS):
-        weights[f"final_layers.{i}.weight"] = torch.randn(width, 2048, 1, 1, generator=generator) * 0.02
-        weights[f"final_layers.{i}.bias"] = torch.randn(width, generator=generator) * 0.1
-    return weights
-
-
-def write_checkpoint(path: Path, weights: Mapping[str, Tensor]) -> None:
-    """As the original saves it: the network beside the state of its optimiser."""
-    optimiser = {"state": {}, "param_groups": [{"lr": 1e-4, "betas": (0.9, 0.999), "params": [0, 1]}]}
-    torch.save({"net_recon": dict(weights), "opt_00": optimiser}, path)
-
-
-def write_standard_face(path: Path, landmarks: np.ndarray) -> None:
-    """landmarks: [68, 3]."""
-    savemat(path, {"lm": landmarks.astype(np.float32)})

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.fit import FitInput
+from lrs3_loader.bench.fit_truth import speaking_clip
 from lrs3_loader.face.morphable import FaceModel
+
+__all__ = ["EXP_NAMES", "MIRROR", "small_model", "speaking_clip"]
 
 MIRROR = np.array(
     [
@@ -89,34 +90,3 @@ def small_model(num_id: int = 8) -> FaceModel:
         exp_names=EXP_NAMES,
         exp_bounds=torch.tensor([[0.0], [1.0]]).repeat(1, len(EXP_NAMES)),
     )
-
-
-def smooth_noise(rng: np.random.Generator, num_frames: int, num_columns: int, frames: float) -> np.ndarray:
-    """[T, C] unit variance, correlated over about ``frames``."""
-    reach = int(4 * frames)
-    kernel = np.exp(-0.5 * (np.arange(-reach, reach + 1) / frames) ** 2)
-    kernel /= np.sqrt(np.square(kernel).sum())
-    noise = rng.standard_normal((num_frames + 2 * reach, num_columns))
-    return np.stack([np.convolve(column, kernel, "valid") for column in noise.T], 1)
-
-
-def speaking_clip(
-    model: FaceModel,
-    seed: int,
-    num_frames: int = 60,
-    size: tuple[int, int] = (224, 224),
-    depth: float = 10.0,
-    noise_px: float = 0.5,
-) -> tuple[FitInput, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(input, id [I], exp [T, E], pose [T, 6]): a random person who speaks and moves the head by about 5 degrees.
-
-    ``noise_px`` is that of a frame 224 wide."""
-    rng = np.random.default_rng(seed)
-    id = 0.8 * rng.standard_normal(model.num_id) * model.id_sigma.numpy()
-    exp = np.clip(model.exp_sigma.numpy() * (smooth_noise(rng, num_frames, model.num_exp, 2.5) + 0.3), 0, 1)
-    turn = np.deg2rad(5 * smooth_noise(rng, num_frames, 3, 8) + rng.uniform(-1, 1, 3) * [8, 20, 6])
-    shift = 0.05 * depth / 10 * smooth_noise(rng, num_frames, 3, 10) + [0, 0, 10 - depth]
-    tensors = [torch.tensor(value, dtype=torch.float32) for value in (id, exp, np.column_stack((turn, shift)))]
-    landmarks = project(model.landmarks(tensors[0], tensors[1]), tensors[2], Camera.for_frame(*size))
-    noise = torch.tensor(rng.standard_normal(landmarks.shape) * noise_px * max(size) / 224, dtype=torch.float32)
-    return FitInput(landmarks + noise, torch.ones(num_frames, dtype=torch.bool), *size), *tensors

@@ -40,7 +40,7 @@ def full_features(clip: Clip, num_frames: int, seed: int = 0) -> ClipFeatures:
     return ClipFeatures(clip, num_frames, arrays, {"key": clip.key, "num_frames": num_frames})
 
 
-def begin_run(folder: Path, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
+def begin_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
     """A run without any shard yet: a shard for each row of lengths (25 fps frames; 0 = a clip that gets rejected)."""
     shards, number = [], 0
     for index, row in enumerate(lengths):
@@ -61,7 +61,7 @@ def publish(run: RunFolder, index: int, lengths: Sequence[int]) -> None:
     run.publish(shard, results, {}, {})
 
 
-def make_run(folder: Path, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
+def make_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
     """A finished run."""
     run = begin_run(folder, lengths, split)
     for index, row in enumerate(lengths):

@@ -8,6 +8,7 @@ import torch
 
 import deep3d_reference as reference
 from face_factory import small_model, speaking_clip
+from lrs3_loader.bench.deep3d_files import write_standard_face
 from lrs3_loader.errors import RunError
 from lrs3_loader.face import align
 from lrs3_loader.face.resample import resize_crop
@@ -128,7 +129,7 @@ def test_alignment_refuses_other_shapes_and_flat_faces() -> None:
 def test_standard_face_is_read_from_its_file(tmp_path: Path) -> None:
     path = tmp_path / "similarity_Lm3D_all.mat"
     landmarks = small_model().landmark_mean.numpy()
-    reference.write_standard_face(path, landmarks)
+    write_standard_face(path, landmarks)
     points = align.load_standard_face(path)
     assert points.dtype == torch.float32
     assert np.array_equal(points.numpy(), reference.five_of_68(landmarks))
@@ -138,7 +139,7 @@ def test_standard_face_is_read_from_its_file(tmp_path: Path) -> None:
 def test_another_file_is_no_standard_face(tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "x.mat"
     if content is None:
-        reference.write_standard_face(path, np.zeros((5, 3)))
+        write_standard_face(path, np.zeros((5, 3)))
     else:
         path.write_bytes(content)
     with pytest.raises(RunError, match=r"x\.mat is not Deep3DFaceRecon's similarity_Lm3D_all\.mat"):

@@ -12,6 +12,7 @@ from lrs3_loader.config import (
     PlanConfig,
     RunConfig,
     WorkerConfig,
+    adopt,
     as_json,
     demo_defaults,
     resolve,
@@ -34,13 +35,31 @@ def test_wrong_values_are_refused_by_name(build, name: str) -> None:  # type: ig
         build()
 
 
-@pytest.mark.parametrize(("device", "batch", "dtype"), [("cpu", 32, "float32"), ("cuda", 256, "bfloat16")])
-def test_resolving_leaves_nothing_to_the_device(device: str, batch: int, dtype: str) -> None:
-    config = resolve(RunConfig(), device)
-    assert config.landmarks.frame_batch == batch
-    assert config.speech.dtype == dtype
-    assert config.speech.batch_seconds is not None
-    assert resolve(config, "cpu") == resolve(config, "cuda") == config
+@pytest.mark.parametrize(
+    ("device", "free_gib", "batches", "dtypes"),
+    [
+        ("cpu", 0, (32, 20.0, 8), ("float32", "float32")),
+        ("cuda", 0, (16, 16.0, 16), ("bfloat16", "float16")),
+        ("cuda", 22, (128, 128.0, 128), ("bfloat16", "float16")),
+        ("cuda", 78, (512, 512.0, 512), ("bfloat16", "float16")),
+        ("cuda", 1000, (1024, 1280.0, 512), ("bfloat16", "float16")),
+    ],
+)
+def test_resolving_leaves_nothing_to_the_device(
+    device: str, free_gib: int, batches: tuple[int, float, int], dtypes: tuple[str, str]
+) -> None:
+    config = resolve(RunConfig(), device, free_gib << 30)
+    assert (config.landmarks.frame_batch, config.speech.batch_seconds, config.regression.batch) == batches
+    assert (config.speech.dtype, config.regression.dtype) == dtypes
+    assert resolve(config, "cpu") == resolve(config, "cuda", 1 << 30) == config
+
+
+def test_a_run_keeps_the_batches_it_was_begun_with() -> None:
+    begun = resolve(RunConfig(), "cuda", 78 << 30)
+    later = resolve(adopt(RunConfig(), as_json(begun)), "cuda", 4 << 30)
+    assert later == begun
+    chosen = RunConfig(landmarks=LandmarkConfig(frame_batch=7))
+    assert adopt(chosen, as_json(begun)).landmarks.frame_batch == 7
 
 
 def test_what_the_user_chose_is_kept() -> None:

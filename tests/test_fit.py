@@ -9,6 +9,7 @@ import torch
 
 from face_factory import MIRROR, small_model, speaking_clip
 from golden.landmark_codec import read_golden
+from lrs3_loader.bench.fit_truth import expression_error, rotation_error
 from lrs3_loader.face import fit_curvature, fit_solver, fit_start, fit_terms, fit_windows
 from lrs3_loader.face.camera import Camera, project
 from lrs3_loader.face.fit import FitConfig, FitInput, FitResult, LandmarkFitter
@@ -16,22 +17,10 @@ from lrs3_loader.face.fit_curvature import Products
 from lrs3_loader.face.fit_points import FitPoints
 from lrs3_loader.face.ict import convert_ict
 from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.rotation import angle_between, axis_angle_to_matrix, euler_to_matrix, matrix_to_euler
+from lrs3_loader.face.rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_euler
 from lrs3_loader.face.topology import to_ibug68
 
 MODEL = small_model()
-
-
-def rotation_error(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """[T] degrees between poses [T, 6]."""
-    return torch.rad2deg(angle_between(euler_to_matrix(first[:, :3]), euler_to_matrix(second[:, :3])))
-
-
-def expression_error(model: FaceModel, truth: torch.Tensor, found: torch.Tensor) -> float:
-    """Vertex error of the expression, each clip's mean removed, relative to the expression's own motion."""
-    basis = model.exp_basis.reshape(-1, model.num_exp)
-    true_motion, motion = ((exp - exp.mean(0)) @ basis.T for exp in (truth, found))
-    return float((motion - true_motion).norm() / true_motion.norm())
 
 
 def refit_pixels(model: FaceModel, clip: FitInput, result: FitResult) -> torch.Tensor:

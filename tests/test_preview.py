@@ -26,6 +26,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.camera import Camera, project
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.preview import chart
+from lrs3_loader.preview.conventions import LARGE_PX, SMALL_PX, draw_conventions
 from lrs3_loader.preview.measures import Measures, measure
 from lrs3_loader.preview.output import write_picture
 from lrs3_loader.preview.page import HEADER_PX, Page, chosen_frames
@@ -259,6 +260,69 @@ def test_the_mel_spectrogram_is_drawn_low_notes_down_and_the_pitch_over_it() -> 
     assert plot[:, 100, 1].max() < 1.0
 
 
+def test_likeness_over_time_equals_single_cosines() -> None:
+    rows = np.random.default_rng(0).normal(3, 1, size=(30, 5)).astype(np.float16)
+    found = chart.lagged_similarity(rows, 7)
+    centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
+    for lag, row in ((1, 0), (4, 11), (7, 22)):
+        one, other = centred[row], centred[row + lag]
+        np.testing.assert_allclose(found[lag - 1, row], one @ other / np.linalg.norm(one) / np.linalg.norm(other))
+    assert np.isnan(found[6, 23:]).all()
+    assert not np.isnan(found[6, :23]).any()
+
+
+def test_speech_that_repeats_shows_at_its_distance() -> None:
+    """Rows that come again every 20 rows (0.4 s): bright at 0.4 and 0.8 s, dark between."""
+    rows = np.tile(np.random.default_rng(0).normal(size=(20, 64)), (5, 1))
+    picture = chart.draw_similarity(rows, "hubert", chart.LABEL_PX + 100, np.zeros(50, dtype=bool), height=100)
+    column = picture[:, chart.LABEL_PX + 5].sum(1)[::-1]  # upwards: 2 pixels a row
+    assert abs(int(np.argmax(column[:60])) - 38.5) <= 1
+    assert column[20] < 0.5 * column[39]
+    assert (picture[2, -1] == np.array(chart.PAPER, dtype=np.float32)).all()  # beyond the end
+
+
+def test_speech_features_are_shown_where_there_are_some(subject: preview.Subject) -> None:
+    rows = np.random.default_rng(0).normal(size=(2 * subject.num_frames, 4)).astype(np.float16)
+    with_speech = replace(
+        subject,
+        arrays={**subject.arrays, "hubert": rows},
+        meta={**subject.meta, "models": {"speech": {"model": "some/encoder", "untrained": True}}},
+    )
+    assert with_speech.speech_name == "encoder (untrained)"
+    plain, shown = (Page(one, PANEL).chart(4 * PANEL) for one in (subject, with_speech))
+    assert len(shown) == len(plain) + 92 + chart.GAP_PX
+    np.testing.assert_array_equal(shown[: len(plain)], plain)
+
+
+def test_a_sample_is_shown_without_its_video_where_asked(run: Path) -> None:
+    subject = preview.from_run(run, KEY, demo_assets(), video=False)
+    assert subject.video is None
+    assert {panel.name for panel in Page(subject, PANEL).panels(0, None)} == {
+        "landmarks",
+        "mesh",
+        "mesh from the front",
+    }
+
+
+def test_the_figure_of_the_conventions_tells_the_truth(tmp_path: Path) -> None:
+    """Where the figure says that a positive angle moves the nose, it moves there; every landmark has its dot."""
+    picture = draw_conventions(demo.demo_head())
+    assert picture.shape == (LARGE_PX, LARGE_PX + 2 * SMALL_PX, 3)
+    model = demo.demo_head()
+    id, exp = torch.zeros(len(model.id_names)), torch.zeros(len(model.exp_names))
+
+    def place(landmark: int, *angles: float) -> np.ndarray:
+        pose = torch.tensor([*angles, 0.0, 0.0, 0.0])
+        return project(model.landmarks(id, exp), pose, Camera.for_frame(224, 224))[landmark].numpy()
+
+    assert place(30, 0.4, 0, 0)[1] > place(30, 0, 0, 0)[1] + 5  # nods: the tip of the nose goes down
+    assert place(30, 0, 0.4, 0)[0] > place(30, 0, 0, 0)[0] + 5  # turns: to the right of the picture
+    assert place(45, 0, 0, 0.4)[1] < place(36, 0, 0, 0.4)[1] - 5  # tilts: the eye on the right rises
+    assert place(36, 0, 0, 0)[0] < place(45, 0, 0, 0)[0]  # the person's right eye is on the left
+    write_picture(tmp_path / "figure.png", picture, small=True)
+    assert (tmp_path / "figure.png").stat().st_size < 150_000
+
+
 def test_text_is_cut_at_the_border() -> None:
     picture = np.zeros((30, 60, 3), dtype=np.float32)
     draw_text(picture, (4, 8), "a text that is far too long for this", (1.0, 1.0, 1.0))
@@ -371,6 +435,8 @@ def test_the_tool_names_wrong_arguments(run: Path, tmp_path: Path, monkeypatch: 
     clip.write_text("")
     with pytest.raises(UsageError, match="go with the folder of a run"):
         tool(monkeypatch, str(clip), "some/key/1", "--out", out)
+    with pytest.raises(UsageError, match="--hubert goes with a clip file"):
+        tool(monkeypatch, str(run), KEY, "--out", out, "--hubert", "demo")
     with pytest.raises(RunError, match=f"holds 3 clips: give a KEY as well, such as {KEY}"):
         tool(monkeypatch, str(run), "--out", out)
     with pytest.raises(RunError, match="no such clip or run: nowhere"):

@@ -16,6 +16,7 @@ import deep3d_reference as reference
 from face_factory import small_model, speaking_clip
 from lrs3_loader import demo
 from lrs3_loader.assets import STANDARD_FACE, Assets
+from lrs3_loader.bench.deep3d_files import make_weights, write_checkpoint, write_standard_face
 from lrs3_loader.clipqueue import ChunkRequest
 from lrs3_loader.config import (
     CorpusConfig,
@@ -46,9 +47,9 @@ PARITY = 1e-4
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``epoch_20.pth`` with seeded weights and a standard face, laid out as in the original."""
     folder = tmp_path_factory.mktemp("deep3d")
-    reference.write_checkpoint(folder / "epoch_20.pth", reference.make_weights())
+    write_checkpoint(folder / "epoch_20.pth", make_weights())
     (folder / "BFM").mkdir()
-    reference.write_standard_face(folder / "BFM" / STANDARD_FACE, small_model().landmark_mean.numpy())
+    write_standard_face(folder / "BFM" / STANDARD_FACE, small_model().landmark_mean.numpy())
     return folder
 
 

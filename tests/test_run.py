@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,17 @@ def test_every_clip_becomes_a_sample_with_every_field(undisturbed: runner.Outcom
         assert meta["models"]["speech"]["untrained"] is True
         assert meta["words"]
         assert sample["valid"].all()
+
+
+def test_ledgers_say_when_each_shard_was_made_and_by_whom(undisturbed: runner.Outcome) -> None:
+    folder = undisturbed.folder
+    made = [folder.ledger(shard).provenance for shard in folder.shards]
+    assert {(record["rank"], record["device"]) for record in made} == {(0, "cpu")}
+    for record in made:
+        assert record["started_at"] < record["finished_at"]
+    for first, second in pairwise(made):  # one may be published while the next is begun
+        assert first["started_at"] <= second["started_at"]
+        assert first["finished_at"] <= second["finished_at"]
 
 
 def test_the_mouth_is_followed(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:
@@ -336,3 +348,22 @@ def test_idexp_is_what_the_model_says(undisturbed: runner.Outcome) -> None:
     sample = next(iter(read_shard(folder.tar_path(folder.shards[0]))))
     offsets = model.landmarks(torch.from_numpy(sample["id"]), torch.from_numpy(sample["exp"])) - model.landmark_mean
     np.testing.assert_allclose(sample["idexp_lm3d"], 10 * offsets.numpy(), atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_a_gpu_gives_the_same_bytes_each_time_and_nearly_a_cpus_numbers(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    """Shards are watched, finished and published on three threads and two streams at once there."""
+    for name in ("one", "two"):
+        queue = WorkQueue(dist.HashStore(), 0, 1)
+        launch = LaunchConfig(out=tmp_path / name, assets=assets, device="cuda", workers=WorkerConfig(num_workers=2))
+        assert runner.run(config_for(corpus.folder), launch, queue) is not None
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "two")
+    for shard in undisturbed.folder.shards:
+        ours = read_shard(RunFolder.open(tmp_path / "one").tar_path(shard))
+        for gpu, cpu in zip(ours, read_shard(undisturbed.folder.tar_path(shard)), strict=True):
+            assert np.abs(gpu["lm68"] - cpu["lm68"]).max() < 0.05
+            assert np.abs(gpu["mel"] - cpu["mel"]).max() < 1e-3
+            assert np.array_equal(gpu["f0"], cpu["f0"])
+            assert np.abs(gpu["idexp_lm3d"] - cpu["idexp_lm3d"]).max() < 0.05

@@ -105,8 +105,8 @@ def test_an_unfinished_remote_run(tmp_path: Path) -> None:
     assert len(list(ShardStream(f"teststore://{run.path}", "raw", partial=True))) == 3
     with pytest.raises(RunError, match=r"holds no run \(no run.json there\)"):
         ShardStream(f"teststore://{tmp_path}/elsewhere", "raw")
-    with pytest.raises(ValueError, match="folder of one local run"):
-        ShardStream(f"teststore://{run.path}", "raw", follow=True)
+    with pytest.raises(ValueError, match="folder or URL of one run"):
+        ShardStream("pipe:cat a.tar", "raw", follow=True)
 
 
 @pytest.fixture

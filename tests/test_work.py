@@ -7,11 +7,13 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 import torch.distributed as dist
 
-from lrs3_loader.work import WorkQueue, connect
+from lrs3_loader.errors import RunError
+from lrs3_loader.work import WorkQueue, connect, meet
 
 
 def test_a_single_process_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -91,3 +93,80 @@ def test_ranks_of_separate_processes_meet() -> None:
     outputs = [rank.communicate(timeout=60)[0] for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0]
     assert sorted(int(word) for output in outputs for word in output.split()) == list(range(40))
+
+
+def draw(queue: WorkQueue, pending: list[int]) -> list[int]:
+    return list(queue.leases(pending))
+
+
+def test_a_round_is_not_taken_for_the_one_before() -> None:
+    """Ranks that start anew find the old store; those that come first must not go on with what it holds."""
+    store = dist.HashStore()
+
+    def play_round(order: tuple[int, ...]) -> tuple[set[str], list[list[int]]]:
+        names: dict[int, str] = {}
+
+        def join(rank: int) -> None:
+            names[rank] = meet(store, rank, len(order))
+
+        threads = [threading.Thread(target=join, args=(rank,)) for rank in order]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.3)  # the others are long in coming
+        for thread in threads:
+            thread.join()
+        queues = [WorkQueue(dist.PrefixStore(names[rank], store), rank, len(order)) for rank in sorted(order)]
+        queues[0].announce({"pending": [1, 2, 4]})
+        return set(names.values()), [draw(queue, queue.announcement()["pending"]) for queue in queues]
+
+    seen: set[str] = set()
+    for order in ((0, 1), (1, 0), (0,), (2, 1, 0), (2, 0, 1)):
+        names, drawn = play_round(order)
+        assert len(names) == 1
+        assert not names & seen
+        assert drawn == [[1, 2, 4], *[[]] * (len(order) - 1)]
+        seen |= names
+
+
+def test_ranks_that_do_not_come_are_missed() -> None:
+    with pytest.raises(RunError, match=r"not all of the 2 ranks came within 0\.3 s"):
+        meet(dist.HashStore(), 0, 2, timeout_seconds=0.3)
+    with pytest.raises(RunError, match="not all of the 2 ranks"):
+        meet(dist.HashStore(), 1, 2, timeout_seconds=0.3)
+
+
+@pytest.mark.parametrize("pending", [[], [0], [3, 4, 5], [0, 1, 7, 9, 10], list(range(1, 100_000))])
+def test_any_indices_can_be_announced(pending: list[int]) -> None:
+    queue = WorkQueue(dist.HashStore(), 0, 1)
+    queue.announce({"pending": pending})
+    assert queue.announcement() == {"pending": pending}
+
+
+def test_a_silent_rank_is_told_from_one_at_work_and_one_that_left() -> None:
+    store = dist.HashStore()
+    queues = [WorkQueue(store, rank, 4) for rank in range(4)]
+    queues[0].leave()
+    queues[1].leave()
+    stop = threading.Event()
+
+    def work() -> None:
+        for _ in range(10):
+            queues[2].beat()
+            time.sleep(0.1)
+        stop.set()
+        queues[2].leave()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert queues[0].wait_for_all(silent_seconds=0.5) == [3]
+    assert stop.is_set()  # the one at work was waited for
+    thread.join()
+    queues[3].leave()
+    assert queues[0].wait_for_all() == []
+
+
+def test_each_drawing_has_its_own_tickets() -> None:
+    queue = WorkQueue(dist.HashStore(), 0, 1)
+    assert list(queue.leases([1, 2])) == [1, 2]
+    assert list(queue.leases([5, 6])) == []
+    assert list(queue.leases([5, 6], "left")) == [5, 6]

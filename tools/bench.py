@@ -1,14 +1,28 @@
 #!/usr/bin/env python3
 """Measure how fast things are, beside what else could be used for them.
 
-python tools/bench.py stream
+python tools/bench.py stages                      # each stage alone, beside what the machine can do
 
-python tools/bench.py scan
+python tools/bench.py peers                       # the same clips through what people use today
+
+python tools/bench.py e2e                         # whole runs, cold and warm, on 1..N ranks
+
+python tools/bench.py scale                       # how time and memory grow with the number of clips
+
+python tools/bench.py stream                      # samples a second from shards
+
+python tools/bench.py scan                        # finding and planning 151,819 clips
+
+python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
+
+python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 """
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +30,16 @@ from typing import TYPE_CHECKING
 import tyro
 
 from lrs3_loader import cli
+from lrs3_loader.bench.options import BenchOptions
+
+if TYPE_CHECKING:
+    import torch
+
+    from lrs3_loader.bench.results import Figure, Remark
+
+    Measured = Iterator[Figure | Remark]
+
+EXTRACT = Path(__file__).with_name("extract.py")
 
 
 @dataclass(frozen=True)
@@ -60,10 +84,165 @@ class Scan:
         return cli.EXIT_OK
 
 
-COMMANDS = {"stream": Stream(), "scan": Scan()}
+@dataclass(frozen=True)
+class Stages(BenchOptions):
+    """Each stage alone: frames/s, share of what the machine can do, error of each precision against float32."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import inputs, stages
+
+        def measure(device: torch.device, scratch: Path) -> Measured:
+            return stages.StageBench(inputs.Workbench(self, device, scratch, stages.NUM_FRAMES)).figures()
+
+        return report(self, measure, pin=True)
+
+
+@dataclass(frozen=True)
+class Peers(BenchOptions):
+    """The same clips, on the same cores, through what people use today: ratio of each stage and of the whole."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import compare, inputs
+
+        def measure(device: torch.device, scratch: Path) -> Measured:
+            return compare.PeerBench(inputs.Workbench(self, device, scratch, compare.NUM_FRAMES), EXTRACT).figures()
+
+        return report(self, measure, pin=True)
+
+
+@dataclass(frozen=True)
+class EndToEnd(BenchOptions):
+    """Whole runs of extract.py on clips on disk, cold and warm, on 1..N ranks, and the time each resource was busy."""
+
+    repeats: int = 1
+    """Warm runs of each number of ranks, after the cold one."""
+    ranks: int | None = None
+    """Up to so many ranks (as many as there are cores or GPUs when not given)."""
+    full: bool = True
+    """With HuBERT-large and the Deep3D network (of random weights); else the small speech encoder alone."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import e2e
+
+        def measure(device: torch.device, scratch: Path) -> Measured:
+            return e2e.measure(self, device, scratch, EXTRACT, self.ranks, self.full)
+
+        return report(self, measure, pin=False)
+
+
+@dataclass(frozen=True)
+class Scale(BenchOptions):
+    """How time and memory of whole runs grow with the number of clips."""
+
+    repeats: int = 1
+    """Not used: each size is run once."""
+    factors: tuple[int, ...] = (1, 4, 16)
+    """Sizes, in multiples of the smallest corpus."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import scale
+
+        def measure(device: torch.device, scratch: Path) -> Measured:
+            return scale.measure(self, device, scratch, EXTRACT, self.factors)
+
+        return report(self, measure, pin=False)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """How a launch of a very large run begins, and what leases cost with thousands of ranks; without models."""
+
+    shards: int = 100_000
+    """Shards of the run, all but one of them published."""
+    clips: int = 60
+    """Clips in each."""
+    ranks: int = 2_000
+    """Ranks that draw all the shards anew."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise); 2 GB for 100000 shards of 60 clips."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.bench import cluster
+
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for line in cluster.run_benchmark(Path(folder), self.shards, self.clips, self.ranks):
+                print(line, flush=True)
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Landmark fitting: against Adam on GeneFace++'s objective, on small faces, with dense points, and on truth."""
+
+    clips: Path | None = None
+    """Folder of real clips; synthetic ones when not given."""
+    face_model: str = "ict"
+    """ict, demo, or a model file FILE.npz."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    truths: int = 12
+    """Synthetic clips for each row of the table of truth."""
+    frames: int = 125
+    """Frames of each of these."""
+    runs: int = 3
+    """Runs of each timing; the fastest counts."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.assets import Assets
+        from lrs3_loader.bench import fit_report
+
+        found = Assets(self.assets)
+        for line in fit_report.run_benchmark(self.clips, self.face_model, found, self.truths, self.frames, self.runs):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
+def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measured], pin: bool) -> int:
+    """Print figures as they come, then write what was asked for; the exit code says whether all bounds were reached.
+
+    pin: keep this process on ``options.threads`` cores; else the measurement does so for what it starts.
+    """
+    from lrs3_loader.bench import machine, plot, results, timing
+    from lrs3_loader.runner import pick_device
+
+    device = pick_device(options.device)
+    try:
+        with contextlib.ExitStack() as stack:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(dir=options.scratch)))
+            record = results.Record(machine.describe_machine(device, options.threads))
+            for line in (*results.machine_lines(record.machine), "", results.TABLE_HEAD):
+                print(line, flush=True)
+            if pin:
+                stack.enter_context(timing.pinned(options.threads))
+            for item in measure(device, folder):
+                record.add(item)
+                print(results.item_line(item), flush=True)
+    except ValueError as error:
+        raise cli.UsageError(str(error)) from error
+    if options.json is not None:
+        record.write(options.json)
+        print(f"figures written to {options.json}")
+    if options.plot is not None:
+        drawn = plot.draw(record, options.plot)
+        print(f"picture written to {options.plot}" if drawn else "no picture: matplotlib is not installed")
+    for figure in record.missed():
+        print(f"MISSED: {figure.group} {figure.name.strip()}: {figure.value:.2f} {figure.unit}, {figure.bound}")
+    return cli.EXIT_OK if options.quick or not record.missed() else cli.EXIT_PROBLEM
+
+
+COMMANDS = {
+    "stages": Stages(),
+    "peers": Peers(),
+    "e2e": EndToEnd(),
+    "scale": Scale(),
+    "stream": Stream(),
+    "scan": Scan(),
+    "fit": Fit(),
+    "cluster": Cluster(),
+}
 
 if TYPE_CHECKING:
-    Command = Stream | Scan
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Cluster
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

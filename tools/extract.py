@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import tyro
 
-from lrs3_loader import cli
+from lrs3_loader import cli, doctor
 from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults
 
 
@@ -30,6 +30,7 @@ def main() -> int:
     args = cli.parse(Args, __doc__ or "", default=Args(LaunchConfig(out=tyro.MISSING), run_config))
     if args.launch.demo == (args.run.corpus.corpus is not None):
         raise cli.UsageError("give either --corpus PATH or --demo")
+    doctor.stop_if_unfit(args.launch.out, args.launch.workers.num_workers)
 
     from lrs3_loader import (  # torch takes seconds to import: not before the arguments are right
         runner,

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Show landmarks, mesh and curves of one clip, to judge the fit by eye.
+"""Show landmarks, mesh, mel, pitch, speech features and curves of one clip, to judge the fit by eye.
 
 python tools/preview.py clip.mp4 --out preview.mp4
 
@@ -34,8 +34,14 @@ class Args:
     """ict, demo, or a model file FILE.npz (ict for a clip, the run's own for a sample when not given)."""
     corpus: Path | None = None
     """Where the run's corpus is now, if it was moved."""
+    video: bool = True
+    """Show the video of a run's sample where it is there; --no-video shows what was extracted, and nobody's face."""
+    hubert: str | None = None
+    """For a clip file: the speech encoder to show as well, a Hugging Face name or a folder."""
     device: str = "auto"
     """For a clip file: auto, cpu, cuda or cuda:N."""
+    small: bool = False
+    """A .png of 256 colours, a quarter of the size."""
     panel: int = 320
     """Side of a panel in pixels (even, at least 64)."""
     mesh: Literal["simple", "wireframe", "pytorch3d"] = "simple"
@@ -50,6 +56,8 @@ def main() -> int:
     args = cli.parse(Args, __doc__ or "")
     if args.source.is_file() and (args.key is not None or args.corpus is not None):
         raise cli.UsageError("KEY and --corpus go with the folder of a run, not with a clip file")
+    if args.source.is_dir() and args.hubert is not None:
+        raise cli.UsageError("--hubert goes with a clip file: a run's sample holds its own speech features")
 
     from lrs3_loader import preview, runner  # torch takes seconds to import: not before the arguments are right
     from lrs3_loader.assets import Assets
@@ -59,15 +67,17 @@ def main() -> int:
     assets = Assets(args.assets)
     if args.source.is_file():
         device = runner.pick_device(args.device)
-        subject = preview.from_file(args.source, args.face_model or "ict", assets, device)
+        subject = preview.from_file(args.source, args.face_model or "ict", assets, device, args.hubert)
     elif not args.source.exists():
         raise RunError(f"no such clip or run: {args.source}")
     elif args.key is None:
         keys = preview.list_keys(args.source)
         raise RunError(f"{args.source} holds {len(keys)} clips: give a KEY as well, such as {', '.join(keys[:3])}")
     else:
-        subject = preview.from_run(args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus)
-    preview.write_preview(subject, args.out, args.panel, args.mesh)
+        subject = preview.from_run(
+            args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus, video=args.video
+        )
+    preview.write_preview(subject, args.out, args.panel, args.mesh, args.small)
     print(args.out)
     return cli.EXIT_OK
 

@@ -19,13 +19,14 @@ from tqdm import tqdm
 
 from lrs3_loader import cli
 from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.storage import local_path
 from lrs3_loader.summary import describe_rejects
 
 
 @dataclass(frozen=True)
 class Args:
-    out: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    out: Annotated[str, tyro.conf.Positional]
+    """Folder or URL of the run."""
     sync: Path | None = None
     """A checkpoint of tools/train_syncnet.py: measure offsets as well, into OUT/sync.jsonl."""
 
@@ -58,9 +59,10 @@ def measure_sync(folder: RunFolder, path: Path) -> None:
 
     clips = measure.measure_offsets(folder, Checkpoint.load(path))
     offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    measure.write_offsets(folder.path / measure.OFFSETS_FILE, offsets)
+    path = local_path(folder.path, "writing offsets beside the shards") / measure.OFFSETS_FILE
+    measure.write_offsets(path, offsets)
     print(measure.describe_offsets(offsets))
-    print(f"offset and confidence of each clip: {folder.path / measure.OFFSETS_FILE}")
+    print(f"offset and confidence of each clip: {path}")
 
 
 if __name__ == "__main__":

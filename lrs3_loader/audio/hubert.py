@@ -10,6 +10,7 @@ which the encoder sees by itself; their rows are joined.
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers import PreTrainedModel
 
 from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, Checkpoint, load_checkpoint
 from lrs3_loader.config import SpeechConfig
+from lrs3_loader.memory import piecewise
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CHUNK_HOP = 20 * SAMPLE_RATE
@@ -118,6 +120,13 @@ class SpeechEncoder:
         rows = self._encode(chunks)
         return [_repeat_last_row([rows[i] for i in indices]) for indices in chunks_of_clip]
 
+    def fill(self, lengths: Sequence[int]) -> dict[str, int]:
+        """What sounds of these lengths (samples) make of batches: samples in all, and slots, padding included."""
+        chunks = [bounds.stop - bounds.start for length in lengths for bounds in chunk_bounds(length, self._chunking)]
+        batches = plan_batches(chunks, self._batch_samples, equal_lengths=self._equal_lengths)
+        slots = sum(len(batch) * chunks[batch[0]] for batch in batches)
+        return {"sound_samples": sum(chunks), "sound_slots": slots}
+
     def _encode(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
         """Normalised sounds [n_i] -> [(n_i - 80) // 320, D] f32 each, by way of batches."""
         rows: dict[int, torch.Tensor] = {}
@@ -126,8 +135,8 @@ class SpeechEncoder:
             # WavLM gives torch a padding mask of bools beside a position bias of floats
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
             for batch in plan_batches(lengths, self._batch_samples, equal_lengths=self._equal_lengths):
-                hidden = self._forward([chunks[i] for i in batch])
-                for i, clip_hidden in zip(batch, hidden, strict=True):
+                parts = piecewise(self._forward, [chunks[i] for i in batch])
+                for i, clip_hidden in zip(batch, itertools.chain.from_iterable(parts), strict=True):
                     rows[i] = clip_hidden[: num_rows(lengths[i])].float()
         return [rows[i] for i in range(len(chunks))]
 

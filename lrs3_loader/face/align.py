@@ -25,6 +25,7 @@ from torch import Tensor
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.resample import resize_crop
+from lrs3_loader.transfer import to_device
 
 CROP_SIZE = 224
 PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
@@ -105,7 +106,7 @@ def crop_faces(frames: Tensor, alignment: Alignment) -> Tensor:
     """
     usable = alignment.usable
     if not usable.all():
-        frames = frames[usable.nonzero()[:, 0].to(frames.device)]
+        frames = frames[to_device(usable.nonzero()[:, 0], frames.device)]
     return resize_crop(frames, alignment.resized[usable], alignment.corner[usable], CROP_SIZE)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lrs3_loader.face.tflite import TFLiteModule
 from lrs3_loader.face.warp import crop
+from lrs3_loader.transfer import to_device
 
 NUM_KEYPOINTS = 6  # right eye, left eye (the subject's), nose, mouth, right and left ear
 RIGHT_EYE, LEFT_EYE = 0, 1
@@ -48,7 +49,7 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        raw, logits = self.network(x / 127.5 - 1)
+        raw, logits = self.network((x / 127.5).sub_(1))
         coordinates = decode_boxes(raw / self.size, self.anchors)
         scores = logits[..., 0].clamp(-100, 100).sigmoid()
         size = coordinates[..., 2:4] - coordinates[..., 0:2]
@@ -60,7 +61,7 @@ class FaceDetector(nn.Module):
         height, width = frames.shape[1:3]
         scale = max(height, width) / self.size
         left, top = (width - max(height, width)) / 2, (height - max(height, width)) / 2
-        matrix = torch.tensor([[scale, 0, left], [0, scale, top]], device=frames.device)
+        matrix = to_device(torch.tensor([[scale, 0, left], [0, scale, top]]), frames.device)
         return crop(frames, matrix.expand(len(frames), 2, 3), self.size, zeros_outside=True)
 
 

@@ -24,7 +24,7 @@ class FitConfig:
     (by reprojection alone, weaker priors would always win); the weights of eyes and mouth follow GeneFace++.
     """
 
-    noise_decimetres: float = 0.006
+    noise_decimetres: float = 0.004
     """Expected error of an ordinary landmark on the face, detector and model together; alike in all frames."""
     steady_px: float = 0.01
     """The same in pixels of the source frame, added in quadrature: what matters for tiny faces."""

@@ -4,9 +4,11 @@ Every frame is detected anew (MediaPipe's IMAGE mode), so frames do not depend o
 several faces. A batch has a fixed number of frames B on the device, filled up with nothing where there are fewer, so
 that one kernel is always used and results do not depend on what else is in a batch. Three stages:
 
-1. device: all frames letterboxed -> detector -> up to K faces a frame, to the host;
-2. host: each clip's ``FaceTrack`` chooses its own face;
+1. device: all frames letterboxed -> detector -> up to K faces a frame, to the host (``detect``);
+2. host: each clip's ``FaceTrack`` chooses its own face (``locate``, as what follows);
 3. device: rotated crops -> points and presence -> back to the frame's pixels -> blendshapes.
+
+A GPU that is given the next batch to ``detect`` before the host begins to ``locate`` this one never waits for it.
 
 Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", 2019; Grishchenko et al.,
 "Blendshapes GHUM: Real-time Monocular Facial Blendshape Prediction", 2023.
@@ -34,6 +36,7 @@ from lrs3_loader.face.tflite import TFLiteModule
 from lrs3_loader.face.topology import BLENDSHAPE_NAMES, BLENDSHAPE_POINTS, NUM_MESH_POINTS
 from lrs3_loader.face.tracks import FaceTrack, check_track, fill_gaps
 from lrs3_loader.face.warp import crop
+from lrs3_loader.transfer import Download, to_device
 
 CROP_MARGIN = 1.5  # side of the crop over that of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
@@ -114,8 +117,20 @@ def finish_track(track: FrameLandmarks, *, min_valid_fraction: float, max_gap_fr
     return FrameLandmarks(filled.values, track.score, track.found, scores)
 
 
+Spans = Sequence[tuple[Tensor, FaceTrack]]
+
+
+@dataclass(frozen=True)
+class Detected:
+    """A batch between ``detect`` and ``locate``."""
+
+    spans: Spans
+    faces: Download  # f32 [B, K, 1 + 16], score and letterbox coordinates
+
+
 class FaceLandmarker(nn.Module):
-    """The whole landmarker. ``forward(spans)`` takes one batch and returns one ``FrameLandmarks`` a span.
+    """The whole landmarker. ``forward(spans)`` takes one batch and returns one ``FrameLandmarks`` a span; it is
+    ``locate(detect(spans))``. Batches must be located in the order of their clips' frames.
 
     spans: pairs of frames (u8 [n, H, W, 3], on the device, any size from 2 x 2) and the ``FaceTrack`` of their clip;
     at most ``batch_size`` frames together, the spans of a clip in order. Results stay on the device.
@@ -148,20 +163,31 @@ class FaceLandmarker(nn.Module):
         self.device = torch.device(device)
         self.to(self.device)
 
+    def forward(self, spans: Spans) -> list[FrameLandmarks]:
+        return self.locate(self.detect(spans))
+
     @torch.inference_mode()
-    def forward(self, spans: Sequence[tuple[Tensor, FaceTrack]]) -> list[FrameLandmarks]:
+    def detect(self, spans: Spans) -> Detected:
+        """Find all faces of a batch."""
         lengths = [len(frames) for frames, _ in spans]
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
             raise ValueError(f"spans must hold 1 to {self.batch_size} frames together, got {lengths}")
         with self._precision():
             scores, coordinates = self.detector(self._fill([self.detector.letterbox(frames) for frames, _ in spans]))
-            faces = torch.cat([scores[..., None], coordinates], -1).cpu().numpy().astype(np.float64)
-            matrices, detected = self._choose(spans, faces)
-            parts = matrices.split(lengths)
-            crops = [crop(frames, part, self.size) for (frames, _), part in zip(spans, parts, strict=True)]
+        return Detected(spans, Download(torch.cat([scores[..., None], coordinates], -1)))
+
+    @torch.inference_mode()
+    def locate(self, detected: Detected) -> list[FrameLandmarks]:
+        """Landmarks of each clip's own face."""
+        spans = detected.spans
+        lengths = [len(frames) for frames, _ in spans]
+        matrices, chosen = self._choose(spans, detected.faces.wait().numpy().astype(np.float64))
+        parts = matrices.split(lengths)
+        crops = [crop(frames, part, self.size) for (frames, _), part in zip(spans, parts, strict=True)]
+        with self._precision():
             points, presence = self._read_points(self._fill(crops), self._fill([matrices]))
             blendshapes = self._read_blendshapes(points)
-        return self._split(lengths, detected, points, presence, blendshapes)
+        return self._split(lengths, chosen, points, presence, blendshapes)
 
     def _check_networks(self) -> tuple[int, int]:
         """(S, L), read from the files."""
@@ -186,9 +212,11 @@ class FaceLandmarker(nn.Module):
     def _fill(self, parts: Sequence[Tensor]) -> Tensor:
         """Join along the batch and fill up with zeros to its fixed size."""
         missing = self.batch_size - sum(len(part) for part in parts)
+        if len(parts) == 1 and missing == 0:
+            return parts[0]
         return torch.cat([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])])
 
-    def _choose(self, spans: Sequence[tuple[Tensor, FaceTrack]], faces: np.ndarray) -> tuple[Tensor, Tensor]:
+    def _choose(self, spans: Spans, faces: np.ndarray) -> tuple[Tensor, Tensor]:
         """Each track's own face: crop matrices f32 [frames, 2, 3] (zeros without one), detected bool [frames].
 
         faces: [B, K, 1 + 16], score and letterbox coordinates.
@@ -208,12 +236,12 @@ class FaceLandmarker(nn.Module):
             matrix = crop_matrix(chosen, self.size, self.square_crop)
             parts.append(np.where(detected[:, None, None], matrix, 0))
         matrices = np.concatenate(parts).astype(np.float32)
-        uploaded = torch.from_numpy(matrices).to(self.device)
+        uploaded = to_device(torch.from_numpy(matrices), self.device)
         return uploaded, (uploaded != 0).flatten(1).any(1)
 
     def _read_points(self, crops: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops f32 [B, S, S, 3] of grey levels -> points [B, L, 3] in source pixels, presence [B]."""
-        raw, logits = self.network(crops / 255)[:2]
+        """Crops f32 [B, S, S, 3] of grey levels, overwritten -> points [B, L, 3] in source pixels, presence [B]."""
+        raw, logits = self.network(crops.div_(255))[:2]
         local = raw.reshape(self.batch_size, self.num_landmarks, 3)
         # Written out: a matrix product might run in reduced precision.
         x, y, z = local[:, :, None].unbind(-1)  # [B, L, 1]

@@ -29,6 +29,8 @@ from lrs3_loader.face.align import CROP_SIZE, align, crop_faces, five_points, lo
 from lrs3_loader.face.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.face.tracks import check_track, fill_gaps
 from lrs3_loader.files import file_sha256
+from lrs3_loader.memory import piecewise
+from lrs3_loader.transfer import Download, to_device
 
 #: Where each part lies in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
@@ -138,8 +140,18 @@ class Deep3DNetwork(nn.Module):
         return self.head(features)
 
 
+@dataclass(frozen=True)
+class Aimed:
+    """A batch between ``aim`` and ``regress``."""
+
+    frames: list[Tensor]  # of each span
+    points: Download  # f32 [frames of all spans, 5, 2], NaN where no face was found
+
+
 class Deep3DRegressor(nn.Module):
     """Landmarks and frames of one batch of spans -> coefficients; see the module docstring.
+
+    A GPU that is given the next batch to ``aim`` at before the host begins to ``regress`` this one never waits for it.
 
     batch_size: B, frames that go through the network at a time. ``description`` says what made the numbers.
     """
@@ -167,30 +179,36 @@ class Deep3DRegressor(nn.Module):
         self.device = torch.device(device)
         self.to(self.device)
 
-    @torch.inference_mode()
     def forward(self, spans: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Coefficients f32 [n, 257] of each span, on the device; NaN for frames without usable landmarks.
 
         spans: pairs of frames, u8 [n, H, W, 3] on the device, any size, and their iBUG-68 landmarks, f32 [n, 68, 2],
         in the frame's pixels, y down, NaN where no face was found.
         """
-        parts = [self._crop(frames, landmarks) for frames, landmarks in spans]
-        crops = [crops for crops, _ in parts]
-        found = self._regress(torch.cat(crops)).split([len(part) for part in crops]) if crops else ()
-        results = []
-        for (_, usable), values in zip(parts, found, strict=True):
-            coefficients = torch.full((len(usable), NUM_COEFFICIENTS), torch.nan, device=self.device)
-            coefficients[usable.to(self.device)] = values
-            results.append(coefficients)
-        return results
+        return self.regress(self.aim(spans)) if spans else []
 
-    def _crop(self, frames: Tensor, landmarks: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops u8 [k, S, S, 3] of the k usable frames, on the device; which ones, bool [n], on the CPU."""
-        if landmarks.shape != (len(frames), 68, 2):
-            raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
-        height, width = frames.shape[1:3]
-        alignment = align(five_points(landmarks).float(), self.standard, height, width)
-        return crop_faces(frames, alignment), alignment.usable
+    @torch.inference_mode()
+    def aim(self, spans: Sequence[tuple[Tensor, Tensor]]) -> Aimed:
+        """Begin a batch: its landmarks go to the host, where the crops are placed (``regress``)."""
+        for frames, landmarks in spans:
+            if landmarks.shape != (len(frames), 68, 2):
+                raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
+        points = torch.cat([five_points(landmarks).float() for _, landmarks in spans])
+        return Aimed([frames for frames, _ in spans], Download(points))
+
+    @torch.inference_mode()
+    def regress(self, aimed: Aimed) -> list[Tensor]:
+        """Coefficients of a batch begun, as ``forward`` gives them."""
+        lengths = [len(frames) for frames in aimed.frames]
+        crops, kept = [], []
+        for frames, points in zip(aimed.frames, aimed.points.wait().split(lengths), strict=True):
+            alignment = align(points, self.standard, *frames.shape[1:3])
+            crops.append(crop_faces(frames, alignment))
+            kept.append(alignment.usable)
+        usable = torch.cat(kept)
+        coefficients = torch.full((len(usable), NUM_COEFFICIENTS), torch.nan, device=self.device)
+        coefficients[to_device(usable.nonzero()[:, 0], self.device)] = self._regress(torch.cat(crops))
+        return list(coefficients.split(lengths))
 
     def _regress(self, crops: Tensor) -> Tensor:
         """u8 [k, S, S, 3] -> f32 [k, 257], B at a time; the last batch is filled up with black."""
@@ -198,7 +216,7 @@ class Deep3DRegressor(nn.Module):
         with self._precision():
             for part in crops.split(self.batch_size):
                 missing = crops.new_zeros(self.batch_size - len(part), CROP_SIZE, CROP_SIZE, 3)
-                results.append(self.network(torch.cat([part, missing]))[: len(part)])
+                results.append(torch.cat(piecewise(self.network, torch.cat([part, missing])))[: len(part)])
         return torch.cat(results)
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:

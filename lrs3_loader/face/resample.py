@@ -18,6 +18,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lrs3_loader.transfer import to_device
+
 _REACH = 2.0  # of the cubic, in pixels of the coarser of the two grids
 _ONE = float(1 << 22)  # Pillow's weights are integers: 1 is 2^22
 _SLICE_VALUES = {"cpu": 1 << 19}  # source values at a time: what fits the cache
@@ -45,10 +47,10 @@ def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> T
     step = max(1, limit // (3 * height * width))
     for i in range(0, num_frames, step):
         here = slice(i, i + step)
-        columns, first_column = _weights(width, resized[here, 0], corner[here, 0], size)
-        rows, first_row = _weights(height, resized[here, 1], corner[here, 1], size)
+        columns, first_column = _weights(width, resized[here, 0], corner[here, 0], size, frames.device)
+        rows, first_row = _weights(height, resized[here, 1], corner[here, 1], size, frames.device)
         window = frames[here, first_row : first_row + rows.shape[2], first_column : first_column + columns.shape[2]]
-        out[here] = _filter(window, rows.to(frames.device), columns.to(frames.device))
+        out[here] = _filter(window, rows, columns)
     return out
 
 
@@ -66,12 +68,32 @@ def _to_levels(sums: Tensor) -> Tensor:
     return sums.div_(_ONE).add_(0.5).floor_().clamp_(0, 255)
 
 
-def _weights(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, int]:
-    """Along one axis: weights f64 [n, S, used], of ``used`` source pixels from the one returned beside it.
+def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: torch.device) -> tuple[Tensor, int]:
+    """Along one axis: weights f64 [n, S, used] on ``device``, of ``used`` source pixels from the one also returned.
 
-    length: of the source; resized, corner: i64 [n]. Rows of pixels outside of the resized frame are 0.
+    length: of the source; resized, corner: i64 [n], on the host. Rows of pixels outside of the resized frame are 0.
     """
-    place = corner[:, None] + torch.arange(size)  # [n, S]
+    _, first, last, inside = _taps(length, resized, corner, size)
+    if not inside.any():
+        return torch.zeros(*inside.shape, 1, dtype=torch.float64, device=device), 0
+    start, stop = int(first[inside].min()), int(last[inside].max())
+    taps = torch.arange(int((last - first)[inside].max()), device=device)
+    # Once more over there: what the weights are made from is far smaller than they are.
+    centre, first, last, inside = _taps(length, to_device(resized, device), to_device(corner, device), size)
+    widen = (length / to_device(resized, device).double())[:, None].clamp(min=1.0)
+    used = inside[..., None] & (taps < (last - first)[..., None])
+    at = (first[..., None] + taps - start).clamp_(0, stop - start - 1)  # [n, S, K]
+    weight = _cubic((taps + first[..., None] - centre[..., None] + 0.5) * (1 / widen)[..., None]) * used
+    weight = weight / weight.sum(-1, keepdim=True).where(inside[..., None], 1.0)
+    integers = torch.trunc(weight * _ONE + torch.copysign(torch.full_like(weight, 0.5), weight))
+    dense = torch.zeros(*inside.shape, stop - start, dtype=torch.float64, device=device)
+    return dense.scatter_add_(-1, at, integers), start
+
+
+def _taps(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of each pixel of the crop, [n, S] each: centre in the source, first source pixel used and the one after the last,
+    and whether it lies inside of the resized frame."""
+    place = corner[:, None] + torch.arange(size, device=corner.device)
     inside = (place >= 0) & (place < resized[:, None])
     step = (length / resized.double())[:, None]
     widen = step.clamp(min=1.0)
@@ -79,17 +101,7 @@ def _weights(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[T
     # Conversion to integers cuts towards 0 here as it does in C.
     first = (centre - _REACH * widen + 0.5).long().clamp_(0, length)
     last = (centre + _REACH * widen + 0.5).long().clamp_(0, length)
-    if not inside.any():
-        return torch.zeros(*place.shape, 1, dtype=torch.float64), 0
-    start, stop = int(first[inside].min()), int(last[inside].max())
-    taps = torch.arange(int((last - first)[inside].max()))
-    used = inside[..., None] & (taps < (last - first)[..., None])
-    at = (first[..., None] + taps - start).clamp_(0, stop - start - 1)  # [n, S, K]
-    weight = _cubic((taps + first[..., None] - centre[..., None] + 0.5) * (1 / widen)[..., None]) * used
-    weight = weight / weight.sum(-1, keepdim=True).where(inside[..., None], 1.0)
-    integers = torch.trunc(weight * _ONE + torch.copysign(torch.full_like(weight, 0.5), weight))
-    dense = torch.zeros(*place.shape, stop - start, dtype=torch.float64)
-    return dense.scatter_add_(-1, at, integers), start
+    return centre, first, last, inside
 
 
 def _cubic(x: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from lrs3_loader.face.tflite_graph import Graph, read_graph
-from lrs3_loader.face.tflite_ops import build_layer, drops_batch
+from lrs3_loader.face.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
+from lrs3_loader.memory import piecewise
 
 CPU_SLICE = 8
 """Items run at a time on a CPU: the activations of more leave its cache (measured: 32 take 1.5 times as long each).
@@ -43,6 +44,7 @@ class TFLiteModule(nn.Module):
         self._shapes: dict[int, tuple[int, ...]] = {}  # of each tensor computed, without the batch axis
         self._build(graph)
         self._unused = self._last_uses()
+        self._add_in_place()
         self._check_shapes()
 
     @property
@@ -53,9 +55,9 @@ class TFLiteModule(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
-        if x.device.type != "cpu" or len(x) <= CPU_SLICE:
-            return self._run(x)
-        parts = [self._run(part) for part in x.split(CPU_SLICE)]
+        parts = [self._run(part) for part in x.split(CPU_SLICE)] if x.device.type == "cpu" else piecewise(self._run, x)
+        if len(parts) == 1:
+            return parts[0]
         return tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def _run(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -101,6 +103,19 @@ class TFLiteModule(nn.Module):
             if tensor not in self._results:
                 unused[step].append(tensor)
         return [tuple(tensors) for tensors in unused]
+
+    def _add_in_place(self) -> None:
+        """Write sums over what a convolution gave, where nothing else reads that."""
+        made_by = dict(zip(self._writes, self.layers, strict=True))
+        for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
+            if not (isinstance(layer, Elementwise) and layer.is_sum):
+                continue
+            for position, tensor in enumerate(reads):
+                of_own = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
+                read_once = sum(tensor in others for others in self._reads) == 1
+                if of_own and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
+                    layer.add_into(position)
+                    break
 
     def _check_shapes(self) -> None:
         """Run once on a batch of none, which costs nothing: every tensor must come out in the shape the file states."""

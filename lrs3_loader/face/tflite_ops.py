@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -23,7 +24,11 @@ Constants = Mapping[int, np.ndarray]
 Function = Callable[..., Tensor]
 Builder = Callable[[Operator, Graph, Constants], nn.Module]
 
-_ACTIVATIONS: dict[int, Function | None] = {0: None, 1: torch.relu, 3: F.relu6}
+_ACTIVATIONS: dict[int, Function | None] = {
+    0: None,
+    1: torch.relu_,
+    3: partial(F.relu6, inplace=True),
+}  # of new tensors
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
@@ -102,16 +107,29 @@ class PRelu(nn.Module):
 
 
 class Elementwise(nn.Module):
-    """A function of tensors and constants that broadcast; ``constants`` holds None where a tensor comes in."""
+    """A function of tensors and constants that broadcast; ``constants`` holds None where a tensor comes in.
+
+    A sum may be written over one of its terms (``add_into``), where nothing else needs that: the memory is warm.
+    """
 
     def __init__(
         self, function: Function, constants: Sequence[Tensor | None], activation: Function | None = None
     ) -> None:
         super().__init__()
         self.function, self.activation = function, activation
+        self.over: int | None = None
         self.names = [f"constant{i}" for i in range(len(constants))]
         for name, constant in zip(self.names, constants, strict=True):
             self.register_buffer(name, constant)
+
+    @property
+    def is_sum(self) -> bool:
+        """A sum of two tensors, neither of them a constant."""
+        return self.function is torch.add and all(getattr(self, name) is None for name in self.names)
+
+    def add_into(self, position: int) -> None:
+        """Write the sum over the tensor that comes in at ``position``; it must have the sum's shape."""
+        self.over = position
 
     def arguments(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         coming = iter(tensors)
@@ -119,7 +137,10 @@ class Elementwise(nn.Module):
         return [next(coming) if constant is None else constant for constant in stored]
 
     def forward(self, *tensors: Tensor) -> Tensor:
-        y = self.function(*self.arguments(tensors))
+        if self.over is None:
+            y = self.function(*self.arguments(tensors))
+        else:
+            y = tensors[self.over].add_(tensors[1 - self.over])
         return y if self.activation is None else self.activation(y)
 
 

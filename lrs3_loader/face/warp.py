@@ -10,10 +10,11 @@ Letters: n frames, H W source size, S crop size, P = S * S.
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 _STEPS = 32  # sampling positions in a pixel
-_SLICE = {"cpu": 4}  # frames at a time: what fits the cache
+_SLICE = {"cpu": 1}  # frames at a time: what fits the cache
 _SLICE_ELSEWHERE = 64  # bounds memory: about 4 MB a frame at S = 256
 
 
@@ -39,6 +40,16 @@ def crop(frames: Tensor, matrix: Tensor, size: int, zeros_outside: bool = False)
 def _crop(frames: Tensor, matrix: Tensor, size: int, zeros_outside: bool) -> Tensor:
     num_frames, height, width, _ = frames.shape
     x, y = _positions(matrix, size)
+    sample = _sample_pictures if frames.device.type == "cpu" and height * width <= size * size else _gather_pixels
+    value = sample(frames, x.clamp(0, _STEPS * (width - 1)), y.clamp(0, _STEPS * (height - 1)))
+    if zeros_outside:
+        value.mul_(_coverage(x, width) * _coverage(y, height))
+    return value.add_(0.5).floor_().view(3, num_frames, size, size).permute(1, 2, 3, 0)
+
+
+def _gather_pixels(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Bilinear samples [3, n, P] at x, y [n, P], in steps from 0 to the last pixel. Reads no more than it needs."""
+    num_frames, height, width, _ = frames.shape
     left, across = _split(x, width)
     top, down = _split(y, height)
     first = torch.arange(num_frames, device=frames.device, dtype=torch.int32) * (height * width)
@@ -48,10 +59,21 @@ def _crop(frames: Tensor, matrix: Tensor, size: int, zeros_outside: bool) -> Ten
     upper = _as_planes(pairs.index_select(0, index))
     lower = _as_planes(pairs.index_select(0, index.add_(width)))
     sides = upper.add_(lower.sub_(upper).mul_(down.reshape(-1)))  # [6, n P]
-    value = sides[3:].sub_(sides[:3]).mul_(across.reshape(-1)).add_(sides[:3])
-    if zeros_outside:
-        value.mul_((_coverage(x, width) * _coverage(y, height)).reshape(-1))
-    return value.add_(0.5).floor_().view(3, num_frames, size, size).permute(1, 2, 3, 0)
+    return sides[3:].sub_(sides[:3]).mul_(across.reshape(-1)).add_(sides[:3]).view(3, num_frames, -1)
+
+
+def _sample_pictures(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """The same by ``grid_sample``: twice as fast on a CPU where most of the picture is sampled anyway.
+
+    It wants places as fractions of the picture's sides. With sides that are powers of two nothing is lost by that.
+    """
+    num_frames, height, width, _ = frames.shape
+    rows, columns = (1 << (side - 1).bit_length() for side in (height, width))
+    planes = torch.zeros(num_frames, 3, rows, columns)
+    planes[:, :, :height, :width] = frames.permute(0, 3, 1, 2)
+    places = [places.mul(2 / _STEPS).add_(1).div_(side).sub_(1) for places, side in ((x, columns), (y, rows))]
+    grid = torch.stack(places, 1).transpose(1, 2)[:, None]  # [n, 1, P, 2]; x and y run along memory, each by itself
+    return F.grid_sample(planes, grid, align_corners=False)[:, :, 0].transpose(0, 1)
 
 
 def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -64,8 +86,8 @@ def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _split(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First of the two pixels to mix, and the share of the second (0..1); the border is repeated."""
-    pixels = steps.clamp(0, _STEPS * (size - 1)).div_(_STEPS)
+    """First of the two pixels to mix, and the share of the second (0..1)."""
+    pixels = steps / _STEPS
     first = pixels.floor().clamp_(max=size - 2)
     return first, pixels.sub_(first)
 

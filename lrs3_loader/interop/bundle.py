@@ -31,6 +31,7 @@ from lrs3_loader.interop.parts import (
     check_sizes,
 )
 from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.runlock import FILE_NAME as LOCK_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +116,9 @@ def list_files(source: Path) -> list[PurePosixPath]:
             mode = (here / name).lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise RunError(f"{here / name} is a link or a device; only plain files can be packed")
-        kept = (name for name in files if not (name.startswith(".") and name.endswith(".tmp")))
+        kept = [name for name in files if not (name.startswith(".") and name.endswith(".tmp"))]
+        if is_run and here == source and LOCK_NAME in kept:
+            kept.remove(LOCK_NAME)
         found += [PurePosixPath((here / name).relative_to(source)) for name in kept]
     if not found:
         raise RunError(f"{source} holds no files")

@@ -30,7 +30,6 @@ from lrs3_loader.interop.geneface_item import MIN_MEL_ROWS, ItemMaker, ItemOptio
 from lrs3_loader.interop.indexed import IndexedWriter
 from lrs3_loader.interop.pickle_writer import write_dict_npy
 from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +196,7 @@ class _Chosen:
     def samples(self) -> Iterator[dict[str, Any]]:
         for shard in self._shards:
             if shard.clips[0].split in self._splits:
-                yield from read_shard(self._folder.tar_path(shard))
+                yield from self._folder.samples(shard)
 
 
 def held_out_speakers(speakers: set[str], fraction: float) -> set[str]:

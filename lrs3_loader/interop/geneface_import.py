@@ -29,6 +29,7 @@ from lrs3_loader.interop.indexed import IndexedReader
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.plan import make_plan
 from lrs3_loader.runfolder import RunFolder, differences
+from lrs3_loader.runlock import RunLock
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipFeatures, Reject, Shard
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,7 @@ def import_geneface(
 
     Raises:
         RunError: no set there, its index is damaged, an item holds something that is not admitted (the message names
-            it), or ``out`` holds another run.
+            it), or ``out`` holds another run or is being written to.
     """
     with ExitStack() as stack:
         readers = {
@@ -77,6 +78,7 @@ def import_geneface(
         if not readers:
             raise RunError(f"{source} holds neither train.data nor val.data")
         coeff = _coeff_layout(source)
+        stack.enter_context(RunLock(out))
         folder = _open_run(out, source, readers, options, coeff)
         convert = _Converter(readers, options.hubert_store, coeff)
         for index in folder.pending():

@@ -26,6 +26,7 @@ import numpy as np
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.pickle_writer import pickle_pieces
 from lrs3_loader.interop.unpickle import loads
+from lrs3_loader.npy import DAMAGE
 
 HEADER_BYTES = 32
 INDEX_BYTES = 16 * 1024 * 1024  # room for the length and the index; items begin here
@@ -196,7 +197,7 @@ def _read_old_index(path: Path) -> tuple[Any, str]:
                 return {"offsets": np.frombuffer(data, dtype, count=shape[0]).tolist()}, hashlib.sha256(
                     data
                 ).hexdigest()
-        except ValueError as error:
+        except DAMAGE as error:
             raise RunError(f"{path} is not a saved array ({error})") from error
     if dtype.kind != "O" or shape != ():
         raise RunError(f"{path} holds a {dtype} array of shape {shape}, not an index")

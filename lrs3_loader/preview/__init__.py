@@ -3,6 +3,7 @@
 subject                  one clip's features, face model and video: from a file, or a sample of a run
 view, mesh, text         how to draw the parts (lines and dots: face.overlay)
 measures, chart          curves below one time axis
+conventions              the figure of what landmarks, axes and angles mean
 page -> output           panels and strips laid out, as a video or a contact sheet
 """
 
@@ -15,13 +16,13 @@ from lrs3_loader.preview.output import check_output, write_picture, write_video
 from lrs3_loader.preview.page import Page
 from lrs3_loader.preview.subject import Subject, from_file, from_run, list_keys
 
-__all__ = ["Subject", "check_output", "from_file", "from_run", "list_keys", "write_preview"]
+__all__ = ["Subject", "check_output", "from_file", "from_run", "list_keys", "write_picture", "write_preview"]
 
 
-def write_preview(subject: Subject, out: Path, panel_px: int, mesh: str = "simple") -> None:
+def write_preview(subject: Subject, out: Path, panel_px: int, mesh: str = "simple", small: bool = False) -> None:
     """Write ``out``: an ``.mp4`` of all frames, or a ``.png`` with a few of them; panels of ``panel_px`` pixels.
 
-    mesh: what draws it, a name of ``PAINTERS``.
+    mesh: what draws it, a name of ``PAINTERS``. A ``small`` png has 256 colours.
 
     Raises ``RunError`` where ``out`` cannot be written, or is of another kind, or where pytorch3d is asked for and
     missing.
@@ -29,6 +30,6 @@ def write_preview(subject: Subject, out: Path, panel_px: int, mesh: str = "simpl
     check_output(out)
     page = Page(subject, panel_px, PAINTERS[mesh])
     if out.suffix.lower() == ".png":
-        write_picture(out, page.sheet())
+        write_picture(out, page.sheet(), small)
     else:
         write_video(out, page.video(), None if subject.video is None else subject.video.waveform)

@@ -1,4 +1,4 @@
-"""Strips below one time axis: curves, and the mel spectrogram with the pitch. Drawn once a clip.
+"""Strips below one time axis: curves, the mel spectrogram with the pitch, likeness of speech. Drawn once a clip.
 
 Every strip has its name and the names of its curves on the left, in the curves' colours. Column x of the plot shows
 the time ``(x + 1/2) / plot width`` of the clip.
@@ -13,6 +13,7 @@ import numpy as np
 
 from lrs3_loader.face.overlay import Colour, draw_line
 from lrs3_loader.preview.text import LINE_PX, draw_text
+from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME
 
 LABEL_PX = 220  # left margin
 GAP_PX = 6  # between strips
@@ -29,8 +30,9 @@ COLOURS: tuple[Colour, ...] = (
     (0.95, 0.90, 0.40),
 )
 PITCH_TOP_HZ = 400.0
+MAX_LAG_SECONDS = 1.0
 _HEAT = np.array([[0.04, 0.04, 0.10], [0.30, 0.08, 0.42], [0.72, 0.21, 0.33], [0.97, 0.55, 0.16], [0.99, 0.96, 0.65]])
-_MEL_RANGE = (-4.5, 0.5)  # log10 amplitude
+MEL_RANGE = (-4.5, 0.5)  # log10 amplitude
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ def draw_sound(mel: np.ndarray, f0_hz: np.ndarray, width: int, missing: np.ndarr
     """The mel spectrogram ``mel`` [2T, 80] with the pitch ``f0_hz`` [2T] over it, as ``draw_strip``."""
     picture = _paper(height, width, missing)
     plot = picture[:, LABEL_PX:]
-    low, high = _MEL_RANGE
+    low, high = MEL_RANGE
     rows = ((np.arange(height) + 0.5) / height * mel.shape[1]).astype(int)[::-1]
     columns = ((np.arange(plot.shape[1]) + 0.5) / plot.shape[1] * len(mel)).astype(int)
     plot[:] = heat((mel[columns][:, rows].T - low) / (high - low))
@@ -76,6 +78,38 @@ def draw_sound(mel: np.ndarray, f0_hz: np.ndarray, width: int, missing: np.ndarr
     draw_text(picture, (6, 2), "mel, 80 .. 7600 Hz", FAINT)
     draw_text(picture, (6, 2 + LINE_PX), f"pitch, 0 .. {PITCH_TOP_HZ:.0f} Hz", COLOURS[0])
     return picture
+
+
+def draw_similarity(rows: np.ndarray, name: str, width: int, missing: np.ndarray, height: int = 92) -> np.ndarray:
+    """How alike the speech encoder's rows [2T, D] are at each distance in time, as ``draw_strip``.
+
+    Upwards: from one row apart to ``MAX_LAG_SECONDS``; bright: the row so much later is like this one. A sound that
+    lasts is a bright foot, one that comes again a bright spot above it. Likeness is the cosine of the rows, taken from
+    the clip's mean row, without which all rows are much alike.
+    """
+    picture = _paper(height, width, missing)
+    plot = picture[:, LABEL_PX:]
+    max_lag = min(round(MAX_LAG_SECONDS * FRAMES_PER_SECOND * ROWS_PER_FRAME), len(rows) - 1)
+    likeness = lagged_similarity(rows, max_lag)
+    if len(likeness):
+        lags = ((np.arange(height) + 0.5) / height * len(likeness)).astype(int)[::-1]
+        columns = ((np.arange(plot.shape[1]) + 0.5) / plot.shape[1] * len(rows)).astype(int)
+        shown = likeness[lags][:, columns]
+        plot[:] = np.where(np.isnan(shown)[..., None], np.array(PAPER), heat(np.nan_to_num(shown)))
+    draw_text(picture, (6, 2), "speech likeness", FAINT)
+    draw_text(picture, (6, 2 + LINE_PX), f"0 .. {MAX_LAG_SECONDS:g} s later", FAINT)
+    draw_text(picture, (6, 2 + 2 * LINE_PX), name, FAINT)
+    return picture
+
+
+def lagged_similarity(rows: np.ndarray, max_lag: int) -> np.ndarray:
+    """[max_lag, N] f64: cosine of row n and row n + lag, lag = 1 .. max_lag, about the mean; NaN beyond the end."""
+    centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
+    unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
+    likeness = np.full((max(max_lag, 0), len(rows)), np.nan)
+    for lag in range(1, max_lag + 1):
+        likeness[lag - 1, : len(rows) - lag] = (unit[:-lag] * unit[lag:]).sum(1)
+    return likeness
 
 
 def heat(share: np.ndarray) -> np.ndarray:

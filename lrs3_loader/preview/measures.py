@@ -36,20 +36,26 @@ def measure(subject: Subject) -> Measures:
     camera = Camera.for_frame(subject.height, subject.width)
     fitted = project(subject.model.landmarks(id, exp), pose, camera).numpy()
     lm68, valid = arrays["lm68"], arrays["valid"]
-    size = np.sqrt(np.ptp(lm68, axis=1).prod(1))
+    size = face_size(lm68)
     distance = 100 * np.linalg.norm(fitted - lm68, axis=2) / size[:, None]
     distance[~valid] = np.nan
     return Measures(
         fitted=fitted,
         error=distance.mean(1),
         mouth_error=distance[:, _MOUTH].mean(1),
-        opening=100 * _opening(lm68) / size,
-        fitted_opening=100 * _opening(fitted) / size,
+        opening=100 * mouth_opening(lm68) / size,
+        fitted_opening=100 * mouth_opening(fitted) / size,
         expressions=strongest_expressions(subject),
     )
 
 
-def _opening(lm68: np.ndarray) -> np.ndarray:
+def face_size(lm68: np.ndarray) -> np.ndarray:
+    """[T] pixels: the geometric mean of the width and height of the landmarks [T, 68, 2]."""
+    return np.sqrt(np.ptp(lm68, axis=1).prod(1))
+
+
+def mouth_opening(lm68: np.ndarray) -> np.ndarray:
+    """[T] pixels: the distance of the inner lips."""
     return np.linalg.norm(lm68[:, _UPPER_LIP] - lm68[:, _LOWER_LIP], axis=1)
 
 

@@ -47,10 +47,13 @@ def write_video(path: Path, pages: Iterable[np.ndarray], waveform: np.ndarray | 
         raise RunError(f"cannot write {path}: {error.strerror}") from error
 
 
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """A picture [h, w, 3] u8 as png; there whole or not at all. Raises ``RunError``."""
+def write_picture(path: Path, picture: np.ndarray, small: bool = False) -> None:
+    """A picture [h, w, 3] u8 as png; ``small``: of 256 colours. There whole or not at all. Raises ``RunError``."""
+    image = Image.fromarray(picture)
+    if small:  # the other methods leave out what is bright but rare: dots, lines
+        image = image.quantize(256, method=Image.Quantize.FASTOCTREE)
     try:
         with atomic_write(path) as file:
-            Image.fromarray(picture).save(file, "png")
+            image.save(file, "png", optimize=small)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error

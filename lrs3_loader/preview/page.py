@@ -106,7 +106,10 @@ class Page:
             chart.Strip("fit error, % of face", {"all 68": measures.error, "mouth": measures.mouth_error}, low=0.0),
         ]
         drawn = [chart.draw_strip(strip, width, missing) for strip in strips]
-        return chart.stack([*drawn, chart.draw_sound(arrays["mel"], arrays["f0"], width, missing)])
+        drawn.append(chart.draw_sound(arrays["mel"], arrays["f0"], width, missing))
+        if "hubert" in arrays:
+            drawn.append(chart.draw_similarity(arrays["hubert"], self.subject.speech_name, width, missing))
+        return chart.stack(drawn)
 
     def _summary(self) -> str:
         measures = self.measures

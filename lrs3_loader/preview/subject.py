@@ -26,7 +26,7 @@ from lrs3_loader.extract import Extractor
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.models import Models, load_face_model
 from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.storage import local_path
 from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
 
 logger = logging.getLogger(__name__)
@@ -58,6 +58,13 @@ class Subject:
     @property
     def width(self) -> int:
         return int(self.meta["source"]["width"])
+
+    @property
+    def speech_name(self) -> str:
+        """The speech encoder in a few words, as far as the sample knows it."""
+        speech = self.meta.get("models", {}).get("speech", {})
+        name = str(speech.get("model", "")).rsplit("/", 1)[-1]
+        return f"{name} (untrained)" if speech.get("untrained") else name
 
 
 class Video:
@@ -91,8 +98,11 @@ class Video:
         return chunk
 
 
-def from_file(path: Path, face_model: str, assets: Assets, device: torch.device) -> Subject:
+def from_file(path: Path, face_model: str, assets: Assets, device: torch.device, speech: str | None = None) -> Subject:
     """Decode a clip and extract it, as a run would; however few frames hold a face, they are shown.
+
+    Args:
+        speech: a speech encoder whose rows are to be shown as well.
 
     Raises:
         RunError: no such file, no video, no sound, no face at all, or a model file is missing.
@@ -101,7 +111,8 @@ def from_file(path: Path, face_model: str, assets: Assets, device: torch.device)
     clip = Clip(f"preview/clip/{key_part(path.stem)}", path.name, path.stat().st_size)
     video = Video(clip, path.parent, decode)
     lenient = LandmarkConfig(min_valid_fraction=0.0, max_gap_frames=decode.max_frames)
-    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model), speech=DEMO_SPEECH)
+    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model))
+    config = replace(config, speech=DEMO_SPEECH if speech is None else SpeechConfig(model=speech))
     config = resolve(config, device.type)
     assets.ensure(face_model)
     models = Models.load(config, assets, device)
@@ -109,17 +120,25 @@ def from_file(path: Path, face_model: str, assets: Assets, device: torch.device)
     if isinstance(found, Reject):
         raise RunError(f"cannot show this clip ({found.reason}): {found.message}")
     name = "/".join(path.parts[-3:])
-    return Subject(name, dict(found.arrays), dict(found.meta), models.face_model.to("cpu"), video)
+    shown = {field: array for field, array in found.arrays.items() if field != "hubert" or speech is not None}
+    return Subject(name, shown, dict(found.meta), models.face_model.to("cpu"), video)
 
 
 def from_run(
-    path: Path, key: str, assets: Assets, *, face_model: str | None = None, corpus: Path | None = None
+    path: str | Path,
+    key: str,
+    assets: Assets,
+    *,
+    face_model: str | None = None,
+    corpus: Path | None = None,
+    video: bool = True,
 ) -> Subject:
     """A sample of a run, with its video where the corpus is still there.
 
     Args:
         face_model: where the run's face model is now, if not where it was.
         corpus: where the corpus is now, if not where it was.
+        video: whether to look for the video at all.
 
     Raises:
         RunError: no run there, no such key in it (the nearest ones are listed), the clip was rejected or not
@@ -131,14 +150,14 @@ def from_run(
     missing = [name for name in NEEDED if name not in sample]
     if missing:
         raise RunError(f"{key} has no {', '.join(missing)}: nothing to draw a fit from")
-    model = _model_of_run(folder, face_model, assets)
+    model = model_of_run(folder, face_model, assets)
     meta = sample["json"]
     arrays = {name: array for name, array in sample.items() if name not in ("__key__", "json")}
-    video = _video_of_run(folder, clip, corpus, int(meta["num_frames"]))
-    return Subject(key, arrays, meta, model, video)
+    found = _video_of_run(folder, clip, corpus, int(meta["num_frames"])) if video else None
+    return Subject(key, arrays, meta, model, found)
 
 
-def list_keys(path: Path) -> list[str]:
+def list_keys(path: str | Path) -> list[str]:
     """All keys that a run planned, sorted."""
     return sorted(clip.key for shard in RunFolder.open(path).shards for clip in shard.clips)
 
@@ -166,19 +185,30 @@ def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
     for rejected, reason, message in ledger.rejects:
         if rejected == key:
             raise RunError(f"{key} was rejected ({reason}): {message}")
-    for sample in read_shard(folder.tar_path(shard)):
+    for sample in folder.samples(shard):
         if sample["__key__"] == key:
             return sample
-    raise RunError(f"{folder.tar_path(shard)} does not hold {key} although its ledger says so; verify the run")
+    raise RunError(f"{folder.tar_url(shard)} does not hold {key} although its ledger says so; verify the run")
 
 
-def _model_of_run(folder: RunFolder, face_model: str | None, assets: Assets) -> FaceModel:
-    name = face_model or folder.record["config"]["face"]["face_model"]
-    if name != "demo":
+def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:
+    """The face model that a run's coefficients are of, on the CPU.
+
+    Args:
+        face_model: where it is now, if not where it was.
+        fetch: whether it may be fetched where it is not on this machine.
+
+    Raises:
+        RunError: the run names none, it is not here, or what is here is another one.
+    """
+    name = face_model or folder.record["config"].get("face", {}).get("face_model")
+    if name is None:
+        raise RunError(f"{folder.path} does not say which face model it was made with: name it with --face-model")
+    if fetch and name != "demo":
         assets.ensure_face_model(name)
     model = load_face_model(FaceConfig(name), assets)
-    theirs = folder.record["models"]["face_model"]
-    if model.source_sha256 != theirs["sha256"]:
+    theirs = folder.record["models"].get("face_model", {})
+    if theirs and model.source_sha256 != theirs["sha256"]:
         raise RunError(
             f"the run's face model was {theirs['name']} with sha256 {theirs['sha256'][:12]}..., {name} here has "
             f"{model.source_sha256[:12]}...: name the right one with --face-model"
@@ -194,7 +224,7 @@ def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames
     if corpus is None and not place.exists():
         logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
         return None
-    root = corpus_root(replace(CorpusConfig(), corpus=place, layout=layout))
+    root = local_path(corpus_root(replace(CorpusConfig(), corpus=place, layout=layout)), "showing a clip")
     if not (root / clip.video_path).is_file():
         logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
         return None

@@ -51,8 +51,8 @@ class ShardStream(IterableDataset[Item]):
         person: local run or tars of one person (task ``"postnet"`` only). Each item is then
             ``{"corpus": batch, "person": batch}``; the person's clips are passed over again and again.
         even: every rank has equally many batches, so that none waits for ever in a collective.
-        follow: read a local run while it is written: every shard of its plan, in that order, as soon as its ledger
-            appears; ends when the run is complete. Do not extract shards anew (``--retry-rejects``) meanwhile.
+        follow: read a run (folder or URL) while it is written: every shard of its plan, in that order, as soon as its
+            ledger appears; ends when the run is complete. Do not extract shards anew (``--retry-rejects``) meanwhile.
         partial: take the shards there are of a run that is not finished.
         on_bad: ``"skip"`` leaves out bad tars and samples, names them in a log line and counts them (``damage``).
         lanes: stretches that are read side by side (for remote tars; 12 for each rank).

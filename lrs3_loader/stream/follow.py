@@ -20,8 +20,8 @@ logger = logging.getLogger(__name__)
 _MESSAGE_SECONDS = 60.0  # between two messages of one wait
 
 
-def wait_for_run(path: Path, poll_seconds: float, speaks: bool) -> RunFolder:
-    """The run in a folder, once it has begun."""
+def wait_for_run(path: str | Path, poll_seconds: float, speaks: bool) -> RunFolder:
+    """The run in a folder or behind a URL, once it has begun."""
     wait = _Wait(poll_seconds, speaks)
     while not RunFolder.exists(path):
         wait.tick(f"a run to begin in {path}")

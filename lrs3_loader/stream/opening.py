@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lrs3_loader.errors import RunError
@@ -11,7 +10,6 @@ from lrs3_loader.stream.damage import DamagePolicy
 from lrs3_loader.stream.follow import wait_for_run
 from lrs3_loader.stream.listed import Cursor, Delivery, ListedPasses
 from lrs3_loader.stream.plans import FollowedPlan, ListedPlan, Plan
-from lrs3_loader.stream.remote import is_remote
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.shared import SharedNumbers
 from lrs3_loader.stream.sources import Listing, Locations, list_sources, split_locations
@@ -104,14 +102,14 @@ def _opened(
 
 def _follow(locations: Locations, settings: StreamSettings, task: Task, rank: int, world_size: int) -> FollowedPlan:
     found = split_locations(locations)
-    if len(found) != 1 or is_remote(found[0]) or found[0].endswith(".tar"):
-        raise ValueError(f"follow=True takes the folder of one local run, got {locations}")
+    if len(found) != 1 or found[0].startswith("pipe:") or found[0].endswith(".tar"):
+        raise ValueError(f"follow=True takes the folder or URL of one run, got {locations}")
     if world_size > 1 and settings.even and not task.batched:
         raise ValueError(
             f"task {task.name!r} gives one sample at a time, and how many there will be is not known while a run is "
             "followed: ranks cannot be given equally many (even=False lets them end apart)"
         )
-    folder = wait_for_run(Path(found[0]), settings.poll_seconds, speaks=rank == 0)
+    folder = wait_for_run(found[0], settings.poll_seconds, speaks=rank == 0)
     return FollowedPlan(folder, settings.choice(task), settings.rule(task), settings)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ from lrs3_loader.runfolder import RunFolder
 from lrs3_loader.stream.catalog import Catalog, Choice
 from lrs3_loader.stream.follow import follow
 from lrs3_loader.stream.position import Turn
-from lrs3_loader.stream.readers import LocalReader, Reader, StreamReader
+from lrs3_loader.stream.readers import FetchingReader, LocalReader, Reader, StreamReader
 from lrs3_loader.stream.schedule import Batch, BatchRule, interleave, make_batches, pools, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Listing
@@ -87,7 +88,7 @@ class ListedPlan:
 
 
 class FollowedPlan:
-    """A local run that may still be written: its shards in the order of the run's plan, none shuffled into another."""
+    """A run that may still be written: its shards in the order of the run's plan, none shuffled into another."""
 
     is_final = False
 
@@ -98,6 +99,7 @@ class FollowedPlan:
         self._choice = choice
         self._rule = rule
         self._settings = settings
+        self._is_local = isinstance(folder.path, Path)
 
     def identity(self) -> dict[str, Any]:
         return {"run": self.folder.run_hash}
@@ -116,4 +118,6 @@ class FollowedPlan:
             yield from pools(catalog.add(source), self._settings.shuffle_buffer)
 
     def reader(self, turns: Iterable[Turn], fields: tuple[str, ...] | None) -> tuple[Iterable[Turn], Reader]:
-        return turns, LocalReader(self.catalog, fields)
+        if self._is_local:
+            return turns, LocalReader(self.catalog, fields)
+        return turns, FetchingReader(self.catalog, fields)

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from webdataset import tariterators
 
+from lrs3_loader.storage import store_at
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import Batch
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 Members = dict[str, bytearray]  # of one sample, by extension
 
 MAX_OPEN_TARS = 128  # of one reader; a shuffle buffer seldom spans more shards
+MAX_FETCHED_TARS = 4  # of one reader; a run that is followed comes shard by shard
 
 
 class Reader(Protocol):
@@ -40,6 +42,8 @@ class Reader(Protocol):
 
 class LocalReader:
     """Reads any sample of local tars, in any order; keeps the tars used last open."""
+
+    _most_open = MAX_OPEN_TARS
 
     def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None):
         self._catalog = catalog
@@ -65,18 +69,38 @@ class LocalReader:
             self._open.move_to_end(number)
             return self._open[number]
         try:
-            self._open[number] = TarIndex(Path(self._catalog.sources[number].url))
+            self._open[number] = self._open_tar(self._catalog.sources[number].url)
         except DamagedError as error:
             self._broken[number] = str(error)
             raise
-        if len(self._open) > MAX_OPEN_TARS:
+        if len(self._open) > self._most_open:
             self._open.popitem(last=False)[1].close()
         return self._open[number]
+
+    def _open_tar(self, url: str) -> TarIndex:
+        return TarIndex(Path(url))
 
     def close(self) -> None:
         for index in self._open.values():
             index.close()
         self._open.clear()
+
+
+class FetchingReader(LocalReader):
+    """The same for tars on object storage: each is fetched whole, and kept for a while.
+
+    Every reader fetches for itself, so those of one run fetch its tars as often as there are readers.
+    """
+
+    _most_open = MAX_FETCHED_TARS
+
+    def _open_tar(self, url: str) -> TarIndex:
+        root, _, name = url.rpartition("/")
+        with store_at(root).at_hand(name) as folder:  # open, it outlives its name
+            try:
+                return TarIndex(folder / name)
+            except DamagedError as error:
+                raise DamagedError(str(error).replace(str(folder / name), url)) from error
 
 
 class StreamReader:

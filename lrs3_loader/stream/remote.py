@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
-import re
 import shutil
+import tempfile
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -13,17 +15,29 @@ import fsspec
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.runfolder import MANIFEST_FILE, RECORD_FILE, RunFolder
+from lrs3_loader.shards import ledger_name
+from lrs3_loader.storage import is_url
 
 logger = logging.getLogger(__name__)
 
-_REMOTE = re.compile(r"^(pipe:|[A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
 _NUM_REQUESTS = 16  # small files fetched at once
 _CURL_NOT_FOUND = 22  # what curl -f ends with on 404
 
 
 def is_remote(location: str) -> bool:
-    return bool(_REMOTE.match(location))
+    return location.startswith("pipe:") or is_url(location)
+
+
+def _protocol_of(url: str) -> str | None:
+    """The protocol of a URL, if fsspec speaks it here."""
+    protocol = url.split("://", 1)[0].split("::", 1)[0]
+    try:
+        fsspec.get_filesystem_class(protocol)
+    except (ImportError, ValueError) as error:
+        logger.debug("left to webdataset: %s (%s)", url, error)
+        return None
+    return protocol
 
 
 def open_remote(url: str) -> IO[bytes]:
@@ -34,32 +48,35 @@ def open_remote(url: str) -> IO[bytes]:
     Raises:
         OSError: it cannot be opened (``FileNotFoundError`` where the protocol can tell).
     """
-    if not url.startswith("pipe:"):
-        protocol = url.split("://", 1)[0].split("::", 1)[0]
-        try:
-            fsspec.get_filesystem_class(protocol)
-        except (ImportError, ValueError) as error:
-            logger.debug("left to webdataset: %s (%s)", url, error)
-        else:
-            return fsspec.open(url, "rb").open()
+    if not url.startswith("pipe:") and _protocol_of(url) is not None:
+        return fsspec.open(url, "rb").open()
     try:
         return webdataset.gopen(url, "rb")
     except ValueError as error:
         raise OSError(f"{url} cannot be opened ({error}): is the fsspec package for it installed?") from error
 
 
-def fetch_run(location: str, scratch: Path) -> RunFolder:
-    """A remote run's small files, copied: ``run.json``, ``manifest.jsonl`` and the ledgers there are.
+@contextmanager
+def remote_run(location: str) -> Iterator[RunFolder]:
+    """A run behind a URL: as it is where fsspec speaks the protocol, else its small files copied while this lasts.
 
     Raises:
-        RunError: no run there.
+        RunError: no run there, or it cannot be reached.
     """
+    if _protocol_of(location) is not None:
+        yield RunFolder.open(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="lrs3_loader.") as scratch:
+        yield _copy_run(location, Path(scratch))
+
+
+def _copy_run(location: str, scratch: Path) -> RunFolder:
     (scratch / "ledger").mkdir()
-    for name in ("run.json", "manifest.jsonl"):
+    for name in (RECORD_FILE, MANIFEST_FILE):
         if not _fetch(f"{location}/{name}", scratch / name):
             raise RunError(f"{location} holds no run (no {name} there)")
     folder = RunFolder.open(scratch)
-    names = [f"ledger/{shard.name}.json" for shard in folder.shards]
+    names = [ledger_name(shard) for shard in folder.shards.names]
     with ThreadPoolExecutor(_NUM_REQUESTS) as pool:
         list(pool.map(lambda name: _fetch(f"{location}/{name}", scratch / name), names))
     return folder

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,8 +16,8 @@ import braceexpand
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import Ledger
-from lrs3_loader.stream.remote import fetch_run, is_remote
+from lrs3_loader.shards import Ledger, tar_name
+from lrs3_loader.stream.remote import is_remote, remote_run
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import Shard
 
@@ -111,29 +110,25 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_bad: bool) ->
 
 
 def published_source(folder: RunFolder, shard: Shard) -> tuple[Source | None, str | None]:
-    """A shard of a local run: (source, None), or (None, what is wrong with it), or (None, None) if not published."""
+    """A shard of a run: (source, None), or (None, what is wrong with it), or (None, None) if not published."""
     try:
         ledger = folder.ledger(shard)
         if ledger.run != folder.run_hash:
             return None, f"the ledger of {shard.name} belongs to another run"
-        _check_size(folder.tar_path(shard), ledger)
+        _check_size(folder.tar_url(shard), lambda: folder.tar_size(shard), ledger)
     except FileNotFoundError:
         return None, None
     except (DamagedError, RunError) as error:
         return None, str(error)
-    return Source(shard.name, str(folder.tar_path(shard)), ledger.samples), None
+    return Source(shard.name, folder.tar_url(shard), ledger.samples), None
 
 
 def _list_remote_run(location: str, listing: Listing, partial: bool) -> None:
-    missing = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = fetch_run(location, Path(scratch))
-        for shard in folder.shards:
-            try:
-                samples = folder.ledger(shard).samples
-                listing.sources.append(Source(shard.name, f"{location}/shards/{shard.name}.tar", samples))
-            except FileNotFoundError:
-                missing.append(shard.name)
+    with remote_run(location) as folder:
+        ledgers = {ledger.shard: ledger for ledger in folder.ledgers()}
+        missing = [name for name in folder.shards.names if name not in ledgers]
+        for name, ledger in ledgers.items():
+            listing.sources.append(Source(name, f"{location}/{tar_name(name)}", ledger.samples))
     _refuse_unfinished(location, missing, partial)
 
 
@@ -161,7 +156,7 @@ def _local_samples(path: Path) -> tuple[tuple[str, int], ...]:
     ledger_path = path.parent.parent / "ledger" / f"{path.stem}.json"
     if path.parent.name == "shards" and ledger_path.is_file():
         ledger = Ledger.read(ledger_path)
-        _check_size(path, ledger)
+        _check_size(str(path), lambda: path.stat().st_size, ledger)
         return ledger.samples
     index = TarIndex(path)
     try:
@@ -170,9 +165,9 @@ def _local_samples(path: Path) -> tuple[tuple[str, int], ...]:
         index.close()
 
 
-def _check_size(path: Path, ledger: Ledger) -> None:
+def _check_size(path: str, measure: Callable[[], int], ledger: Ledger) -> None:
     try:
-        size = path.stat().st_size
+        size = measure()
     except FileNotFoundError:
         raise DamagedError(f"{path} is missing although its ledger is there") from None
     if size != ledger.num_bytes:

@@ -94,7 +94,7 @@ class Training:
     def run(self) -> Accuracy:
         """All epochs that are left."""
         accuracy = None
-        with self._scalars() as scalars:
+        with self._scalars() as scalars, self._averaged_gradients():
             for epoch in range(self.stream.epoch, self.config.epochs):
                 self.stream.set_epoch(epoch)
                 batch = self._epoch(epoch, scalars)
@@ -190,7 +190,21 @@ class Training:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
         )
-        self._parallel: nn.Module = DistributedDataParallel(self.model) if self.world_size > 1 else self.model
+        self._parallel: nn.Module = self.model
+
+    @contextmanager
+    def _averaged_gradients(self) -> Iterator[None]:
+        """On several ranks, backward passes within average the gradients over them.
+
+        Afterwards the reducer is let go, while the process group is still there: as the last owner of a gloo group it
+        would wait, holding the interpreter lock, for a thread that may need that lock to end.
+        """
+        if self.world_size > 1:
+            self._parallel = DistributedDataParallel(self.model)
+        try:
+            yield
+        finally:
+            self._parallel = self.model
 
     def _go_on(self, checkpoint: Checkpoint) -> None:
         """Take up a training where it was.

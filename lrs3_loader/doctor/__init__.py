@@ -1,0 +1,47 @@
+"""Looks for what would spoil a run before it starts: each problem with its remedy.
+
+check         one finding, and how findings are printed
+software      versions, and whether torch, torchvision and torchaudio belong together; imports none of them
+machine       shared memory, limits, free disk; standard library alone
+room          how large a corpus's shards will be, against the free disk
+trial         a real decode in a decode process, the GPU, the model files
+
+``extract.py`` runs the cheap part (``stop_if_unfit``) before it imports torch.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+
+from lrs3_loader.doctor.check import Check, format_checks, is_fit
+from lrs3_loader.doctor.machine import check_machine
+from lrs3_loader.doctor.software import check_software
+from lrs3_loader.errors import RunError
+from lrs3_loader.storage import Location
+
+__all__ = ["Check", "check_machine", "check_software", "format_checks", "is_fit", "stop_if_unfit"]
+
+logger = logging.getLogger(__name__)
+
+
+def stop_if_unfit(out: Location, num_workers: int) -> None:
+    """The checks that take no time, for every rank, before anything heavy is imported; rank 0 speaks for all.
+
+    Raises:
+        RunError: the run cannot work here (``SystemExit`` on the other ranks of the launch).
+    """
+    rank, ranks_here = (
+        int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
+    )
+    checks = [*check_software(), *check_machine(out, num_workers * ranks_here)]
+    failed = [check for check in checks if check.level == "fail"]
+    if rank != 0:
+        if failed:
+            raise SystemExit(1)
+        return
+    for check in checks:
+        if check.level == "warn":
+            logger.warning("%s: %s; %s", check.name, check.text, check.remedy)
+    if failed:
+        raise RunError("; ".join(f"{check.name}: {check.text}. {check.remedy}" for check in failed))

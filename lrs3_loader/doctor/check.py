@@ -1,0 +1,41 @@
+"""One finding of the doctor, and how findings are printed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Level = Literal["ok", "warn", "fail"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """What was looked at, what was found, and what to do about it."""
+
+    name: str
+    level: Level  # warn: a run works, but slower or not to its end; fail: it does not work
+    text: str
+    remedy: str = ""
+
+    def __post_init__(self) -> None:
+        if (self.level == "ok") == bool(self.remedy):
+            raise ValueError(f"{self.name}: a problem needs a remedy, and nothing else does; got {self.remedy!r}")
+
+
+def is_fit(checks: Sequence[Check]) -> bool:
+    """Whether a run can work."""
+    return all(check.level != "fail" for check in checks)
+
+
+def format_checks(checks: Sequence[Check]) -> str:
+    """A line a check, remedies below their problems, and a verdict."""
+    width = max(len(check.name) for check in checks)
+    lines = []
+    for check in checks:
+        lines.append(f"{check.level:<4}  {check.name:<{width}}  {check.text}")
+        if check.remedy:
+            lines.append(f"{'':<4}  {'':<{width}}  -> {check.remedy}")
+    failed, warned = (sum(check.level == level for check in checks) for level in ("fail", "warn"))
+    verdict = f"{failed} to put right" if failed else "fit to run"
+    return "\n".join([*lines, verdict + (f", {warned} worth a look" if warned else "")])

@@ -1,0 +1,118 @@
+"""How large a corpus's shards will be, against the room on the disk: an estimate from file sizes and field widths."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lrs3_loader.assets import Assets
+from lrs3_loader.config import RunConfig
+from lrs3_loader.corpus import corpus_root
+from lrs3_loader.doctor.check import Check
+from lrs3_loader.errors import RunError
+from lrs3_loader.plan import calibrate, estimate_frames
+from lrs3_loader.storage import Location
+from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
+
+logger = logging.getLogger(__name__)
+
+#: Of each member: a tar header, a .npy header, and half a block of padding.
+MEMBER_BYTES = 512 + 128 + 256
+META_BYTES = 3_000  # of a sample's json
+BOX_BYTES = 32  # of each frame's box in the json, where there are transcripts
+_WIDTHS = {"demo": 64, "base": 768}  # of speech encoders, by a word in their name
+_USUAL_WIDTH = 1024
+_DEMO_MODES, _ICT_MODES, _USUAL_MODES = (16, 14), (100, 53), (100, 64)  # identity, expression
+
+
+def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, transcript: bool) -> float:
+    """About the size of a sample of T = ``num_frames`` in its tar."""
+    identity, expression = _num_modes(config.face.face_model, assets)
+    sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "L": 478, "I": identity, "E": expression}
+    sizes["D"] = _speech_width(config.speech.model, assets)
+    left_out = {
+        "lm478": not config.landmarks.store_lm478,
+        "blendshapes": not config.landmarks.store_blendshapes,
+        "coeff": config.regression.checkpoint is None,
+    }
+    total = MEMBER_BYTES + META_BYTES + BOX_BYTES * num_frames * transcript
+    for name, spec in FIELDS.items():
+        if not left_out.get(name, False):
+            count = np.prod([sizes[size] if isinstance(size, str) else size for size in spec.shape])
+            dtype = config.speech.store if name == "hubert" else spec.dtype
+            total += MEMBER_BYTES + float(count) * np.dtype(dtype).itemsize
+    return total
+
+
+def estimate_bytes(
+    config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets | None
+) -> tuple[float, float]:
+    """About how many bytes the shards of ``clips`` will take, and of how many frames."""
+    bytes_per_frame = calibrate(clips, root)
+    lengths = [min(estimate_frames(clip, bytes_per_frame), config.decode.max_frames) for clip in clips]
+    # Linear in the length, so two sizes tell all.
+    fixed, with_boxes, without = (
+        bytes_per_clip(config, frames, assets, transcript)
+        for frames, transcript in ((0.0, False), (1.0, True), (1.0, False))
+    )
+    total = sum(
+        fixed + length * ((with_boxes if clip.transcript_path else without) - fixed)
+        for clip, length in zip(clips, lengths, strict=True)
+    )
+    return total, sum(lengths)
+
+
+def check_room(
+    config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets | None = None
+) -> Check:
+    """Whether what these clips will make fits on the disk of ``out`` (what is there of the run already counts)."""
+    num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
+    place = out.absolute()
+    while not place.exists():
+        place = place.parent
+    disk = os.statvfs(place)
+    there = sum(entry.stat().st_size for entry in os.scandir(out / "shards")) if (out / "shards").is_dir() else 0
+    free, needed = disk.f_bavail * disk.f_frsize, max(0.0, num_bytes - there)
+    hours = num_frames / FRAMES_PER_SECOND / 3600
+    text = f"{len(clips):,} clips, about {hours:.3g} hours: {_size(needed)} to write, {_size(free)} free"
+    if free >= 1.1 * needed:
+        return Check("room", "ok", text)
+    return Check("room", "warn", text, "free some, choose another --out, or store less (--help lists the fields)")
+
+
+def warn_if_tight(config: RunConfig, shards: Sequence[Shard], out: Location, assets: Assets) -> None:
+    """Say so in the log where a plan's shards may not fit on the disk (object storage has no end)."""
+    if not isinstance(out, Path):
+        return
+    clips = [clip for shard in shards for clip in shard.clips]
+    check = check_room(config, clips, corpus_root(config.corpus), out, assets)
+    if check.level != "ok":
+        logger.warning("the disk may fill up: %s; %s", check.text, check.remedy)
+
+
+def _size(num_bytes: float) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _num_modes(face_model: str, assets: Assets | None) -> tuple[int, int]:
+    if face_model in ("demo", "ict"):
+        return _DEMO_MODES if face_model == "demo" else _ICT_MODES
+    try:
+        path = assets.face_model_path(face_model) if assets is not None else Path(face_model)
+        with np.load(path, allow_pickle=False) as file:
+            return len(file["id_names"]), len(file["exp_names"])
+    except (OSError, KeyError, ValueError, RunError):
+        return _USUAL_MODES
+
+
+def _speech_width(model: str, assets: Assets | None) -> int:
+    folder = Path(assets.speech_encoder(model) if assets is not None else model)
+    try:
+        return int(json.loads((folder / "config.json").read_bytes())["hidden_size"])
+    except (OSError, KeyError, ValueError):
+        return next((width for word, width in _WIDTHS.items() if word in folder.name), _USUAL_WIDTH)

@@ -1,0 +1,77 @@
+"""Python and package versions, read from their metadata: nothing is imported that may fail to import."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from importlib import metadata
+
+from lrs3_loader.doctor.check import Check
+
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+TRIO = ("torch", "torchvision", "torchaudio")
+OLDEST_TORCH, NEWEST_TORCH = (2, 6), (2, 11)
+TORCHVISION_LAG = 15  # torchvision 0.26 belongs to torch 2.11, and so on since 2.0
+PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
+
+Find = Callable[[str], str]  # the version of a package; raises PackageNotFoundError
+
+
+def check_software(find: Find = metadata.version) -> list[Check]:
+    """Python, the trio of torch packages, and the others."""
+    return [_check_python(sys.version_info[:3]), _check_trio(find), _check_packages(find)]
+
+
+def _check_python(version: tuple[int, ...]) -> Check:
+    text = ".".join(map(str, version))
+    if OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
+        return Check("python", "ok", text)
+    wanted = " to ".join(".".join(map(str, bound)) for bound in (OLDEST_PYTHON, NEWEST_PYTHON))
+    level = "fail" if version[:2] < OLDEST_PYTHON else "warn"
+    return Check("python", level, f"{text}, {wanted} is tested", f"make a virtual environment with Python {wanted}")  # type: ignore[arg-type]
+
+
+def _check_trio(find: Find) -> Check:
+    name = "torch packages"
+    found = {}
+    for package in TRIO:
+        try:
+            found[package] = find(package)
+        except metadata.PackageNotFoundError:
+            return Check(name, "fail", f"{package} is not installed", _install(NEWEST_TORCH))
+    text = ", ".join(f"{package} {version}" for package, version in found.items())
+    numbers = {package: _minor(version) for package, version in found.items()}
+    torch = numbers["torch"]
+    if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
+        bounds = " to ".join(".".join(map(str, bound)) for bound in (OLDEST_TORCH, NEWEST_TORCH))
+        return Check(name, "fail", f"{text}; torch must be {bounds}", _install(NEWEST_TORCH))
+    if numbers["torchvision"] != (0, torch[1] + TORCHVISION_LAG) or numbers["torchaudio"] != torch:
+        return Check(name, "fail", f"{text} are not of one release", _install(torch))
+    builds = {version.partition("+")[2] for version in found.values()}
+    if len(builds) > 1:
+        return Check(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
+    return Check(name, "ok", text)
+
+
+def _minor(version: str) -> tuple[int, int]:
+    match = re.match(r"(\d+)\.(\d+)", version)
+    return (int(match[1]), int(match[2])) if match else (0, 0)
+
+
+def _install(torch: tuple[int, int]) -> str:
+    major, minor = torch
+    wanted = f'"torch=={major}.{minor}.*" "torchvision==0.{minor + TORCHVISION_LAG}.*" "torchaudio=={major}.{minor}.*"'
+    return f"pip install --force-reinstall {wanted}"
+
+
+def _check_packages(find: Find) -> Check:
+    found, missing = [], []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {find(package)}")
+        except metadata.PackageNotFoundError:
+            missing.append(package)
+    if missing:
+        return Check("packages", "fail", f"not installed: {', '.join(missing)}", "pip install -e .")
+    return Check("packages", "ok", ", ".join(found))

@@ -1,0 +1,148 @@
+"""Tries things out: a clip made here and clips of the corpus through a decode process, the GPU, the model files."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lrs3_loader.asset_check import check_assets
+from lrs3_loader.assets import Assets
+from lrs3_loader.audio.f0 import f0_praat
+from lrs3_loader.config import DecodeConfig, WorkerConfig
+from lrs3_loader.decode import ClipLoader
+from lrs3_loader.demo.encode import write_mp4
+from lrs3_loader.doctor.check import Check
+from lrs3_loader.errors import RunError
+from lrs3_loader.storage import Location
+from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
+
+NUM_FRAMES = 30
+TONE_HZ = 200.0
+NUM_CLIPS = 3  # of the corpus
+MAX_GREY_ERROR = 6.0  # of 255: what H.264 does to a flat picture
+DEADLINE_SECONDS = 30.0
+MIN_GPU_BYTES = 6 << 30
+
+
+def check_decoders() -> Check:
+    """Encode a clip whose frame k has a known grey and whose sound is a tone, and get both back through a worker."""
+    greys = np.linspace(40, 215, NUM_FRAMES)
+    time = np.arange(NUM_FRAMES * SAMPLES_PER_FRAME) / SAMPLE_RATE
+    tone = sum(0.2 / k * np.sin(2 * np.pi * k * TONE_HZ * time) for k in (1, 2, 3))
+    try:
+        with tempfile.TemporaryDirectory(prefix="lrs3-loader-") as folder:
+            path = Path(folder) / "clip.mp4"
+            pictures = (np.full((64, 64, 3), round(grey), dtype=np.uint8) for grey in greys)
+            write_mp4(path, pictures, np.asarray(tone, dtype=np.float32))
+            clip = Clip("doctor/trial/clip", path.name, path.stat().st_size)
+            (found,) = _decode([clip], Path(folder), DecodeConfig())
+    except (RunError, OSError, ImportError) as error:
+        return Check("decoders", "fail", f"no clip could be decoded: {error}", _reinstall())
+    problem = _compare(found, greys)
+    if problem:
+        return Check("decoders", "fail", problem, _reinstall())
+    text = f"{NUM_FRAMES} frames, their sound and its pitch came back right from a decode process"
+    return Check("decoders", "ok", text)
+
+
+def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
+    """What is wrong with the decoded trial clip, or nothing."""
+    if isinstance(found, Reject):
+        return f"the trial clip was rejected ({found.reason}): {found.message}"
+    assert found.head is not None
+    if len(found.frames) != len(greys):
+        return f"{len(found.frames)} frames came back of {len(greys)}"
+    error = float(np.abs(found.frames.float().mean((1, 2, 3)).numpy() - greys).max())
+    if error > MAX_GREY_ERROR:
+        return f"pictures came back changed, by {error:.0f} of 255"
+    voiced = found.head.f0_hz[found.head.f0_hz > 0]
+    if not len(voiced) or abs(float(voiced.median()) - TONE_HZ) > 2:
+        return f"a tone of {TONE_HZ:.0f} Hz came back as {float(voiced.median()) if len(voiced) else 0:.0f} Hz"
+    return ""
+
+
+def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> Check:
+    """Decode a few clips of a corpus, evenly spaced."""
+    step = max(1, len(clips) // NUM_CLIPS)
+    chosen = clips[step // 2 :: step][:NUM_CLIPS]
+    try:
+        found = _decode(chosen, root, config)
+    except RunError as error:
+        return Check("corpus", "fail", str(error), "see the message")
+    rejects = [result for result in found if isinstance(result, Reject)]
+    if rejects:
+        text = f"{len(rejects)} of {len(chosen)} clips would be rejected, such as {rejects[0].clip.key} "
+        remedy = "look at the file; a clip costs only itself, but if most fail the corpus is laid out otherwise"
+        return Check("corpus", "warn", text + f"({rejects[0].reason}: {rejects[0].message})", remedy)
+    return Check("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
+
+
+def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list[DecodedChunk | Reject]:
+    """The first chunk, or the reject, of each clip."""
+    workers = WorkerConfig(num_workers=1, deadline_seconds=DEADLINE_SECONDS, attempts=1)
+    first: dict[str, DecodedChunk | Reject] = {}
+    with ClipLoader(((None, clip) for clip in clips), root, config, workers, pitch=f0_praat) as loader:
+        for _, item in loader:
+            first.setdefault(item.clip.key, item)
+    return list(first.values())
+
+
+def _reinstall() -> str:
+    return "pip install --force-reinstall --no-deps decord av praat-parselmouth numpy; on a full disk set TMPDIR"
+
+
+def check_gpu() -> Check:
+    """Every GPU multiplies two matrices; none at all is worth a word, one that the driver cannot drive is a failure."""
+    if not torch.cuda.is_available():
+        if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
+            built = (
+                f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
+            )
+            remedy = "install a driver that is new enough (nvidia-smi names its CUDA version), or a torch built for it"
+            return Check("gpu", "fail", f"there is a GPU, but it cannot be used; {built}", remedy)
+        return Check("gpu", "warn", "none: everything runs on the CPU", "start one rank per core (torchrun)")
+    names = []
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        names.append(f"{properties.name} ({properties.total_memory / 2**30:.0f} GiB)")
+        try:
+            ones = torch.ones(64, 64, device=f"cuda:{index}")
+            right = bool((ones @ ones == 64).all())
+        except RuntimeError as error:
+            first_line = str(error).splitlines()[0]
+            return Check("gpu", "fail", f"cuda:{index} does not compute: {first_line}", _gpu_remedy())
+        if not right:
+            return Check("gpu", "fail", f"cuda:{index} computes wrong", "take it out with CUDA_VISIBLE_DEVICES")
+        if properties.total_memory < MIN_GPU_BYTES:
+            remedy = "use --frame-batch 64 --hubert-batch-seconds 40"
+            return Check("gpu", "warn", f"{names[-1]} has little memory", remedy)
+    return Check("gpu", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
+
+
+def _gpu_remedy() -> str:
+    return (
+        "another process may fill it (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES chooses others"
+    )
+
+
+def check_models(assets: Assets, face_model: str, speech: str) -> list[Check]:
+    """The model files that a run reads; what is missing but can be fetched is worth a word."""
+    checks = []
+    for row in check_assets(assets, face_model, speech):
+        if not row.required:
+            continue
+        if row.state == "damaged":
+            checks.append(Check(row.name, "fail", row.problem or "damaged", "delete it and run: tools/assets.py fetch"))
+        elif row.state == "missing":
+            checks.append(Check(row.name, "warn", f"not on this machine ({row.needed_for})", row.how))
+        elif row.state == "differs":
+            remedy = "fine where it is meant so; otherwise delete it and run: tools/assets.py fetch"
+            checks.append(Check(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
+        else:
+            checks.append(Check(row.name, "ok", f"{row.path}"))
+    return checks

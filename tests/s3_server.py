@@ -1,0 +1,115 @@
+"""An S3 service of this machine, and a proxy before it that counts requests and cuts connections."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import fsspec
+import pytest
+
+_NUMBERS = itertools.count()
+_REQUEST = re.compile(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (/\S*) HTTP/1\.1\r\n")
+
+
+class Proxy:
+    """Passes bytes on, to and fro."""
+
+    def __init__(self, port: int):
+        self._target = ("127.0.0.1", port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port = self._server.getsockname()[1]
+        self.requests: list[str] = []  # "PUT /bucket/key?query"
+        self.cut_after: int | None = None  # bytes that a connection may send before it is reset; 0: refuse
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def count(self, method: str, pattern: str) -> int:
+        return sum(bool(re.match(f"{method} .*{pattern}", request)) for request in self.requests)
+
+    def close(self) -> None:
+        self._server.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._server.accept()
+                if self.cut_after == 0:
+                    client.close()
+                    continue
+                upstream = socket.create_connection(self._target)
+                for pump, ends in ((self._send, (client, upstream)), (self._answer, (upstream, client))):
+                    threading.Thread(target=pump, args=ends, daemon=True).start()
+
+    def _send(self, client: socket.socket, upstream: socket.socket) -> None:
+        num_sent = 0
+        with contextlib.suppress(OSError):
+            while data := client.recv(1 << 16):
+                self.requests += [f"{method.decode()} {path.decode()}" for method, path in _REQUEST.findall(data)]
+                num_sent += len(data)
+                if self.cut_after is not None and num_sent > self.cut_after:
+                    break
+                upstream.sendall(data)
+        _close(client, upstream)
+
+    def _answer(self, upstream: socket.socket, client: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while data := upstream.recv(1 << 16):
+                client.sendall(data)
+        _close(client, upstream)
+
+
+def _close(*sockets: socket.socket) -> None:
+    for one in sockets:
+        with contextlib.suppress(OSError):
+            one.shutdown(socket.SHUT_RDWR)
+        one.close()
+
+
+@dataclass
+class Bucket:
+    """Reached through a proxy by whatever reads the ``AWS_*`` variables."""
+
+    url: str
+    proxy: Proxy
+
+
+@contextmanager
+def s3_service() -> Iterator[Proxy]:
+    """A service that lives as long as the block; the environment leads to it, through a proxy."""
+    server = pytest.importorskip("moto.server", reason="needs the extra 'test' (moto, s3fs)")
+    s3fs = pytest.importorskip("s3fs")
+    service = server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    proxy = Proxy(service.get_host_and_port()[1])
+    variables = {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{proxy.port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_MAX_ATTEMPTS": "1",
+        "AWS_CONFIG_FILE": "/dev/null",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "no_proxy": "127.0.0.1",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in variables.items():
+            patch.setenv(name, value)
+        s3fs.S3FileSystem.clear_instance_cache()
+        yield proxy
+        s3fs.S3FileSystem.clear_instance_cache()
+    proxy.close()
+    service.stop()
+
+
+def make_bucket(proxy: Proxy) -> Bucket:
+    """A new bucket of that service."""
+    name = f"bucket{next(_NUMBERS)}"
+    fsspec.filesystem("s3", use_listings_cache=False).mkdir(name)
+    proxy.requests.clear()
+    return Bucket(f"s3://{name}", proxy)

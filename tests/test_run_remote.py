@@ -1,0 +1,83 @@
+"""Whole runs from a corpus on S3 into a run on S3."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from conftest import REPO
+from lrs3_loader import demo
+from lrs3_loader.assets import Assets
+from lrs3_loader.errors import RunError
+from lrs3_loader.runfolder import RunFolder
+from s3_server import Bucket, make_bucket, s3_service
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[Bucket]:
+    with s3_service() as proxy:
+        yield make_bucket(proxy)
+
+
+@pytest.fixture(scope="module")
+def assets(request: pytest.FixtureRequest) -> list[str]:
+    try:
+        return ["--assets", str(request.getfixturevalue("shared_assets"))]
+    except pytest.skip.Exception:
+        try:
+            Assets().landmarker()
+        except RunError as error:
+            pytest.skip(f"no face landmarker here: {error}")
+        return []
+
+
+def extract(corpus: str | Path, out: str | Path, assets: list[str], tmp: Path) -> subprocess.CompletedProcess[str]:
+    models = ["--device", "cpu", "--face-model", "demo", "--hubert", "demo"]
+    options = ["--corpus", str(corpus), "--out", str(out), "--workers", "1", "--shard-clips", "2"]
+    return subprocess.run(
+        ["env", f"TMPDIR={tmp}", sys.executable, str(REPO / "tools" / "extract.py"), *options, *models, *assets],
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_the_same_bytes_as_on_disk_though_the_connection_breaks(
+    bucket: Bucket, assets: list[str], tmp_path: Path
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    made = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=2, clips_per_speaker=2, seconds=(1.0, 1.2))
+    (made.folder / made.keys[2]).with_suffix(".mp4").write_bytes(b"no video")
+    for path in made.folder.rglob("*.*"):
+        fsspec.filesystem("s3").put_file(str(path), f"{bucket.url}/corpus/{path.relative_to(made.folder)}")
+
+    here = extract(made.folder, tmp_path / "run", assets, scratch)
+    assert here.returncode == 0, here.stderr
+    bucket.proxy.cut_after = 100_000  # ledgers, manifest and clips go through, tars do not
+    cut = extract(f"{bucket.url}/corpus", f"{bucket.url}/run", assets, scratch)
+    assert cut.returncode == 1
+    assert [line for line in cut.stderr.splitlines() if line.startswith("error:")] == [cut.stderr.splitlines()[-1]]
+    assert "could not be uploaded, and nothing of it is there" in cut.stderr
+    assert "Traceback" not in cut.stderr
+    assert RunFolder.open(f"{bucket.url}/run").pending() == [0, 1]
+
+    bucket.proxy.cut_after = None
+    there = extract(f"{bucket.url}/corpus", f"{bucket.url}/run", assets, scratch)
+    assert there.returncode == 0, there.stderr
+    assert "3 samples, 1 rejects in 2 of 2 shards" in there.stdout
+    local, remote = RunFolder.open(tmp_path / "run"), RunFolder.open(f"{bucket.url}/run")
+    assert [ledger.sha256 for ledger in remote.ledgers()] == [ledger.sha256 for ledger in local.ledgers()]
+    assert remote.totals().rejects == local.totals().rejects  # messages name no temporary file
+    assert [path for path in scratch.iterdir() if path.name.startswith("lrs3_loader")] == []
+
+    verified = subprocess.run(
+        [sys.executable, str(REPO / "tools" / "verify.py"), f"{bucket.url}/run"], capture_output=True, text=True
+    )
+    assert verified.returncode == 0, verified.stderr
+    assert "2 of 2 shards sound" in verified.stdout
