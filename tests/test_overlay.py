@@ -117,6 +117,26 @@ def test_a_face_view_holds_the_landmarks_and_gives_way_to_the_whole_frame() -> N
     assert View.of_face(random.uniform(20, 200, size=(5, 68, 2)), 224, 224, 320) == View.of_frame(224, 224, 320)
 
 
+def test_wires_are_edges_of_what_is_seen() -> None:
+    """A small triangle before a large one, and one that faces away."""
+    points = np.array([(2, 2), (30, 2), (2, 30), (6, 6), (14, 6), (6, 14), (20, 20), (28, 20), (20, 28)], dtype=float)
+    depth = np.array([9, 9, 9, 5, 5, 5, 1, 1, 1.0])
+    triangles = np.array([(3, 5, 4), (0, 2, 1), (6, 7, 8)])
+    found = overlay.wireframe_coverage(points, depth, triangles, 32, 32)
+    edges = [(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3)]
+    starts, ends = (np.array([points[edge[side]] for edge in edges]) for side in (0, 1))
+    wide = overlay.stroke_coverage(starts, ends, 1.5, 32, 32)
+    assert not found[wide == 0].any()
+    on_lines = overlay.stroke_coverage(starts, ends, 0.1, 32, 32) > 0.5
+    assert (found[on_lines] > 0.1).all()
+    swapped = overlay.wireframe_coverage(points, np.array([5, 5, 5, 9, 9, 9, 1, 1, 1.0]), triangles, 32, 32)
+    assert not swapped[7:10, 7:9].any()
+    assert not swapped[6, 8:12].any()  # the small one is hidden now ...
+    assert swapped[2, 8:12].all()  # ... and the large one is not
+    points[3] = np.nan
+    assert not overlay.wireframe_coverage(points, depth, triangles[:1], 32, 32).any()
+
+
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, np.ndarray, float]:
     """(picture with the demo head over mid grey, its landmarks in panel pixels, opacity)."""

@@ -44,8 +44,8 @@ class Args:
     """A .png of 256 colours, a quarter of the size."""
     panel: int = 320
     """Side of a panel in pixels (even, at least 64)."""
-    mesh: Literal["simple", "pytorch3d"] = "simple"
-    """What draws the mesh; pytorch3d (the extra `render`) takes seconds a frame on a CPU."""
+    mesh: Literal["simple", "wireframe", "pytorch3d"] = "simple"
+    """How the mesh is drawn: shaded, its wires alone, or shaded by pytorch3d (seconds a frame on a CPU)."""
 
     def __post_init__(self) -> None:
         if self.panel < 64 or self.panel % 2:

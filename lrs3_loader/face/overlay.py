@@ -1,4 +1,4 @@
-"""Draws on pictures, with numpy alone: anti-aliased dots and lines, and the 68 landmarks.
+"""Draws on pictures, with numpy and Pillow alone: anti-aliased dots and lines, the 68 landmarks, wireframes.
 
 A picture is [H, W, 3] f32, RGB in 0..1, and is drawn on in place. Points are (x, y) pixels, whole at pixel centres,
 y down: (0, 0) is the middle of the top left pixel.
@@ -12,9 +12,11 @@ from __future__ import annotations
 import math
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 Colour = tuple[float, float, float]
 
+WIRE_FINENESS = 2  # wires are one pixel wide in a drawing this much finer in both directions
 PIECE_PX = 4.0  # strokes are drawn in pieces of at most this length, each in a window of a fixed size
 
 #: Runs of the iBUG-68 landmarks that lie on one line: (first, past the last, closed).
@@ -108,3 +110,31 @@ def landmark_segments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pairs += [(stop - 1, first)] if closed else []
     start, end = np.array(pairs).T
     return points[start], points[end]
+
+
+def wireframe_coverage(
+    points: np.ndarray, depth: np.ndarray, triangles: np.ndarray, height: int, width: int
+) -> np.ndarray:
+    """How far each pixel is covered by a mesh's wires, [height, width] f32 in 0..1, hidden ones left out.
+
+    The painter's algorithm: triangles from the farthest to the nearest, each wiping out what lies behind it before its
+    three edges are drawn.
+
+    Args:
+        points: [V, 2] pixels.
+        depth: [V] distance from the camera.
+        triangles: [F, 3], counter-clockwise as seen (with y up); others are left out, and those not finite.
+    """
+    corners = points[triangles].astype(np.float64)  # [F, 3, 2]
+    (x0, y0), (x1, y1), (x2, y2) = np.moveaxis(corners, 0, -1)
+    area = (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)
+    low, high = corners.min(1), corners.max(1)
+    shown = (area < 0) & (high >= -1).all(1) & (low <= (width, height)).all(1)  # y points down; nan is false
+    corners, order = corners[shown], np.argsort(-depth[triangles[shown]].mean(1), kind="stable")
+    fine = (corners[order].reshape(-1, 6) + 0.5) * WIRE_FINENESS - 0.5
+    layer = Image.new("L", (WIRE_FINENESS * width, WIRE_FINENESS * height))
+    draw = ImageDraw.Draw(layer)
+    for triangle in fine.tolist():
+        draw.polygon(triangle, fill=0, outline=255)
+    drawn = np.asarray(layer, dtype=np.float32) / 255
+    return drawn.reshape(height, WIRE_FINENESS, width, WIRE_FINENESS).mean(axis=(1, 3))

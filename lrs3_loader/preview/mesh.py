@@ -13,6 +13,7 @@ from lrs3_loader.demo.raster import rasterize
 from lrs3_loader.face import render
 from lrs3_loader.face.camera import Camera, apply_pose
 from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.overlay import wireframe_coverage
 from lrs3_loader.preview.view import View
 
 SUPERSAMPLING = 2  # the mesh is drawn this much finer in both directions, and averaged
@@ -23,6 +24,8 @@ _AMBIENT, _LAMP = 0.25, 0.80
 
 class MeshPainter:
     """One person's mesh: ``draw(picture, exp, pose, opacity)`` lays it over a picture."""
+
+    colour = _SKIN
 
     def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
         """Args: ``id`` [I], the camera of the source frame, and which part of that frame the pictures show."""
@@ -38,18 +41,14 @@ class MeshPainter:
         light = _LIGHT / np.linalg.norm(_LIGHT)
         shade = (_AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)).astype(np.float32)
         shade_sum, coverage = self._cover(moved, shade)
-        colour = shade_sum[..., None] * _SKIN  # already times the coverage
+        colour = shade_sum[..., None] * self.colour  # already times the coverage
         picture *= 1 - opacity * coverage[..., None]
         picture += opacity * np.minimum(colour, coverage[..., None])
 
     def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shade times coverage, and coverage, [size, size] each, of vertices in camera space [V, 3] f32."""
-        depth = np.float32(self._camera.distance) - moved[:, 2]
-        scale = np.float32(self._camera.focal_px) / depth
-        pixels = np.stack(
-            [self._camera.centre_x_px + moved[:, 0] * scale, self._camera.centre_y_px - moved[:, 1] * scale], axis=1
-        )
-        fine = SUPERSAMPLING * (self._view.to_panel(pixels) + 0.5)  # the rasteriser counts from pixel edges
+        points, depth = self._projected(moved)
+        fine = SUPERSAMPLING * (points + 0.5)  # the rasteriser counts from pixel edges
         size = SUPERSAMPLING * self._view.size
         pixel, seen = rasterize(fine.astype(np.float32), depth, shade[:, None], self._triangles, size, size)
         sums = np.zeros((size * size, 2), dtype=np.float32)  # shade, coverage
@@ -57,6 +56,15 @@ class MeshPainter:
         shape = (self._view.size, SUPERSAMPLING, self._view.size, SUPERSAMPLING, 2)
         shade_sum, coverage = np.moveaxis(sums.reshape(shape).mean(axis=(1, 3)), -1, 0)
         return shade_sum, coverage
+
+    def _projected(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Panel pixels [V, 2] and depth [V] of vertices in camera space."""
+        depth = np.float32(self._camera.distance) - moved[:, 2]
+        scale = np.float32(self._camera.focal_px) / depth
+        pixels = np.stack(
+            [self._camera.centre_x_px + moved[:, 0] * scale, self._camera.centre_y_px - moved[:, 1] * scale], axis=1
+        )
+        return self._view.to_panel(pixels), depth
 
 
 class Pytorch3dMeshPainter(MeshPainter):
@@ -77,4 +85,20 @@ class Pytorch3dMeshPainter(MeshPainter):
         return drawn[..., 0], drawn[..., 3]
 
 
-PAINTERS: dict[str, type[MeshPainter]] = {"simple": MeshPainter, "pytorch3d": Pytorch3dMeshPainter}
+class WireframePainter(MeshPainter):
+    """The mesh's wires alone: the face below stays to be seen."""
+
+    colour = np.array([0.55, 1.0, 0.75], dtype=np.float32)
+
+    def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        points, depth = self._projected(moved)
+        size = self._view.size
+        coverage = wireframe_coverage(points, depth, self._triangles, size, size)
+        return coverage, coverage
+
+
+PAINTERS: dict[str, type[MeshPainter]] = {
+    "simple": MeshPainter,
+    "wireframe": WireframePainter,
+    "pytorch3d": Pytorch3dMeshPainter,
+}
