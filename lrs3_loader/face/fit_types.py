@@ -48,7 +48,7 @@ class FitConfig:
     """Fit MediaPipe's dense points besides the 68 landmarks; the face model needs a dense correspondence."""
     dense_weight: float = 0.1
     """Weight of a dense point where the correspondence is trusted most; lips and eyes count as above besides."""
-    id_weight: float = 1.0
+    id_weight: float = 0.5
     """Weight of the identity prior for each frame, as far as landmark errors are alike in all frames."""
     exp_weight: float = 0.5
     """Weight of the expression prior."""
