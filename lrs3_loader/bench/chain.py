@@ -44,7 +44,7 @@ class Peers:
     hubert: Callable[[np.ndarray], np.ndarray]
     landmarks: MediaPipeLandmarks
     coefficients: PillowResNet
-    fit: Callable[[np.ndarray, int, int], Mapping[str, np.ndarray]] | None  # ([T, 68, 2], height, width) of a clip
+    fit: Callable[[np.ndarray, int, int], Mapping[str, np.ndarray]]  # ([T, 68, 2], height, width) of a clip
 
 
 def run_chain(sources: Sequence[Source], folder: Path, peers: Peers) -> dict[str, float]:
@@ -55,7 +55,7 @@ def run_chain(sources: Sequence[Source], folder: Path, peers: Peers) -> dict[str
         "hubert": lambda source: _hubert(source, folder, peers.hubert),
         "landmarks": lambda source: _landmarks(source, folder, peers.landmarks),
         "coefficients": lambda source: _coefficients(source, folder, peers.coefficients),
-        **({"fit": lambda source: _fit(source, folder, peers.fit)} if peers.fit else {}),
+        "fit": lambda source: _fit(source, folder, peers.fit),
     }
     seconds = {}
     for name, script in scripts.items():
@@ -122,6 +122,6 @@ def _binarise(sources: Sequence[Source], folder: Path) -> None:
     with open(folder / "all.data", "wb") as file:
         for source in sources:
             item: dict[str, Any] = {"item_id": source.name}
-            for kind in ("mel", "hubert", "lm68", "coeff"):
+            for kind in ("mel", "hubert", "lm68", "coeff", "fit"):
                 item[kind] = np.load(folder / f"{source.name}.{kind}.npy", allow_pickle=True)
             pickle.dump(item, file)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,19 @@ from lrs3_loader.bench.chain import Peers, Source, run_chain
 from lrs3_loader.bench.e2e import extract_options
 from lrs3_loader.bench.extraction import Extractor, copy_clips
 from lrs3_loader.bench.extrapolate import lrs3_remark
+from lrs3_loader.bench.fit_adam import SIZE as FIT_SIZE
+from lrs3_loader.bench.fit_adam import Fitted, adam_fit, objective
 from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_takes
 from lrs3_loader.bench.results import Bound, Figure, Remark
 from lrs3_loader.bench.stages import relative_error
 from lrs3_loader.bench.timing import Work, in_turn
+from lrs3_loader.face.fit import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.landmarks import FrameLandmarks
 from lrs3_loader.face.topology import to_ibug68
 from lrs3_loader.face.tracks import fill_gaps
 
 NUM_FRAMES = {"cpu": 256, "cuda": 1024}
+MAX_WHOLE_REPEATS = 2  # they take minutes
 NUM_RESNET_FRAMES = 64  # the peer's network is slow: this many of them, on a CPU
 BOUNDS = {
     "mel": Bound(3),
@@ -54,6 +58,7 @@ class Match:
     peer_name: str
     apart: Callable[[Any, Any], tuple[float, str]]  # (ours, peer's) -> how far, in what
     bound: Bound | None = None
+    ratio_name: str = "times as fast"
 
 
 class PeerBench:
@@ -70,7 +75,7 @@ class PeerBench:
         yield describe_takes(self.bench.takes, self.bench.options)
         yield Remark(RANDOM_WEIGHTS)
         self._landmarks = self.bench.find_faces(self.bench.models.landmarker)
-        for stage in (self._mel, self._pitch, self._hubert, self._landmark, self._regression):
+        for stage in (self._mel, self._pitch, self._hubert, self._landmark, self._regression, self._fit):
             try:
                 for match in stage():
                     yield from self._measure(match)
@@ -86,13 +91,12 @@ class PeerBench:
         seconds = in_turn({"ours": match.ours, "peer": match.peer}, self.repeats, self.device)
         yield Figure.rate(match.stage, match.our_name, match.num_frames, seconds["ours"], "frames/s")
         yield Figure.rate(match.stage, match.peer_name, match.num_frames, seconds["peer"], "frames/s")
-        ratio = Figure.ratio(match.stage, "  times as fast", seconds["peer"], seconds["ours"], match.bound)
+        ratio = Figure.ratio(match.stage, f"  {match.ratio_name}", seconds["peer"], seconds["ours"], match.bound)
         yield ratio.with_error(apart, f"{unit} between the two")
 
     def _mel(self) -> Iterator[Match]:
         arrays = [waveform.numpy() for waveform in self.waveforms]
-        ways = (("librosa, per file", False, BOUNDS["mel"]), ("librosa, filters kept", True, None))
-        for name, keep, bound in ways:
+        for name, keep in (("librosa, per file", False), ("librosa, filters kept", True)):
             mel = peers.LibrosaMel(keep)
             yield Match(
                 "mel",
@@ -102,7 +106,8 @@ class PeerBench:
                 partial(_each, mel, arrays),
                 name,
                 _mels_apart,
-                bound,
+                None if keep else BOUNDS["mel"],
+                "times, filters kept" if keep else "times as fast",
             )
 
     def _pitch(self) -> Iterator[Match]:
@@ -195,6 +200,30 @@ class PeerBench:
                 left -= cut.num_frames
         return pairs
 
+    def _fit(self) -> Iterator[Match]:
+        """The same clips for both, in a frame of 224 pixels, where GeneFace++'s objective is defined, no bounds."""
+        model = replace(self.bench.models.face_model, exp_bounds=None)
+        inputs = [_in_224(clip) for clip in self.bench.fit_inputs(self._landmarks) if bool(clip.valid.all())]
+        landmarks = [clip.lm68 for clip in inputs]
+
+        def apart(ours: list[FitResult], theirs: list[Fitted]) -> tuple[float, str]:
+            pairs = zip(ours, theirs, landmarks, strict=True)
+            ratios = [objective(model, lm68, _fitted(a)) / objective(model, lm68, b) for a, b, lm68 in pairs]
+            return statistics.mean(ratios), "times its objective"
+
+        for name, config in (("same objective", FitConfig.geneface(model)), ("as extracted", FitConfig.fast())):
+            yield Match(
+                "fit",
+                sum(len(clip.valid) for clip in inputs),
+                partial(LandmarkFitter(model, config), inputs),
+                f"ours, {name}",
+                lambda: [adam_fit(model, lm68) for lm68 in landmarks],
+                "Adam, 200 + 200 steps",
+                apart,
+                BOUNDS["fit"] if name == "same objective" else None,
+                "times as fast" if name == "same objective" else "times, as extracted",
+            )
+
     def _whole(self) -> Iterator[Figure | Remark]:
         """Files in, files out: the scripts one after another against one run of extract.py, models loaded before."""
         models = Peers(
@@ -202,11 +231,9 @@ class PeerBench:
             peers.TransformersHubert(self.bench.config.speech.model, self.device),
             peers.MediaPipeLandmarks(self.bench.assets.landmarker()),
             peers.PillowResNet(self.bench.deep3d_files(), self.device),
-            None,
+            self._adam_of_file,
         )
         clips = list({take.path: take.clip for take in self.bench.takes}.values())
-        if self.device.type != "cuda":
-            clips = clips[:2]
         if any(clip.sound_path or clip.start_seconds or clip.end_seconds for clip in clips):
             yield Remark("whole: not measured, since the clips are stretches of files, or have their sound elsewhere")
             return
@@ -219,7 +246,7 @@ class PeerBench:
         ours: list[float] = []
         theirs: list[float] = []
         scripts: list[dict[str, float]] = []
-        for number in range(self.repeats):
+        for number in range(min(self.repeats, MAX_WHOLE_REPEATS)):
             run = extractor.run(corpus, self.bench.scratch / f"whole-{number}", 1, ["--workers", "1"])
             ours.append(run.seconds)
             scripts.append(run_chain(sources, folder, models))
@@ -233,6 +260,21 @@ class PeerBench:
         yield Remark(f"ours, seconds a stage: {stages}")
         rate = run.num_frames / statistics.median(ours)
         yield lrs3_remark(rate, 1, f"rank of {self.bench.options.threads} core(s)", "ranks add up")
+
+    def _adam_of_file(self, lm68: np.ndarray, height: int, width: int) -> dict[str, np.ndarray]:
+        clip = FitInput(torch.from_numpy(lm68).float(), torch.ones(len(lm68), dtype=torch.bool), height, width)
+        found = adam_fit(self.bench.models.face_model, _in_224(clip).lm68, fine_stage=True)  # as its script does
+        return {name: getattr(found, name).numpy() for name in ("id", "exp", "pose")}
+
+
+def _in_224(clip: FitInput) -> FitInput:
+    """The 68 landmarks of a clip, its frame scaled (and at the lower or right side filled up) to 224 x 224."""
+    scale = FIT_SIZE / max(clip.height, clip.width)
+    return FitInput((clip.lm68 + 0.5) * scale - 0.5, clip.valid, FIT_SIZE, FIT_SIZE)
+
+
+def _fitted(result: FitResult) -> Fitted:
+    return Fitted(result.id, result.exp, result.pose)
 
 
 def _each(function: Callable[[Any], Any], inputs: list[Any]) -> list[Any]:

@@ -13,7 +13,14 @@ from lrs3_loader.assets import Assets
 from lrs3_loader.bench.deep3d_files import make_deep3d
 from lrs3_loader.bench.extraction import Extraction, Extractor, forget
 from lrs3_loader.bench.extrapolate import lrs3_remark
-from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, SPEECH_FOLDER, generate_clips, make_speech_encoder
+from lrs3_loader.bench.inputs import (
+    RANDOM_WEIGHTS,
+    SPEECH_FOLDER,
+    generate_clips,
+    local_root,
+    make_speech_encoder,
+    network_dtype,
+)
 from lrs3_loader.bench.options import BenchOptions
 from lrs3_loader.bench.results import Bound, Figure, Remark
 from lrs3_loader.bench.timing import pinned
@@ -33,30 +40,29 @@ def measure(
     """
     generated = scratch / "clips"
     corpus = options.corpus(generated if options.clips else generate_clips(generated, options.quick, NUM_CLIPS))
-    assert corpus.corpus is not None
-    paths = [corpus.corpus / clip.video_path for clip in scan_corpus(corpus)]
+    clips = options.clips or generated
+    paths = [local_root(corpus) / clip.video_path for clip in scan_corpus(corpus)]
     extractor = Extractor(script, extract_options(options, device, scratch, full), options.threads, _on_gpu(device))
     if full:
         yield Remark(RANDOM_WEIGHTS)
     yield Remark(f"{len(paths)} clips, {sum(path.stat().st_size for path in paths) / 1e6:.1f} MB; the command of each:")
-    yield Remark(" ".join(extractor.command(corpus.corpus, Path("OUT"), 1)))
+    yield Remark(" ".join(extractor.command(clips, Path("OUT"), 1)))
     single: float | None = None
     for ranks in rank_counts(device, max_ranks, options.threads):
         seconds: list[float] = []
-        for number in range(options.repeats + 1):
+        for number in range(1 if options.quick else options.repeats + 1):
             cold = number == 0
             if cold:
                 forget(paths)
             with pinned_to_ranks(ranks * options.threads, device):
                 out = scratch / f"run-{ranks}-{number}"
-                run = extractor.run(corpus.corpus, out, ranks, shard_options(len(paths), ranks))
+                run = extractor.run(clips, out, ranks, shard_options(len(paths), ranks))
             yield from describe_run(
                 run, f"{ranks} rank{'s' * (ranks > 1)}", "cold" if cold else f"warm {number}", ranks
             )
-            if not cold:
+            if not cold or options.quick:
                 seconds.append(run.seconds)
-        best = min(seconds)
-        rate = run.num_frames / best
+        rate = run.num_frames / min(seconds)
         if single is not None:
             bound = TWO_RANKS if ranks == 2 else None
             yield Figure("ranks", f"{ranks} ranks / one", rate / single, "x", bound=bound, note="fastest warm runs")
@@ -73,7 +79,9 @@ def extract_options(options: BenchOptions, device: torch.device, scratch: Path, 
     if not full:
         return [*given, "--hubert", "demo"]
     speech = make_speech_encoder(scratch / SPEECH_FOLDER, options.quick)
-    return [*given, "--hubert", str(speech), "--deep3d", str(make_deep3d(scratch / "deep3d"))]
+    dtype = network_dtype(options, device)
+    precision = ["--hubert-dtype", dtype, "--deep3d-dtype", dtype]
+    return [*given, *precision, "--hubert", str(speech), "--deep3d", str(make_deep3d(scratch / "deep3d"))]
 
 
 def shard_options(num_clips: int, ranks: int) -> list[str]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import HubertConfig, HubertModel
@@ -18,6 +19,7 @@ from lrs3_loader.audio.checkpoint import demo_checkpoint
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.batch import FrameSpan, fixed_batches
 from lrs3_loader.bench.deep3d_files import make_deep3d
+from lrs3_loader.bench.machine import has_fast_bfloat16
 from lrs3_loader.bench.options import BenchOptions
 from lrs3_loader.bench.results import Remark
 from lrs3_loader.clipqueue import ChunkRequest
@@ -31,7 +33,9 @@ from lrs3_loader.face.landmarks import FaceLandmarker, FrameLandmarks
 from lrs3_loader.face.regress import Deep3DFiles, load_files
 from lrs3_loader.face.topology import to_ibug68
 from lrs3_loader.face.tracks import FaceTrack
+from lrs3_loader.memory import keep_freed_memory
 from lrs3_loader.models import Models
+from lrs3_loader.runner import configure_torch
 from lrs3_loader.types import SAMPLES_PER_FRAME, Clip, DecodedChunk
 
 SPEECH_FOLDER = "hubert-large-random"
@@ -67,13 +71,20 @@ def generate_clips(folder: Path, quick: bool, num_clips: int = 4) -> Path:
     return folder
 
 
+def local_root(corpus: CorpusConfig) -> Path:
+    """Folder that the clips' paths are relative to."""
+    root = corpus_root(corpus)
+    assert isinstance(root, Path), "the options take folders only"
+    return root
+
+
 def decode_takes(corpus: CorpusConfig, config: RunConfig, num_frames: int) -> list[Take]:
     """The first clips of a corpus, decoded, ``num_frames`` frames together; over again where the corpus has fewer.
 
     Raises:
         RunError: no clip of the corpus can be decoded.
     """
-    root = corpus_root(corpus)
+    root = local_root(corpus)
     dataset = ClipDataset(root, config.decode, f0_praat)
     takes = []
     missing = num_frames
@@ -119,11 +130,8 @@ def make_speech_encoder(folder: Path, quick: bool) -> Path:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = HubertModel(large_config()).eval()
-    transformers_logging.disable_progress_bar()
-    try:
+    with no_progress_bars():
         model.save_pretrained(folder)
-    finally:
-        transformers_logging.enable_progress_bar()
     extractor = {
         "feature_extractor_type": "Wav2Vec2FeatureExtractor",
         "do_normalize": True,
@@ -135,6 +143,16 @@ def make_speech_encoder(folder: Path, quick: bool) -> Path:
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(extractor, indent=1), encoding="utf-8")
     return folder
+
+
+@contextmanager
+def no_progress_bars() -> Iterator[None]:
+    """transformers draws none meanwhile."""
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
 
 
 def large_config() -> HubertConfig:
@@ -150,16 +168,24 @@ def large_config() -> HubertConfig:
     )
 
 
+def network_dtype(options: BenchOptions, device: torch.device) -> Literal["float32", "bfloat16", "float16"]:
+    """Arithmetic of HuBERT and ResNet-50."""
+    if options.precision != "auto":
+        return options.precision
+    return "bfloat16" if has_fast_bfloat16(device) else "float32"
+
+
 def full_config(options: BenchOptions, device: torch.device, scratch: Path) -> RunConfig:
     """Every stage of extraction: landmarks, fit, mel, pitch, HuBERT-large, Deep3D; resolved for the device.
 
     ICT-FaceKit where its files are at hand, else the generated face model.
     """
     face_model = "ict" if Assets(options.assets).has_ict() else "demo"
+    dtype = network_dtype(options, device)
     config = RunConfig(
         face=FaceConfig(face_model=face_model),
-        regression=RegressionConfig(checkpoint=make_deep3d(scratch / "deep3d")),
-        speech=SpeechConfig(model=str(make_speech_encoder(scratch / SPEECH_FOLDER, options.quick))),
+        regression=RegressionConfig(checkpoint=make_deep3d(scratch / "deep3d"), dtype=dtype),
+        speech=SpeechConfig(model=str(make_speech_encoder(scratch / SPEECH_FOLDER, options.quick)), dtype=dtype),
         threads=options.threads,
     )
     return resolve(config, device.type)
@@ -175,6 +201,8 @@ class Workbench:
         self, options: BenchOptions, device: torch.device, scratch: Path, num_frames: Mapping[str, int]
     ) -> None:
         """``num_frames``: by kind of device, where the options do not say."""
+        configure_torch(options.threads)
+        keep_freed_memory()  # as extraction does
         self.options = options
         self.device = device
         self.scratch = scratch
@@ -183,7 +211,7 @@ class Workbench:
         self.config = full_config(options, device, scratch)
         generated = scratch / "clips"
         corpus = options.corpus(generated if options.clips else generate_clips(generated, options.quick))
-        self.root = corpus_root(corpus)
+        self.root = local_root(corpus)
         wanted = options.frames or (12 if options.quick else num_frames[device.type])
         self.takes = decode_takes(corpus, self.config, wanted)
         self.num_frames = sum(take.num_frames for take in self.takes)

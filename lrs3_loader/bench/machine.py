@@ -7,7 +7,7 @@ import platform
 import statistics
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch  # decord must be loaded after torch
 
@@ -18,6 +18,7 @@ from lrs3_loader.bench.results import Figure
 from lrs3_loader.bench.timing import seconds_of
 
 CEILING = "ceiling"
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 _COPY_BYTES = {"cpu": 1 << 28, "cuda": 1 << 30}
 _REPEATS = 5
@@ -52,7 +53,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool({"avx512_bf16", "amx_bf16"} & set(flags))
 
 
-def precisions(device: torch.device) -> tuple[str, ...]:
+def precisions(device: torch.device) -> tuple[Precision, ...]:
     """The kinds of arithmetic worth measuring: what the device does in hardware, float32 first."""
     if device.type == "cuda":
         return ("float32", "tf32", "bfloat16", "float16")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from lrs3_loader.config import CorpusConfig
 
@@ -18,6 +19,8 @@ class BenchOptions:
     """Folder with model files, looked in first."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of HuBERT and ResNet-50 on our side; auto is bfloat16 where the processor or GPU has it."""
     threads: int = 1
     """CPU cores that each side gets: the process, and all that it starts, is kept on so many."""
     frames: int | None = None

@@ -20,6 +20,7 @@ from torch import nn
 from torchvision.models import resnet50
 from transformers import AutoFeatureExtractor, HubertModel
 
+from lrs3_loader.bench.inputs import no_progress_bars
 from lrs3_loader.bench.pillow_alignment import align_frame
 from lrs3_loader.face.regress import Deep3DFiles
 
@@ -68,7 +69,8 @@ class TransformersHubert:
 
     def __init__(self, folder: str, device: torch.device) -> None:
         self._processor = AutoFeatureExtractor.from_pretrained(folder)
-        model: Any = HubertModel.from_pretrained(folder)
+        with no_progress_bars():
+            model: Any = HubertModel.from_pretrained(folder)
         self._model = model.eval().to(device)
         self._device = device
 

@@ -21,7 +21,12 @@ SHARD_CLIPS = 3
 
 
 def measure(
-    options: BenchOptions, device: torch.device, scratch: Path, script: Path, factors: Sequence[int] = FACTORS
+    options: BenchOptions,
+    device: torch.device,
+    scratch: Path,
+    script: Path,
+    factors: Sequence[int] = FACTORS,
+    extractor: Extractor | None = None,
 ) -> Iterator[Figure | Remark]:
     """One rank, small shards, the small speech encoder: what is looked at is the growth, not the speed.
 
@@ -34,7 +39,8 @@ def measure(
         raise ValueError("scale makes its own clips; leave --clips away")
     base = generate_clips(scratch / "clips", options.quick, NUM_CLIPS)
     on_gpu = device.type == "cuda"
-    extractor = Extractor(script, extract_options(options, device, scratch, full=False), options.threads, on_gpu)
+    if extractor is None:
+        extractor = Extractor(script, extract_options(options, device, scratch, full=False), options.threads, on_gpu)
     yield Remark("clips are hard links of the same few rendered files; small speech encoder, no regression, one rank")
     runs: dict[int, Extraction] = {}
     for factor in sorted(set(factors)):

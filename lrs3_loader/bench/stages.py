@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
@@ -118,8 +118,8 @@ class StageBench:
 
     def _speech(self) -> Iterator[Figure | Remark]:
         waveforms = [take.waveform for take in self.bench.takes]
-        ways = {}
-        for precision in self._reduced():
+        ways: dict[str, Way] = {}
+        for precision in self._loadable():
             config = dataclasses.replace(self.config.speech, dtype=precision)
             encoder = SpeechEncoder.load(config, self.device)
             ways[precision] = Way(partial(_joined, encoder, waveforms), precision)
@@ -150,8 +150,8 @@ class StageBench:
                 crop_faces(frames, align(five_points(points).float(), files.standard, height, width))
 
         yield from self._measure("alignment", {"as Pillow, to the bit": Way(crops)})
-        ways = {}
-        for precision in self._reduced():
+        ways: dict[str, Way] = {}
+        for precision in self._loadable():
             dtype = getattr(torch, precision)
             batch = self.config.regression.batch
             regressor = Deep3DRegressor(files, self.device, batch_size=batch, dtype=dtype)
@@ -193,8 +193,8 @@ class StageBench:
             cores = self.options.threads
             yield lrs3_remark(both, 1, f"rank of {cores} core(s)", "stages as measured here, one after another")
 
-    def _reduced(self) -> list[str]:
-        """float32 and the reduced precisions that networks of ours can be loaded in."""
+    def _loadable(self) -> list[Literal["float32", "bfloat16", "float16"]]:
+        """The precisions that the networks can be loaded in."""
         return [precision for precision in precisions(self.device) if precision != "tf32"]
 
     def _measure(
