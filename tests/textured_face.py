@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from scipy.interpolate import RBFInterpolator
 
-from face_factory import small_model, smooth_noise
+from face_factory import small_model
+from lrs3_loader.bench.fit_truth import smooth_noise
 from lrs3_loader.face.appearance import Appearance
 from lrs3_loader.face.camera import Camera, apply_pose, project
 from lrs3_loader.face.crops import FaceCrops, cut_faces
