@@ -172,8 +172,7 @@ def publish_shard(
         provenance={**provenance, "finished_at": utc_now()},
     )
     with store.write(ledger_name(shard.name)) as file:
-        # Messages quote file names, which may hold bytes that are no text; json reads such escapes back.
-        file.write(ledger.to_json().encode("utf-8", "backslashreplace"))
+        file.write(ledger.to_json().encode())
     return ledger
 
 
