@@ -14,16 +14,24 @@ import torch
 
 from golden.landmark_codec import read_golden
 from lrs3_loader.assets import Assets
+from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.bench import fit, fit_adam, fit_report
 from lrs3_loader.bench.fit_clips import Measured, read_clips
 from lrs3_loader.bench.fit_truth import bfm_shaped_model, expression_error, rotation_error, speaking_clip
+from lrs3_loader.clipqueue import ChunkRequest
+from lrs3_loader.config import CorpusConfig, FaceConfig, RunConfig, demo_defaults, resolve
+from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.decode import ClipDataset
 from lrs3_loader.demo import demo_head
+from lrs3_loader.extract import Extractor
 from lrs3_loader.face.camera import Camera, project
 from lrs3_loader.face.correspondence import with_dense
 from lrs3_loader.face.fit import FitConfig, FitResult, LandmarkFitter
 from lrs3_loader.face.ict import convert_ict
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.face.topology import to_ibug68
+from lrs3_loader.models import Models
+from lrs3_loader.types import ClipFeatures
 
 SIZES = {
     "glasses_512x480_30fps": (480, 512),
@@ -217,3 +225,24 @@ def test_the_report_works_without_any_file(tmp_path: Path, monkeypatch: pytest.M
     assert "dense" not in text
     rows = [line for line in lines if line.startswith(("| demo,", "| bfm-shaped,"))]
     assert len(rows) == 12
+
+
+def test_a_best_fit_gets_its_dense_points(shared_data: Path, shared_assets: Path, tmp_path: Path) -> None:
+    """Through a whole extraction: what is stored is a fit of the dense points too."""
+    model = with_dense(demo_head(), shared_assets / "face_landmarker.task")
+    model.save(tmp_path / "model.npz")
+    face = FaceConfig(face_model=str(tmp_path / "model.npz"), fit="best")
+    config = resolve(dataclasses.replace(demo_defaults(RunConfig()), face=face), "cpu")
+    device = torch.device("cpu")
+    models = Models.load(config, Assets(shared_assets), device)
+    assert models.fitter.config.dense
+    folder = shared_data / "lrs3_mini" / "trainval" / "MayAddr0001"
+    (clip,) = scan_corpus(CorpusConfig(corpus=folder, layout="folder"))
+    chunk = ClipDataset(folder, config.decode, f0_praat)[ChunkRequest(clip, 0)]
+    (features,) = Extractor(config, models, device).extract([chunk], {}, lambda **_: None)
+    assert isinstance(features, ClipFeatures)
+    (measured,) = read_clips(folder, Assets(shared_assets))
+    (expected,) = models.fitter([measured.fit_input()])
+    assert np.abs(features.arrays["exp"] - expected.exp.numpy()).max() < 1e-3
+    (sparse,) = LandmarkFitter(model, FitConfig.best())([measured.fit_input()])
+    assert np.abs(features.arrays["exp"] - sparse.exp.numpy()).max() > 1e-2

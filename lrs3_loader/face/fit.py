@@ -36,6 +36,7 @@ __all__ = ["FitConfig", "FitInput", "FitResult", "LandmarkFitter"]
 
 _MIN_POINTS = 6  # seen in a frame, for a pose of its own to start from
 _MIN_WEIGHT = 1e-9
+_GPU_LENGTH_STEP = 16  # frames: kernels and memory for a few lengths instead of any
 
 
 class LandmarkFitter:
@@ -47,6 +48,7 @@ class LandmarkFitter:
         self.model = model
         self.config = config or FitConfig.fast()
         self.batch_frames = batch_frames or (64 if model.device.type == "cpu" else 16_384)
+        self._length_step = 1 if model.device.type == "cpu" else _GPU_LENGTH_STEP
         self._points = FitPoints(model, self.config)
         self._products = Products(self._points.basis)
         self._id_prior = identity_prior(model, self.config)
@@ -160,7 +162,7 @@ class LandmarkFitter:
         """
         final = State(start.id.clone(), start.exp.clone(), start.rotation.clone(), start.translation.clone())
         converged = torch.ones(len(start.id), dtype=torch.bool, device=rays.device)
-        for batch in batches(parts, self.batch_frames, rays.device):
+        for batch in batches(parts, self.batch_frames, rays.device, self._length_step):
             clip, index = batch.clip, batch.index
             state = State(start.id[clip], start.exp[index], start.rotation[index], start.translation[index])
             frames = self._frames(batch, rays[index], precision[index], state.translation)

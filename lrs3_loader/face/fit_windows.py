@@ -56,20 +56,28 @@ def windows(lengths: Sequence[int]) -> list[Window]:
     return found
 
 
-def batches(parts: Sequence[Window], batch_frames: int, device: torch.device) -> Iterator[Batch]:
-    """Windows of like length together, at most ``batch_frames`` frames (padding included) or one window a batch."""
+def batches(parts: Sequence[Window], batch_frames: int, device: torch.device, length_step: int = 1) -> Iterator[Batch]:
+    """Windows of like length together, at most ``batch_frames`` frames (padding included) or one window a batch.
+
+    Batches are as long as their longest window, rounded up to a multiple of ``length_step``, so that there are few
+    different lengths.
+    """
     waiting: list[Window] = []
     for part in sorted(parts, key=lambda part: -len(part.frames)):  # the longest first
-        if waiting and len(waiting[0].frames) * (len(waiting) + 1) > batch_frames:
-            yield _batch(waiting, device)
+        if waiting and _rounded_up(len(waiting[0].frames), length_step) * (len(waiting) + 1) > batch_frames:
+            yield _batch(waiting, device, length_step)
             waiting = []
         waiting.append(part)
     if waiting:
-        yield _batch(waiting, device)
+        yield _batch(waiting, device, length_step)
 
 
-def _batch(parts: list[Window], device: torch.device) -> Batch:
-    longest = len(parts[0].frames)
+def _rounded_up(length: int, step: int) -> int:
+    return -(-length // step) * step
+
+
+def _batch(parts: list[Window], device: torch.device, length_step: int) -> Batch:
+    longest = _rounded_up(len(parts[0].frames), length_step)
     index = torch.stack([_padded(part.frames, longest) for part in parts])
     real = torch.arange(longest) < torch.tensor([[len(part.frames)] for part in parts])
     clip = torch.tensor([part.clip for part in parts])
