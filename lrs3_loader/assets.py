@@ -28,7 +28,7 @@ from lrs3_loader.download import (
     wheel_command,
 )
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import file_sha256
+from lrs3_loader.files import ZIP_DAMAGE, file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -174,7 +174,7 @@ class Assets:
             with zipfile.ZipFile(path) as archive:
                 damaged = archive.testzip()
                 missing = sorted(set(self.catalogue.task_members) - set(archive.namelist()))
-        except (OSError, EOFError, zipfile.BadZipFile) as error:
+        except ZIP_DAMAGE as error:
             raise RunError(f"{path} is not a face landmarker file ({error}); {remedy}") from error
         if damaged or missing:
             raise RunError(f"{path} is damaged or of another kind (look at {damaged or missing[0]}); {remedy}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import os
 import tempfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -13,6 +15,17 @@ from typing import IO
 
 from lrs3_loader.disk import output_file, writing
 
+#: What reading a damaged zip file raises.
+ZIP_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 _PIECE = 1 << 20  # bytes read at a time
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from lrs3_loader import demo
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets import FETCH_COMMAND, Assets
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.config import FaceConfig, LandmarkConfig, RegressionConfig, RunConfig
@@ -45,7 +45,14 @@ class Models:
             RunError: a model file is missing, damaged, or does not go with the others; the message says what to do.
         """
         require_extras(config.face)
-        files = load_files(assets.landmarker())
+        path = assets.landmarker()
+        files = load_files(path)
+        try:
+            landmarker = make_landmarker(files, config.landmarks, device)
+        except ValueError as error:
+            raise RunError(
+                f"{path} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
+            ) from error
         speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
         try:
             face_model = load_face_model(config.face, assets).to(device)
@@ -53,7 +60,7 @@ class Models:
                 check_face_model(face_model)
             return cls(
                 landmarker_files=files,
-                landmarker=make_landmarker(files, config.landmarks, device),
+                landmarker=landmarker,
                 mel=MelSpectrogram().to(device),
                 speech=SpeechEncoder.load(speech_config, device),
                 face_model=face_model,

@@ -48,7 +48,18 @@ WEIGHT_FILES = (
     "pytorch_model.bin.index.json",
 )
 #: What reading a truncated, altered or foreign file raises: json, pickle, safetensors, and transformers on top of them.
-DAMAGE = (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+DAMAGE = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    RuntimeError,
+    RecursionError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 #: The vector that replaces masked inputs in training: never used here, and left out of some checkpoints.
 UNUSED_WEIGHTS = frozenset({"masked_spec_embed"})
 

@@ -72,7 +72,8 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
     say(f"undisturbed: {peaceful.seconds:.0f} s")
     disturbed = extract(soak, corpus, "disturbed", random.Random(soak.seed), say)
     say(f"disturbed: {disturbed.seconds:.0f} s, {disturbed.num_launches} launches, kills: {dict(disturbed.kills)}")
-    runs = [RunFolder.open(soak.folder / name) for name in ("undisturbed", "disturbed")]
+    folders = [soak.folder / name for name in ("undisturbed", "disturbed")]
+    runs = [RunFolder.open(folder) for folder in folders]
     totals = [run.totals() for run in runs]
     return {
         "clips": soak.clips,
@@ -80,9 +81,9 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
         "rejected": len(totals[1].rejects),
         "reasons": dict(totals[1].reasons),
         "adds_up": totals[1].num_samples + len(totals[1].rejects) == soak.clips,
-        "same_bytes": same_bytes(*(run.path for run in runs)),
+        "same_bytes": same_bytes(*folders),
         "same_rejects": totals[0].rejects == totals[1].rejects,
-        "scratch_left": len(list((runs[1].path / "tmp").iterdir())),
+        "scratch_left": len(list((folders[1] / "tmp").iterdir())),
         "problems": sum(len(problems) for _, problems in runs[1].check()),
         "launches": disturbed.num_launches,
         "kills": dict(disturbed.kills),

@@ -36,10 +36,12 @@ from lrs3_loader.face.tflite import TFLiteModule
 from lrs3_loader.face.topology import BLENDSHAPE_NAMES, BLENDSHAPE_POINTS, NUM_MESH_POINTS
 from lrs3_loader.face.tracks import FaceTrack, check_track, fill_gaps
 from lrs3_loader.face.warp import crop
+from lrs3_loader.files import ZIP_DAMAGE
 from lrs3_loader.transfer import Download, to_device
 
 CROP_MARGIN = 1.5  # side of the crop over that of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
+_MAX_NETWORK_BYTES = 64 << 20
 _FOLDER_MEMBERS = ("face_detection_short_range.tflite", "face_landmark.tflite")
 
 
@@ -67,8 +69,11 @@ def load_files(path: Path) -> LandmarkerFiles:
             return LandmarkerFiles(detector, landmarks, None, "face_landmark", _sha256(detector + landmarks), True)
         data = path.read_bytes()
         with zipfile.ZipFile(path) as task:
+            for name in _TASK_MEMBERS:
+                if task.getinfo(name).file_size > _MAX_NETWORK_BYTES:
+                    raise ValueError(f"{name} is too large to be a network")
             detector, landmarks, blendshapes = (task.read(name) for name in _TASK_MEMBERS)
-    except (OSError, KeyError, zipfile.BadZipFile) as problem:
+    except ZIP_DAMAGE as problem:
         wanted = f"a face_landmarker.task file or a folder with {' and '.join(_FOLDER_MEMBERS)}"
         raise RunError(f"{path} is not {wanted}: {problem}") from problem
     return LandmarkerFiles(detector, landmarks, blendshapes, path.stem, _sha256(data))

@@ -28,7 +28,8 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.dense import DensePoints
-from lrs3_loader.files import atomic_write
+from lrs3_loader.files import ZIP_DAMAGE, atomic_write
+from lrs3_loader.npy import DAMAGE
 
 FORMAT = "lrs3_loader face model 1"
 UNIT = "decimetre"
@@ -205,7 +206,7 @@ class FaceModel:
             return _from_arrays(arrays)
         except OSError as error:
             raise RunError(f"cannot read the face model {path}: {error.strerror or error}") from error
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except (*ZIP_DAMAGE, *DAMAGE) as error:
             detail = error.args[0] if error.args else error
             raise RunError(f"{path} is not a face model in this package's format: {detail}") from error
 
