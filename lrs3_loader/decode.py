@@ -54,6 +54,11 @@ def _no_beat() -> None:
     """Nobody watches."""
 
 
+def import_ahead(pitch: Pitch, start_method: StartMethod = "forkserver") -> None:
+    """Have the process that workers come from import what they need, while this one does something else."""
+    prepare_parent(start_method, [__name__, pitch.__module__])
+
+
 class ClipDataset(Dataset[DecodedChunk | Reject]):
     """Map-style dataset whose index is a :class:`ChunkRequest`.
 
@@ -284,7 +289,7 @@ class ClipLoader(Generic[Tag]):
             return
 
     def _start(self) -> None:
-        prepare_parent(self._start_method, [__name__, self._dataset.pitch.__module__])
+        import_ahead(self._dataset.pitch, self._start_method)
         crew = self._crew = Crew(self.workers.num_workers, self.workers.deadline_seconds, self._start_method)
         with warnings.catch_warnings():
             # How many processes there should be is the user's to say.

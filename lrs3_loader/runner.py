@@ -21,7 +21,7 @@ from lrs3_loader.assets import Assets
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
 from lrs3_loader.corpus import corpus_root, scan_corpus
-from lrs3_loader.decode import ClipLoader
+from lrs3_loader.decode import ClipLoader, import_ahead
 from lrs3_loader.disk import writing
 from lrs3_loader.doctor.room import warn_if_tight
 from lrs3_loader.errors import REASONS, RunError
@@ -73,6 +73,7 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
     if launch.demo:
         config = replace(config, corpus=replace(config.corpus, corpus=demo_corpus_folder(launch.out), layout="lrs3"))
     configure_torch(config.threads)
+    import_ahead(f0_praat)
     assets = Assets(launch.assets)
     if queue.rank == 0:
         try:
