@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -19,11 +22,13 @@ from fault_tools import long
 from lrs3_loader import demo, runner
 from lrs3_loader.bench.family import family
 from lrs3_loader.bench.soak import Soak, run_soak
-from lrs3_loader.config import LaunchConfig, WorkerConfig
+from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
+from lrs3_loader.decode import ChunkRequest, ClipDataset
 from lrs3_loader.runfolder import RunFolder
 from lrs3_loader.runlock import FILE_NAME
+from lrs3_loader.types import Clip, Reject
 from lrs3_loader.work import WorkQueue
-from media_files import noise, truncated, write_media
+from media_files import noise, promising, truncated, write_media
 from pitch_stubs import CRASHES, HANGS, tricky_pitch
 from test_run import assets, command, config_for, extract, processes_naming, shard_bytes  # noqa: F401 - a fixture
 
@@ -275,21 +280,38 @@ def write_hostile(folder: Path, good_clip: Path) -> dict[str, str]:
     os.symlink("loop.mp4", folder / "loop.mp4")
     os.symlink("nowhere.mp4", folder / "dangling.mp4")
     os.symlink(".", folder / "again")
-    ends |= {"loop": "unreadable", "dangling": "unreadable"}
+    promising(good_clip, folder / "many.mp4", 10**9)
+    png = write_media(folder / "wide.mov", num_frames=10, video_codec="png", sound=noise(0.4, 16_000)).read_bytes()
+    size = struct.pack(">II", 64, 64)
+    (folder / "wide.mov").write_bytes(png.replace(b"IHDR" + size, b"IHDR" + struct.pack(">II", 100_000, 100_000)))
+    ends |= dict.fromkeys(("loop", "dangling", "many", "wide"), "unreadable")
+    for name, text in (("long", b"Text: x\n"), ("latin1", b"Text: caf\xe9\n")):
+        (folder / f"{name}.mp4").write_bytes(whole)
+        (folder / f"{name}.txt").write_bytes(text)
+        ends[name] = "bad_transcript"
+    os.truncate(folder / "long.txt", 100_000_000)
     return ends
 
 
-def test_names_and_links_of_every_kind(
-    assets: Path | None,  # noqa: F811
-    tmp_path: Path,
-) -> None:
+def test_files_of_every_kind_and_name(assets: Path | None, tmp_path: Path) -> None:  # noqa: F811
     """Odd names are extracted, odd files rejected; whatever a file is called, its reject is one printable line."""
     one = demo.make_demo_corpus(tmp_path / "demo", num_speakers=1, clips_per_speaker=1, seconds=(0.8, 0.8))
-    ends = write_hostile(tmp_path / "clips" / "someone", one.folder / f"{one.keys[0]}.mp4")
+    ends = write_hostile(tmp_path / "clips" / "test" / "someone", one.folder / f"{one.keys[0]}.mp4")
     config = config_for(tmp_path / "clips")
     outcome = extract(replace(config, plan=replace(config.plan, shard_clips=100)), tmp_path / "out", assets)
     assert outcome.totals.num_samples == sum(not reason for reason in ends.values())
-    assert [reason for _, reason, _ in outcome.totals.rejects] == [reason for reason in ends.values() if reason]
+    assert Counter(reason for _, reason, _ in outcome.totals.rejects) == Counter(filter(None, ends.values()))
     assert all(message.isprintable() for _, _, message in outcome.totals.rejects)
     reopened = RunFolder.open(tmp_path / "out")
     assert all(problems == [] for _, problems in reopened.check())
+
+
+def no_memory(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
+    raise MemoryError
+
+
+def test_a_clip_that_memory_does_not_suffice_for_costs_itself(tmp_path: Path) -> None:
+    write_media(tmp_path / "a.mp4", num_frames=10, sound=noise(0.4, 16_000))
+    result = ClipDataset(tmp_path, DecodeConfig(), no_memory)[ChunkRequest(Clip("a/b/c", "a.mp4", 1))]
+    assert isinstance(result, Reject)
+    assert (result.reason, result.message) == ("too_large", "a.mp4: not enough memory to decode it")
