@@ -129,7 +129,7 @@ def test_a_manifest_is_the_plan_it_was_made_of() -> None:
 
 
 def test_leases_of_many_ranks_are_shared_fairly() -> None:
-    """Each with its own connection to a real store, in one process: ``tools/bench.py cluster`` takes several."""
+    """Over 32 connections to a real store, in one process: ``tools/bench.py cluster`` takes several."""
     server = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     server.set("go", "")
     WorkQueue(server, 0, 60).announce({"pending": [*range(700), *range(800, 1300)]})

@@ -28,6 +28,7 @@ from lrs3_loader.work import WorkQueue
 
 NUM_FRAMES = 250  # of a clip
 SHARD_BYTES = 100 << 20
+CONNECTIONS = 32  # of each process, shared by its ranks: making one may wait for a name server, and thousands for hours
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,7 @@ class Leases:
 
 
 def time_leases(num_ranks: int, num_shards: int, num_processes: int = 4) -> Leases:
-    """Ranks in some processes, each with its own connection to a real store, drawing turn by turn.
+    """Ranks in some processes, over connections to a real store, drawing turn by turn.
 
     Every lease is followed by what a rank tells while it works on a shard: its counters and a sign of life.
     """
@@ -163,14 +164,19 @@ def _start_ranks(port: int, ranks: list[int], num_ranks: int) -> subprocess.Pope
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
+def _client(port: int) -> dist.TCPStore:
+    return dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+
+
 def draw_as(port: int, num_ranks: int, ranks: list[int]) -> dict[str, Any]:
     """Some ranks, one after another as in a round: each draws, and tells what it has done."""
     drawn: dict[int, list[int]] = {rank: [] for rank in ranks}
+    clients = [_client(port) for _ in range(min(len(ranks), CONNECTIONS))]
     waiting: list[tuple[int, WorkQueue, Iterator[int]]] = []
-    for rank in ranks:
-        queue = WorkQueue(dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False), rank, num_ranks)
+    for number, rank in enumerate(ranks):
+        queue = WorkQueue(clients[number % len(clients)], rank, num_ranks)
         waiting.append((rank, queue, queue.leases(queue.announcement()["pending"])))
-    control = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    control = clients[0]
     control.add("ready", 1)
     control.wait(["go"])
     started = time.perf_counter()
