@@ -44,7 +44,8 @@ class Soak:
     workers: int = 1
     shard_clips: int = 20
     seed: int = 0
-    quiet_seconds: tuple[float, float] = (6.0, 25.0)  # between two kills, counted from when decoders are at work
+    quiet_seconds: tuple[float, float] = (8.0, 40.0)  # between two kills, counted from when decoders are at work
+    max_kills: int = 100  # then it is left in peace
     assets: Path | None = None
 
 
@@ -165,8 +166,9 @@ def disturb(
     while True:
         if (code := wait_for_work(process, soak.ranks)) is not None:
             return code
+        is_enough = sum(kills.values()) >= soak.max_kills
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.wait(chance.uniform(*soak.quiet_seconds))
+            return process.wait(None if is_enough else chance.uniform(*soak.quiet_seconds))
         what = chance.choices(("decoder", "rank", "job", "preempted"), (6, 3, 1, 1))[0]
         victims = [pid for pid, kind in family(process.pid) if kind == what]
         if what == "job":
