@@ -136,7 +136,7 @@ def local_path(where: Location, purpose: str) -> Path:
 
 
 class LocalStore:
-    """A folder. Files are written into its ``tmp`` and renamed into place."""
+    """A folder. Files are written under a temporary name, those of its folders in ``tmp``, and renamed into place."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -172,7 +172,8 @@ class LocalStore:
                 continue
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        return atomic_write(self.root / name, self.root / SCRATCH)
+        # What lies in a folder is in flight in ``tmp``; the few files of the root are written beside themselves.
+        return atomic_write(self.root / name, self.root / SCRATCH if "/" in name else None)
 
     def delete(self, name: str) -> None:
         with writing(self.root / name):
