@@ -234,7 +234,10 @@ def test_hung_and_killed_decoders_cost_their_clips_only(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The process of one clip (told by its length) hangs for ever; another's is killed as the kernel does it when memory runs out."""
+    """The process of one clip hangs for ever; another's is killed, as the kernel does it when memory runs out.
+
+    ``tricky_pitch`` tells them by their length.
+    """
     folder = tmp_path / "corpus"
     shutil.copytree(corpus.folder, folder)
     for name, length in (("hangs", HANGS), ("killed", CRASHES)):
