@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.bench.extrapolate import lrs3_remark
+from lrs3_loader.bench.handover import CHUNK_SHAPE, measure_handover
 from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Workbench, describe_takes
 from lrs3_loader.bench.machine import CEILING, ceiling_figures, decode_all, precisions
 from lrs3_loader.bench.results import Figure, Remark
@@ -58,6 +60,7 @@ class StageBench:
         self.ceilings = ceiling_figures(self.device, self.options.quick)
         yield from self.ceilings.values()
         yield from self._decode()
+        yield self._handover()
         if self.device.type == "cuda":
             yield from self._upload()
         yield from self._sound()
@@ -95,6 +98,14 @@ class StageBench:
             figure = Figure.rate("decode", text, num_frames, seconds[name], "frames/s")
             yield dataclasses.replace(figure, share=figure.value / ceiling.value)
         self._seconds["decode"] = statistics.median(seconds["whole"]) / num_frames
+
+    def _handover(self) -> Figure:
+        """Written, handed over and read once, by one decode process; the share is of copying memory."""
+        measured = [measure_handover(4 if self.options.quick else 100) for _ in range(self.options.repeats)]
+        num_bytes = measured[0][0]
+        figure = Figure.rate("hand-over", "shared memory", num_bytes / 1e9, [each for _, each in measured], "GB/s")
+        note = f"{1e9 * figure.value / math.prod(CHUNK_SHAPE[1:]):.0f} frames/s of 224x224"
+        return dataclasses.replace(figure, share=figure.value / self.ceilings["copy"].value, note=note)
 
     def _upload(self) -> Iterator[Figure | Remark]:
         pinned = [take.frames.pin_memory() for take in self.bench.takes]
