@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -30,6 +31,17 @@ def keep_freed_memory() -> None:
     """
     _mallopt(_M_MMAP_THRESHOLD, _LARGEST) or _mallopt(_M_MMAP_THRESHOLD, _LARGEST_OLDER)
     _mallopt(_M_TRIM_THRESHOLD, _LARGEST)
+
+
+@contextmanager
+def as_usual() -> Iterator[None]:
+    """Within: as glibc settles by itself, for measuring what does not know of this. Memory is kept again afterwards."""
+    _mallopt(_M_MMAP_THRESHOLD, _LARGEST_OLDER)
+    _mallopt(_M_TRIM_THRESHOLD, 2 * _LARGEST_OLDER)
+    try:
+        yield
+    finally:
+        keep_freed_memory()
 
 
 def share_one_arena() -> None:

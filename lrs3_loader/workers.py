@@ -19,6 +19,7 @@ import resource
 import select
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,7 @@ from typing import Any, Literal
 
 import torch
 
+from lrs3_loader.errors import RunError
 from lrs3_loader.memory import share_one_arena
 
 StartMethod = Literal["forkserver", "spawn"]
@@ -193,8 +195,14 @@ def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     if start_method == "forkserver":
         multiprocessing.set_forkserver_preload(preload)
-        with _signal_handler(signal.SIGINT, signal.SIG_IGN):
-            forkserver.ensure_running()
+        try:
+            with _signal_handler(signal.SIGINT, signal.SIG_IGN):
+                forkserver.ensure_running()
+        except OSError as error:  # its socket lies there: "AF_UNIX path too long", no room, no permission
+            raise RunError(
+                f"decode workers cannot be started from {tempfile.gettempdir()} ({error.strerror or error}): "
+                "set TMPDIR to a folder with a short name that can be written to"
+            ) from error
 
 
 @contextlib.contextmanager

@@ -11,20 +11,8 @@ PACKAGE = Path(lrs3_loader.__file__).parent
 
 #: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
 ORDER = [
-    {
-        "types",
-        "errors",
-        "config",
-        "disk",
-        "npy",
-        "files",
-        "storage",
-        "download",
-        "cli",
-        "memory",
-        "transfer",
-        "overlap",
-    },
+    {"types", "errors", "config", "cli", "memory", "transfer", "overlap"}
+    | {"disk", "files", "npy", "torch_file", "storage", "download"},
     {"transcript", "layouts", "clip_table", "corpus"},
     {"plan", "manifest"},
     {"work", "progress"},

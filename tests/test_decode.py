@@ -391,3 +391,17 @@ def test_memory_and_descriptors_stay_flat(root: Path) -> None:
     for early, early_files, late, late_files in levels.values():
         assert late - early < 6
         assert late_files - early_files < 20
+
+
+def test_a_folder_for_sockets_with_too_long_a_name_is_named(tmp_path: Path) -> None:
+    long = tmp_path / ("x" * 100)
+    long.mkdir()
+    code = "from lrs3_loader.workers import prepare_parent\nprepare_parent('forkserver', [])"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "TMPDIR": str(long)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert f"RunError: decode workers cannot be started from {long} (AF_UNIX path too long)" in done.stderr

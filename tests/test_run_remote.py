@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,10 +50,10 @@ def extract(corpus: str | Path, out: str | Path, assets: list[str], tmp: Path) -
 
 
 def test_the_same_bytes_as_on_disk_though_the_connection_breaks(
-    bucket: Bucket, assets: list[str], tmp_path: Path
+    bucket: Bucket, assets: list[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    scratch = tmp_path / "scratch"
-    scratch.mkdir()
+    scratch = Path(tempfile.mkdtemp(prefix="s3."))  # with a short name: sockets lie there
+    request.addfinalizer(lambda: shutil.rmtree(scratch))
     made = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=2, clips_per_speaker=2, seconds=(1.0, 1.2))
     (made.folder / made.keys[2]).with_suffix(".mp4").write_bytes(b"no video")
     for path in made.folder.rglob("*.*"):

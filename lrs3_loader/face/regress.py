@@ -13,7 +13,6 @@ Letters: n frames, B frames of a batch, S = 224.
 from __future__ import annotations
 
 import contextlib
-import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from lrs3_loader.face.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.face.tracks import check_track, fill_gaps
 from lrs3_loader.files import file_sha256
 from lrs3_loader.memory import piecewise
+from lrs3_loader.torch_file import load_plain
 from lrs3_loader.transfer import Download, to_device
 
 #: Where each part lies in the 257 coefficients.
@@ -101,9 +101,9 @@ def load_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
     Raises ``RunError`` where one cannot be read or is no such file.
     """
     try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True)
+        content = load_plain(checkpoint)
         weights = content["net_recon"]
-    except (OSError, RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{checkpoint} is not a checkpoint of Deep3DFaceRecon_pytorch: {reason}") from error
     points = load_standard_face(standard)

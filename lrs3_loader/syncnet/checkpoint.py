@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write
 from lrs3_loader.syncnet.model import SyncNet
+from lrs3_loader.torch_file import load_plain
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = "lrs3_loader syncnet 1"
@@ -47,10 +47,10 @@ class Checkpoint:
             RunError: there is none, or the file is damaged or something else.
         """
         try:
-            plain = torch.load(path, map_location="cpu", weights_only=True)
+            plain = load_plain(path)
         except OSError as error:
             raise RunError(f"cannot read the checkpoint {path}: {error.strerror}") from error
-        except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError) as error:
+        except ValueError as error:
             raise RunError(f"{path} is damaged or no checkpoint of tools/train_syncnet.py") from error
         if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
             raise RunError(f"{path} is no checkpoint of tools/train_syncnet.py (of this version)")
