@@ -33,7 +33,6 @@ from lrs3_loader.face.fit_terms import (
 _FIRST_DAMPING = 1e-3
 _MIN_DAMPING = 1e-5  # of a unit diagonal: above the rounding of a single precision factorisation
 _MAX_DAMPING = 1e6
-_SETTLING = 0.01  # relative gain of a step below which the next one may do with the same curvature
 _MIN_CURVATURE = 1e-12  # relative: keeps frames without any landmark (padding) solvable
 _pad = torch.nn.functional.pad
 
@@ -79,6 +78,7 @@ class Settings:
     num_cg: int
     max_iterations: int
     tolerance: float  # relative change of the objective below which a sequence is converged
+    settling: float = 0.01  # relative gain of a step below which the next one may do with the same curvature
 
 
 def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State, torch.Tensor]:
@@ -107,7 +107,7 @@ def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State,
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(_MIN_DAMPING, _MAX_DAMPING)
         if bool(converged.all()):
             break
-        settling = converged | (better & (gain < _SETTLING))
+        settling = converged | (better & (gain < settings.settling))
     return state, converged
 
 

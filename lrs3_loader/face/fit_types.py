@@ -76,6 +76,9 @@ class FitConfig:
     """Conjugate gradient steps in an iteration."""
     tolerance: float = 1e-3
     """A clip is converged when an iteration changes its objective by less than this share."""
+    settling: float = 0.01
+    """After an iteration that gained less than this share, the next one takes the same curvature: cheaper, and nearer
+    the end hardly worse."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -132,8 +135,9 @@ class FitConfig:
             rotation_bend_radians=pose_bend,
             translation_bend_decimetres=pose_bend,
             num_keyframes=12,
-            num_cg=3,
-            tolerance=1e-3,
+            num_cg=2,
+            tolerance=3e-3,
+            settling=0.1,
         )
 
     def jointly(self) -> FitConfig:
@@ -144,6 +148,7 @@ class FitConfig:
             num_keyframes=best.num_keyframes,
             max_iterations=best.max_iterations,
             num_cg=best.num_cg,
+            settling=best.settling,
             tolerance=best.tolerance,
         )
 
