@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 MIN_CHUNK_FRAMES = 128
 POLL_SECONDS = 1
 START_SECONDS = 300  # processes that neither work nor die for this long cannot be started here
+DYING_SECONDS = 10.0
 MAX_IDLE_DEATHS = 5  # in a row, of workers that were on no clip: something kills them that no clip explains
 
 Pitch = Callable[[np.ndarray, int], tuple[np.ndarray, int]]
@@ -275,7 +276,9 @@ class ClipLoader(Generic[Tag]):
             except (RuntimeError, OSError, EOFError) as error:
                 # DataLoader: "timed out", "worker exited unexpectedly"; others: the sender of a tensor has died.
                 timed_out = str(error).startswith("DataLoader timed out")
-                if not self._replace_failed(0.0 if timed_out else 1.0):
+                # One that is dying may take its time: its connection breaks before it has ended.
+                patience = 0.0 if timed_out else 1.0 if isinstance(error, RuntimeError) else DYING_SECONDS
+                if not self._replace_failed(patience):
                     if not timed_out:
                         raise
                     num_polls += 1
