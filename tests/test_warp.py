@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.warp import crop
+from lrs3_loader.face.warp import crop, letterbox
 
 
-def slow_crop(frame: np.ndarray, matrix: np.ndarray, size: int, zeros_outside: bool) -> np.ndarray:
+def slow_crop(frame: np.ndarray, matrix: np.ndarray, size: int, zeros_outside: bool = False) -> np.ndarray:
     """OpenCV's fixed-point bilinear sampling, pixel by pixel."""
     height, width, _ = frame.shape
     out = np.zeros((size, size, 3), np.int64)
@@ -35,15 +35,24 @@ MATRICES = {
 }
 
 
-@pytest.mark.parametrize("zeros_outside", [False, True])
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize(("height", "width"), [(17, 23), (2, 2), (8, 16), (9, 15)])  # the last three: small pictures
-def test_crop_is_exact(height: int, width: int, name: str, zeros_outside: bool) -> None:
+def test_crop_is_exact(height: int, width: int, name: str) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     matrix = np.float32([MATRICES[name], MATRICES["inside"]])  # multiples of 1/32: nothing is left to rounding
-    got = crop(torch.from_numpy(frames), torch.from_numpy(matrix), 12, zeros_outside).numpy()
+    got = crop(torch.from_numpy(frames), torch.from_numpy(matrix), 12).numpy()
     for i in range(2):
-        np.testing.assert_array_equal(got[i], slow_crop(frames[i], matrix[i], 12, zeros_outside))
+        np.testing.assert_array_equal(got[i], slow_crop(frames[i], matrix[i], 12))
+
+
+@pytest.mark.parametrize(("height", "width"), [(24, 24), (24, 13), (7, 16), (2, 2), (40, 2)])
+def test_letterbox_is_exact(height: int, width: int) -> None:
+    frames = np.random.default_rng(0).integers(0, 256, (3, height, width, 3), dtype=np.uint8)
+    side = max(height, width)
+    matrix = np.array([[side / 8, 0, (width - side) / 2], [0, side / 8, (height - side) / 2]])
+    got = letterbox(torch.from_numpy(frames), 8).numpy()
+    for i in range(3):
+        np.testing.assert_array_equal(got[i], slow_crop(frames[i], matrix, 8, zeros_outside=True))
 
 
 def test_a_crop_does_not_depend_on_its_neighbours() -> None:
@@ -63,8 +72,10 @@ def test_frames_need_not_be_contiguous() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 3), (1, 8, 8, 4), (8, 8, 3)])
 def test_other_frames_are_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="frames must be u8"):
-        crop(torch.zeros(shape, dtype=torch.uint8), torch.zeros(1, 2, 3), 8)
+    frames = torch.zeros(shape, dtype=torch.uint8)
+    for make in (lambda: crop(frames, torch.zeros(1, 2, 3), 8), lambda: letterbox(frames, 8)):
+        with pytest.raises(ValueError, match="frames must be u8"):
+            make()
 
 
 def test_floats_are_refused() -> None:
@@ -82,7 +93,5 @@ def test_crops_are_the_same_bits_on_a_gpu() -> None:
     random = np.random.default_rng(3)
     frames = torch.from_numpy(random.integers(0, 256, (70, 90, 120, 3), dtype=np.uint8))
     steps = torch.from_numpy(random.integers(-64, 64, (70, 2, 3)).astype(np.float32)) / 32
-    for zeros_outside in (False, True):
-        assert torch.equal(
-            crop(frames.cuda(), steps.cuda(), 64, zeros_outside).cpu(), crop(frames, steps, 64, zeros_outside)
-        )
+    assert torch.equal(crop(frames.cuda(), steps.cuda(), 64).cpu(), crop(frames, steps, 64))
+    assert torch.equal(letterbox(frames.cuda(), 64).cpu(), letterbox(frames, 64))

@@ -13,8 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from lrs3_loader.face.tflite import TFLiteModule
-from lrs3_loader.face.warp import crop
-from lrs3_loader.transfer import to_device
 
 NUM_KEYPOINTS = 6  # right eye, left eye (the subject's), nose, mouth, right and left ear
 RIGHT_EYE, LEFT_EYE = 0, 1
@@ -26,7 +24,7 @@ _GRIDS = ((16, 2), (8, 6))  # cells along a side, anchors in a cell
 class FaceDetector(nn.Module):
     """Faces of a batch of letterboxed frames.
 
-    ``forward(x)``: x f32 [B, S, S, 3] of grey levels 0..255 as ``letterbox`` makes them. Returns scores [B, K] in
+    ``forward(x)``: x f32 [B, S, S, 3] of grey levels 0..255 as ``warp.letterbox`` makes them. Returns scores [B, K] in
     0..1, best first, 0 where there is no further face, and coordinates [B, K, 16] (``NUM_COORDINATES``) in letterbox
     units, meaningless where the score is 0.
     """
@@ -55,14 +53,6 @@ class FaceDetector(nn.Module):
         size = coordinates[..., 2:4] - coordinates[..., 0:2]
         scores = scores.where((scores >= self.min_score) & (size >= 0).all(-1), torch.zeros_like(scores))
         return merge_overlapping(coordinates, scores, self.max_faces)
-
-    def letterbox(self, frames: Tensor) -> Tensor:
-        """u8 [n, H, W, 3] -> f32 [n, S, S, 3]: the whole frame, centred in a black square, in grey levels."""
-        height, width = frames.shape[1:3]
-        scale = max(height, width) / self.size
-        left, top = (width - max(height, width)) / 2, (height - max(height, width)) / 2
-        matrix = to_device(torch.tensor([[scale, 0, left], [0, scale, top]]), frames.device)
-        return crop(frames, matrix.expand(len(frames), 2, 3), self.size, zeros_outside=True)
 
 
 def to_pixels(coordinates: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -113,6 +103,10 @@ def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tu
 def overlap(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes (x0, y0, x1, y1), [..., 4] each, broadcast; 0 where both are empty."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    common = (high - low).clamp_min(0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common
+    common = _area((high - low).clamp_min_(0))
+    union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - common
     return torch.where(union > 0, common / union, torch.zeros_like(union))
+
+
+def _area(extent: Tensor) -> Tensor:
+    return extent[..., 0] * extent[..., 1]

