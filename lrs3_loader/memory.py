@@ -19,6 +19,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _LARGEST = 1 << 30  # bytes
+_LARGE = 1 << 20
 _LARGEST_OLDER = 32 << 20  # what older versions of glibc accept
 
 
@@ -44,9 +45,14 @@ def as_usual() -> Iterator[None]:
         keep_freed_memory()
 
 
-def share_one_arena() -> None:
-    """Have all threads allocate from one arena: each with its own would keep its own leftovers of what was freed."""
+def hand_back_freed_memory() -> None:
+    """Let the C library keep little of what is freed: for processes that decode, where it would pile up.
+
+    All threads allocate from one arena (each with its own would keep its own leftovers), and large blocks never come
+    from it: between small ones that live longer, freed pictures leave holes that the next do not fit.
+    """
     _mallopt(_M_ARENA_MAX, 1)
+    _mallopt(_M_MMAP_THRESHOLD, _LARGE)
 
 
 def piecewise(function: Callable[[Any], Result], items: Sequence[Any] | torch.Tensor) -> list[Result]:

@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.memory import share_one_arena
+from lrs3_loader.memory import hand_back_freed_memory
 
 StartMethod = Literal["forkserver", "spawn"]
 TICKET, BEATS = 0, 1  # columns of the table
@@ -157,8 +157,7 @@ def init_worker(worker: int, lifeline: Connection) -> None:
     sys.excepthook = _quiet_about_the_parent
     die_with(lifeline)
     torch.set_num_threads(1)
-    # decord starts threads for each file; an arena for each of those would keep its own leftovers of freed pictures.
-    share_one_arena()
+    hand_back_freed_memory()
 
 
 def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:

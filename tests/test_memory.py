@@ -5,7 +5,7 @@ import logging
 import pytest
 import torch
 
-from lrs3_loader.memory import keep_freed_memory, piecewise, share_one_arena
+from lrs3_loader.memory import hand_back_freed_memory, keep_freed_memory, piecewise
 
 
 def test_what_does_not_fit_goes_in_halves(caplog: pytest.LogCaptureFixture) -> None:
@@ -34,5 +34,5 @@ def test_one_item_that_does_not_fit_is_an_error() -> None:
 
 def test_memory_settings_are_taken() -> None:
     keep_freed_memory()
-    share_one_arena()
+    hand_back_freed_memory()
     assert float(torch.ones(1000, 1000).sum()) == 1e6

@@ -3,7 +3,7 @@
 
 python tools/soak.py runs/soak --picture docs/soak.png          (the picture needs matplotlib: pip install -e '.[viz]')
 
-Writes FOLDER/soak.json; exit code 1 if anything differs or does not add up.
+Writes FOLDER/soak.json; exit code 1 if anything differs, does not add up, or if the memory of a process grows.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def main() -> int:
     if args.picture is not None:
         draw(found, args.picture)
         print(args.picture)
-    is_sound = found["adds_up"] and found["same_bytes"] and found["same_rejects"]
+    is_sound = all(found[what] for what in ("adds_up", "same_bytes", "same_rejects", "is_flat"))
     return cli.EXIT_OK if is_sound and not found["problems"] + found["scratch_left"] else cli.EXIT_PROBLEM
 
 

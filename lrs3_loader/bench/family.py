@@ -28,12 +28,12 @@ class Life:
 
     @property
     def growth(self) -> float | None:
-        """MiB between the middle of its life and its end; None for a life too short to tell."""
+        """From the middle of its life to its end, as a share of its memory; None for a life too short to tell."""
         if not self.seconds or self.seconds[-1] - self.seconds[0] < MIN_SECONDS:
             return None
         settled = self.mebibytes[round(SETTLED * len(self.mebibytes)) :]
         third = max(1, len(settled) // 3)
-        return median(settled[-third:]) - median(settled[:third])
+        return median(settled[-third:]) / max(median(settled[:third]), 1.0) - 1
 
 
 class Sampler:

@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.bench.family import KINDS, Life, Sampler, family
+from lrs3_loader.bench.family import Life, Sampler, family
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.runfolder import RunFolder
@@ -30,6 +30,7 @@ DAMAGED_EVERY = 50
 CLIP_SECONDS = (0.8, 0.85)
 PREEMPTED_SECONDS = 30.0  # from SIGTERM to SIGKILL
 LIMIT_SECONDS = 6 * 3600.0
+FLAT = 0.05  # share of its memory that a process may still grow by in the second half of its life
 
 Say = Callable[[str], None]
 
@@ -89,10 +90,8 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
         "launches": disturbed.num_launches,
         "kills": dict(disturbed.kills),
         "seconds": {"undisturbed": round(peaceful.seconds, 1), "disturbed": round(disturbed.seconds, 1)},
-        "growth_mebibytes": {
-            "undisturbed": growth_by_kind(peaceful.lives),
-            "disturbed": growth_by_kind(disturbed.lives),
-        },
+        "growth": growth_by_kind(peaceful.lives + disturbed.lives),
+        "is_flat": all(growth <= FLAT for growth in growth_by_kind(peaceful.lives + disturbed.lives).values()),
         "lives": {
             name: [vars(life) for life in launches.lives]
             for name, launches in (("undisturbed", peaceful), ("disturbed", disturbed))
@@ -212,12 +211,9 @@ def same_bytes(first: Path, second: Path) -> bool:
 
 
 def growth_by_kind(lives: list[Life]) -> dict[str, float]:
-    """The largest growth of any process of each kind that lived long enough to tell."""
-    return dict(_growths(lives))
-
-
-def _growths(lives: list[Life]) -> Iterator[tuple[str, float]]:
-    for kind in KINDS:
-        known = [life.growth for life in lives if life.kind == kind and life.growth is not None]
-        if known:
-            yield kind, round(max(known), 1)
+    """The largest growth of any process of each kind that lived long enough to tell, as a share of its memory."""
+    growths: dict[str, float] = {}
+    for life in lives:
+        if life.growth is not None:
+            growths[life.kind] = max(growths.get(life.kind, 0.0), round(life.growth, 3))
+    return growths
