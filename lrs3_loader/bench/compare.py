@@ -33,7 +33,7 @@ from lrs3_loader.face.topology import to_ibug68
 from lrs3_loader.face.tracks import fill_gaps
 from lrs3_loader.memory import as_usual
 
-NUM_FRAMES = {"cpu": 512, "cuda": 1024}
+NUM_FRAMES = {"cpu": 1024, "cuda": 1024}
 MAX_WHOLE_REPEATS = 2  # they take minutes
 NUM_RESNET_FRAMES = 64  # the peer's network is slow: this many of them, on a CPU
 BOUNDS = {
