@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import math
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic
@@ -33,7 +34,7 @@ from lrs3_loader.errors import (
     TooLargeError,
     TooShortError,
 )
-from lrs3_loader.media import VideoTrack, probe_video, read_pictures
+from lrs3_loader.media import Allocate, VideoTrack, probe_video, read_pictures
 from lrs3_loader.soundtrack import Stretch, read_sound
 from lrs3_loader.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo
@@ -70,25 +71,37 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
 
     def __init__(self, root: Location, config: DecodeConfig, pitch: Pitch) -> None:
         self.files = store_at(root)
+        self._root = _identity(self.files.root)
         self.config = config
         self.pitch = pitch
         self.beat: Callable[[], None] = _no_beat  # called between the steps of the work
+        self.allocate: Allocate = torch.empty  # makes what frames are decoded into
 
     def __getitem__(self, request: ChunkRequest) -> DecodedChunk | Reject:
         """Decode one chunk. A ``ClipError`` becomes a Reject; any other exception is let through.
 
-        The clip's files are fetched first where they are not on this machine. When that fails it is no clip's fault:
-        a ``RunError``.
+        The clip's files are fetched first where they are not on this machine. When that fails, or when the corpus
+        has gone, it is no clip's fault: a ``RunError``.
         """
         with self.files.at_hand(*_files_for(request), beat=self.beat) as root:
             try:
                 return self._decode(request, root)
             except ClipError as error:
+                self._check_there(request.clip)
                 # A corpus may be mounted anywhere: no message says where.
                 return Reject(request.clip, error.reason, str(error).replace(f"{root}{os.sep}", ""))
             except MemoryError:
                 message = f"{request.clip.video_path}: not enough memory to decode it"
                 return Reject(request.clip, TooLargeError.reason, message)
+
+    def _check_there(self, clip: Clip) -> None:
+        """A clip without its video may be one of many: a disk that is not mounted any more leaves an empty folder."""
+        root = self.files.root
+        if isinstance(root, Path) and not os.path.lexists(root / clip.video_path) and _identity(root) != self._root:
+            raise RunError(
+                f"{root} is not what it was when the run began, and {clip.video_path} is not in it: "
+                "mount it again, or put it back, then run the same command again"
+            )
 
     def _decode(self, request: ChunkRequest, root: Path) -> DecodedChunk:
         clip = request.clip
@@ -98,7 +111,7 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
         picture_bytes = track.height * track.width * 3
         size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // picture_bytes)
-        frames = read_pictures(track, sources[request.start : request.start + size])
+        frames = read_pictures(track, sources[request.start : request.start + size], self.allocate)
         if head is not None:  # a file may ask to be shown on its side
             shown = dataclasses.replace(head.source, height=frames.shape[1], width=frames.shape[2])
             head = dataclasses.replace(head, source=shown)
@@ -126,6 +139,17 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
             num_excess_samples=sound.num_excess_samples,
         )
         return ClipHead(sound.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
+
+
+def _identity(root: Location) -> tuple[int, int] | None:
+    """Which folder it is: device and inode. None where there is none, and for object storage."""
+    if not isinstance(root, Path):
+        return None
+    try:
+        state = root.stat()
+    except OSError:
+        return None
+    return state.st_dev, state.st_ino
 
 
 def _files_for(request: ChunkRequest) -> list[str]:
@@ -179,15 +203,22 @@ class _WatchedDataset(Dataset[tuple[int, Any]]):
         info = get_worker_info()
         assert info is not None
         self.dataset.beat = lambda: self.table.beat(info.id)
+        self.dataset.allocate = in_shared_memory
         with self.table.working_on(info.id, number):
             try:
                 result: Any = self.dataset[request]
             except RunError as error:  # one line for the user, without this process's traceback
                 return number, error
-            if isinstance(result, DecodedChunk):
-                # Here rather than in the queue's own thread, where a failure would be nobody's.
-                result.frames.share_memory_()
         return number, result
+
+
+def in_shared_memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A new tensor, not filled, that other processes are handed without a copy.
+
+    Sharing what is there already would copy it first. torch's own collation of batches makes its results like this.
+    """
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(tuple(shape))
 
 
 def _as_is(item: Any) -> Any:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -32,7 +32,7 @@ av.logging.set_level(None)
 decord.logging.set_level(decord.logging.QUIET)
 logger = logging.getLogger(__name__)
 
-PIECE_FRAMES = 32  # pictures asked of a decoder at a time: bounds the copy that decord keeps beside ours
+PIECE_BYTES = 7 << 18  # of pictures asked of a decoder at a time: bounds the copy that decord keeps beside ours
 MIN_SIDE = 2  # pixels: less cannot be resampled
 MAX_SOURCE_RATE = 1_000  # frames a second; a video with more packets than this times its allowed length is refused
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a stretch
@@ -45,6 +45,8 @@ DECORD_ERRORS = (
     UnicodeEncodeError,
 )
 DECORD_FORMATS = ("mov", "matroska")  # in others (MPEG-TS) decord silently starts at the second group of pictures
+
+Allocate = Callable[..., torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -232,11 +234,12 @@ def _promised_seconds(stream: av.VideoStream) -> Fraction:
         return Fraction(0)
 
 
-def read_pictures(track: VideoTrack, sources: np.ndarray) -> torch.Tensor:
+def read_pictures(track: VideoTrack, sources: np.ndarray, allocate: Allocate = torch.empty) -> torch.Tensor:
     """Decode pictures.
 
     Args:
         sources: [n] non-decreasing indices into ``track.pts``; repeated ones are decoded once.
+        allocate: makes what they are written into, given shape and ``dtype``.
 
     Returns:
         [n, H, W, 3] u8, RGB, turned upright where the file asks for that.
@@ -245,31 +248,30 @@ def read_pictures(track: VideoTrack, sources: np.ndarray) -> torch.Tensor:
         UnreadableError: some of them cannot be decoded.
     """
     wanted, position = np.unique(sources, return_inverse=True)
-    pictures = None
     # decord seeks whenever pictures are left out.
     reads_through = np.array_equal(wanted, np.arange(len(wanted)))
     if track.decord_fits and (reads_through or not track.has_open_groups):
         try:
-            pictures = _gather(_decord_pictures(track, wanted), len(wanted))
+            return _gather(_decord_pictures(track, wanted), position, allocate)
         except _DecordDiffersError as error:
             logger.debug("%s: decoding with av instead of decord: %s", track.name, error)
-    if pictures is None:
-        pictures = _gather(_av_pictures(track, wanted), len(wanted))
-    return pictures if len(wanted) == len(sources) else pictures[torch.from_numpy(position)]
+    return _gather(_av_pictures(track, wanted), position, allocate)
 
 
-def _gather(pieces: Iterator[np.ndarray], num_pictures: int) -> torch.Tensor:
-    """Join pieces [k, H, W, 3] into one tensor without ever holding two copies of all."""
-    pictures: torch.Tensor | None = None
-    filled = 0
+def _gather(pieces: Iterator[np.ndarray], position: np.ndarray, allocate: Allocate) -> torch.Tensor:
+    """Row i: picture ``position[i]`` (non-decreasing) of the pieces [k, H, W, 3], without ever holding two copies."""
+    frames: torch.Tensor | None = None
+    start = 0
     for piece in pieces:
-        if pictures is None:
-            pictures = torch.empty((num_pictures, *piece.shape[1:]), dtype=torch.uint8)
-        pictures[filled : filled + len(piece)] = torch.from_numpy(piece)
-        filled += len(piece)
-    assert pictures is not None
-    assert filled == num_pictures
-    return pictures
+        if frames is None:
+            frames = allocate((len(position), *piece.shape[1:]), dtype=torch.uint8)
+        first, last = np.searchsorted(position, (start, start + len(piece)))
+        picked = position[first:last] - start
+        frames[first:last] = torch.from_numpy(piece if len(picked) == len(piece) else piece[picked])
+        start += len(piece)
+    assert frames is not None
+    assert start == position[-1] + 1
+    return frames
 
 
 class _DecordDiffersError(Exception):
@@ -287,8 +289,9 @@ def _decord_pictures(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarr
         ours = (track.pts - track.pts[0]) * float(track.time_base)
         if np.abs(theirs - theirs[0] - ours).max() > 1e-3:
             raise _DecordDiffersError("decord's timestamps differ from the container's")
-        for start in range(0, len(wanted), PIECE_FRAMES):
-            yield reader.get_batch(wanted[start : start + PIECE_FRAMES].tolist()).asnumpy()
+        step = max(1, PIECE_BYTES // (3 * track.height * track.width))
+        for start in range(0, len(wanted), step):
+            yield reader.get_batch(wanted[start : start + step].tolist()).asnumpy()
     except DECORD_ERRORS as error:
         raise _DecordDiffersError(str(error).splitlines()[0]) from error
 

@@ -19,7 +19,7 @@ _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
 _LARGEST = 1 << 30  # bytes
-_LARGE = 1 << 20
+_LARGE = 2 << 20
 _LARGEST_OLDER = 32 << 20  # what older versions of glibc accept
 
 

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from lrs3_loader.assets import Assets
+from lrs3_loader.errors import RunError
+
 REPO = Path(__file__).resolve().parent.parent
 # Tests measure correctness, not speed: one thread keeps them from fighting over cores.
 torch.set_num_threads(1)
@@ -32,6 +35,19 @@ def shared_data() -> Path:
 def shared_assets() -> Path:
     """Folder with real model files."""
     return _shared("assets")
+
+
+@pytest.fixture(scope="session")
+def assets(request: pytest.FixtureRequest) -> Path | None:
+    """Where the landmarker is: the shared assets, else wherever a demo run has put it."""
+    try:
+        return Path(request.getfixturevalue("shared_assets"))
+    except pytest.skip.Exception:
+        try:
+            Assets().landmarker()
+        except RunError as error:
+            pytest.skip(f"no face landmarker here: {error}")
+        return None
 
 
 LONGEST = ("test_run", "test_decode", "test_landmarks")

@@ -19,6 +19,7 @@ import pytest
 
 from conftest import REPO
 from factory import make_features, make_shard
+from lrs3_loader import demo
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.runfolder import RunFolder
 
@@ -168,6 +169,35 @@ def test_a_node_dies_and_nobody_takes_its_place(run: RunFolder, tmp_path: Path) 
     finally:
         nodes.close()
     assert [ledger.sha256 for ledger in run.ledgers()] == undisturbed(tmp_path / "other", NUM_SHARDS)
+
+
+@OPT_IN
+def test_nodes_join_and_leave_an_extraction(shared_assets: Path, tmp_path: Path) -> None:
+    """The real command: a second node joins, extracts, and is switched off; the first ends what is left."""
+    made = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=4, clips_per_speaker=6, seconds=(1.0, 1.2))
+    out = tmp_path / "run"
+    tool = [str(REPO / "tools" / "extract.py"), "--corpus", str(made.folder), "--assets", str(shared_assets)]
+    tool += ["--face-model", "demo", "--hubert", "demo", "--device", "cpu", "--workers", "1", "--shard-clips", "1"]
+
+    def ranks() -> list[int]:
+        return [ledger.provenance["rank"] for ledger in RunFolder.open(out).ledgers()]
+
+    nodes = Nodes(tmp_path, f"localhost:{free_port()}", [*tool, "--out", str(out)])
+    try:
+        nodes.start("first")
+        until(lambda: (out / "ledger").is_dir() and len(ranks()) >= 2, "two shards by the first node")
+        nodes.start("second")
+        until(lambda: set(ranks()) == {0, 1}, "a shard by each node")
+        nodes.kill("second")
+        assert len(ranks()) < len(made.keys)  # there is something left to do
+        assert nodes.wait("first", 240) == 0, nodes.log("first")
+    finally:
+        nodes.close()
+    alone = tmp_path / "alone"
+    subprocess.run([sys.executable, *tool, "--out", str(alone)], check=True, capture_output=True)
+    first, second = ([ledger.sha256 for ledger in RunFolder.open(path).ledgers()] for path in (out, alone))
+    assert first == second
+    assert len(first) == len(made.keys)
 
 
 @pytest.fixture

@@ -22,7 +22,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.files import atomic_write
 from lrs3_loader.runfolder import RunFolder
 from run_factory import begin_run, make_run, publish
-from test_run import assets, command, shard_bytes  # noqa: F401 - assets is a fixture
+from whole_runs import command, shard_bytes
 
 pytestmark = pytest.mark.faults
 
@@ -208,7 +208,7 @@ def start(arguments: list[str]) -> tuple[int, list[str]]:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_on_a_full_disk_says_so_and_goes_on_later(
     corpus: demo.DemoCorpus,
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
     ranks: int,
 ) -> None:

@@ -24,13 +24,14 @@ from lrs3_loader.bench.family import family
 from lrs3_loader.bench.soak import Soak, run_soak
 from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
 from lrs3_loader.decode import ChunkRequest, ClipDataset
+from lrs3_loader.errors import RunError
 from lrs3_loader.runfolder import RunFolder
 from lrs3_loader.runlock import FILE_NAME
 from lrs3_loader.types import Clip, Reject
 from lrs3_loader.work import WorkQueue
 from media_files import noise, promising, truncated, write_media
 from pitch_stubs import CRASHES, HANGS, tricky_pitch
-from test_run import assets, command, config_for, extract, processes_naming, shard_bytes  # noqa: F401 - a fixture
+from whole_runs import command, config_for, extract, processes_naming, shard_bytes
 
 pytestmark = pytest.mark.faults
 
@@ -47,7 +48,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoCorpus:
 @pytest.fixture(scope="module")
 def good(
     corpus: demo.DemoCorpus,
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> dict[str, bytes]:
     """The shards of an undisturbed run."""
@@ -79,7 +80,7 @@ def wait_for(process: subprocess.Popen[str], out: Path, num_shards: int, kind: s
     return [pid for pid, found in family(process.pid) if found == kind]
 
 
-def torchrun(corpus: demo.DemoCorpus, out: Path, assets: Path | None, *more: str) -> list[str]:  # noqa: F811
+def torchrun(corpus: demo.DemoCorpus, out: Path, assets: Path | None, *more: str) -> list[str]:
     arguments = command(corpus.folder, out, assets, 2, *OPTIONS)
     place = arguments.index("--standalone")
     return [*arguments[:place], *more, *arguments[place:]]
@@ -90,7 +91,7 @@ def torchrun(corpus: demo.DemoCorpus, out: Path, assets: Path | None, *more: str
 def test_a_killed_rank_is_started_again_by_torchrun(
     corpus: demo.DemoCorpus,
     good: dict[str, bytes],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
     victim: int,
 ) -> None:
@@ -112,7 +113,7 @@ def test_a_killed_rank_is_started_again_by_torchrun(
 def test_a_preempted_job_ends_in_time_and_resumes(
     corpus: demo.DemoCorpus,
     good: dict[str, bytes],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
     everyone: bool,
 ) -> None:
@@ -142,7 +143,7 @@ def test_a_preempted_job_ends_in_time_and_resumes(
 def test_a_second_launch_is_refused_and_the_first_goes_on(
     corpus: demo.DemoCorpus,
     good: dict[str, bytes],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
 ) -> None:
     out = tmp_path / "out"
@@ -213,7 +214,7 @@ def jumping_clock(tmp_path: Path) -> dict[str, str]:
 def test_a_clock_that_jumps(
     corpus: demo.DemoCorpus,
     good: dict[str, bytes],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
     jumping_clock: dict[str, str],
 ) -> None:
@@ -230,7 +231,7 @@ def test_a_clock_that_jumps(
 @long
 def test_hung_and_killed_decoders_cost_their_clips_only(
     corpus: demo.DemoCorpus,
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -257,7 +258,7 @@ def test_hung_and_killed_decoders_cost_their_clips_only(
 
 
 @long
-def test_a_short_soak(assets: Path | None, tmp_path: Path) -> None:  # noqa: F811
+def test_a_short_soak(assets: Path | None, tmp_path: Path) -> None:
     """``tools/soak.py`` is the long one."""
     clips = int(os.environ.get("LRS3_LOADER_SOAK", "60"))
     soak = Soak(tmp_path / "soak", clips=clips, shard_clips=5, quiet_seconds=(1.0, 8.0), max_kills=5, assets=assets)
@@ -296,7 +297,7 @@ def write_hostile(folder: Path, good_clip: Path) -> dict[str, str]:
     return ends
 
 
-def test_files_of_every_kind_and_name(assets: Path | None, tmp_path: Path) -> None:  # noqa: F811
+def test_files_of_every_kind_and_name(assets: Path | None, tmp_path: Path) -> None:
     """Odd names are extracted, odd files rejected; whatever a file is called, its reject is one printable line."""
     one = demo.make_demo_corpus(tmp_path / "demo", num_speakers=1, clips_per_speaker=1, seconds=(0.8, 0.8))
     ends = write_hostile(tmp_path / "clips" / "test" / "someone", one.folder / f"{one.keys[0]}.mp4")
@@ -318,3 +319,20 @@ def test_a_clip_that_memory_does_not_suffice_for_costs_itself(tmp_path: Path) ->
     result = ClipDataset(tmp_path, DecodeConfig(), no_memory)[ChunkRequest(Clip("a/b/c", "a.mp4", 1))]
     assert isinstance(result, Reject)
     assert (result.reason, result.message) == ("too_large", "a.mp4: not enough memory to decode it")
+
+
+@pytest.mark.parametrize("is_left", [False, True], ids=["no folder", "an empty folder"])
+def test_a_corpus_that_goes_away_is_no_clips_fault(tmp_path: Path, is_left: bool) -> None:
+    """As when its disk is unmounted: without this, every clip left would be rejected and the run be done."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    dataset = ClipDataset(corpus, DecodeConfig(), no_memory)
+    request = ChunkRequest(Clip("a/b/c", "a.mp4", 1))
+    missing = dataset[request]
+    assert isinstance(missing, Reject)
+    assert missing.reason == "unreadable"
+    corpus.rename(tmp_path / "elsewhere")
+    if is_left:
+        corpus.mkdir()
+    with pytest.raises(RunError, match=r"not what it was .* a\.mp4 is not in it: mount it again"):
+        dataset[request]

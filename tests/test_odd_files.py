@@ -12,7 +12,7 @@ import pytest
 from lrs3_loader import demo, runner
 from lrs3_loader.shards import read_shard
 from media_files import truncated, write_media
-from test_run import assets, config_for, extract  # noqa: F401 - assets is a fixture
+from whole_runs import config_for, extract
 
 SECONDS = 1.0
 EXPECTED = {
@@ -83,7 +83,7 @@ def write_odd_files(folder: Path, face: Callable[[int, int, int], np.ndarray]) -
 @pytest.fixture(scope="module")
 def outcome(
     face: Callable[[int, int, int], np.ndarray],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> runner.Outcome:
     folder = tmp_path_factory.mktemp("odd")
@@ -132,7 +132,7 @@ def test_faces_of_odd_files_are_where_the_good_ones_are(outcome: runner.Outcome)
 def test_the_good_one_is_the_same_as_alone(
     outcome: runner.Outcome,
     face: Callable[[int, int, int], np.ndarray],
-    assets: Path | None,  # noqa: F811
+    assets: Path | None,
     tmp_path: Path,
 ) -> None:
     (tmp_path / "clips/someone").mkdir(parents=True)

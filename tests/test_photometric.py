@@ -334,29 +334,16 @@ def test_wrong_input_is_refused(pytorch3d: Any) -> None:
         PhotometricConfig(num_rounds=0)
 
 
-@pytest.fixture(scope="module")
-def landmarker(request: pytest.FixtureRequest) -> Path | None:
-    """Where the landmarker is: the shared assets, else wherever an earlier run has put it."""
-    try:
-        return Path(request.getfixturevalue("shared_assets"))
-    except pytest.skip.Exception:
-        try:
-            Assets().landmarker()
-        except RunError as error:
-            pytest.skip(f"no face landmarker here: {error}")
-        return None
-
-
 def demo_config() -> RunConfig:
     config = demo_defaults(RunConfig())
     config = dataclasses.replace(config, face=dataclasses.replace(config.face, fit="photometric"))
     return resolve(config, "cpu")
 
 
-def test_extraction_keeps_crops_and_writes_the_figures(pytorch3d: Any, landmarker: Path | None) -> None:
+def test_extraction_keeps_crops_and_writes_the_figures(pytorch3d: Any, assets: Path | None) -> None:
     """Two clips, one in two chunks; the second is lost in between and its crops with it."""
     config = demo_config()
-    models = Models.load(config, Assets(landmarker), torch.device("cpu"))
+    models = Models.load(config, Assets(assets), torch.device("cpu"))
     assert models.wants_pixels
     assert models.record["renderer"]["name"] == "pytorch3d"
     small = PhotometricConfig(drawing_size=20, num_rounds=1, num_keyframes=4)

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -17,31 +16,16 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from conftest import REPO
 from lrs3_loader import demo, runner
-from lrs3_loader.assets import Assets
-from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
+from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig
 from lrs3_loader.errors import RunError
 from lrs3_loader.runfolder import RunFolder
 from lrs3_loader.shards import read_shard
 from lrs3_loader.types import FIELDS
 from lrs3_loader.work import WorkQueue
+from whole_runs import EXTRACT, command, config_for, extract, processes_naming, shard_bytes
 
-EXTRACT = [str(REPO / "tools" / "extract.py")]
 ALWAYS = {"mel", "f0", "hubert", "lm68", "id", "exp", "pose", "idexp_lm3d", "valid"}
-
-
-@pytest.fixture(scope="module")
-def assets(request: pytest.FixtureRequest) -> Path | None:
-    """Where the landmarker is: the shared assets, else wherever a demo run has put it."""
-    try:
-        return Path(request.getfixturevalue("shared_assets"))
-    except pytest.skip.Exception:
-        try:
-            Assets().landmarker()
-        except RunError as error:
-            pytest.skip(f"no face landmarker here: {error}")
-        return None
 
 
 @pytest.fixture(scope="module")
@@ -50,32 +34,6 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoCorpus:
     return demo.make_demo_corpus(
         tmp_path_factory.mktemp("corpus") / "demo", num_speakers=2, clips_per_speaker=2, seconds=(1.0, 1.3)
     )
-
-
-def config_for(corpus: Path, **fields: object) -> RunConfig:
-    """Demo models, one clip a shard."""
-    config = replace(demo_defaults(RunConfig()), corpus=CorpusConfig(corpus=corpus), plan=PlanConfig(shard_clips=1))
-    return replace(config, **fields)  # type: ignore[arg-type]
-
-
-def extract(config: RunConfig, out: Path, assets: Path | None, **launch: object) -> runner.Outcome:
-    queue = WorkQueue(dist.HashStore(), 0, 1)
-    options = LaunchConfig(out=out, assets=assets, device="cpu", workers=WorkerConfig(num_workers=1), **launch)  # type: ignore[arg-type]
-    outcome = runner.run(config, options, queue)
-    assert outcome is not None
-    return outcome
-
-
-def command(corpus: Path, out: Path, assets: Path | None, ranks: int, *options: str) -> list[str]:
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)]
-    folder = ["--assets", str(assets)] if assets else []
-    models = [] if "--face-model" in options else ["--face-model", "demo"]
-    where = ["--corpus", str(corpus), "--out", str(out), "--device", "cpu", "--workers", "1", "--hubert", "demo"]
-    return [*(torchrun if ranks > 1 else [sys.executable]), *EXTRACT, *where, *folder, *models, *options]
-
-
-def shard_bytes(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted((out / "shards").glob("*.tar"))}
 
 
 @pytest.fixture(scope="module")
@@ -205,18 +163,6 @@ def kill_at_random(arguments: list[str], generator: random.Random, seconds: tupl
         process.wait()
         return True
     return False
-
-
-def processes_naming(text: str) -> list[int]:
-    """Ids of the processes whose command line holds ``text``."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            if text.encode() in path.read_bytes():
-                found.append(int(path.parent.name))
-        except OSError:
-            continue  # it has ended meanwhile
-    return found
 
 
 def test_no_rank_outlives_torchrun(corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path) -> None:

@@ -14,8 +14,6 @@ import pytest
 
 from conftest import REPO
 from lrs3_loader import demo
-from lrs3_loader.assets import Assets
-from lrs3_loader.errors import RunError
 from lrs3_loader.runfolder import RunFolder
 from s3_server import Bucket, make_bucket, s3_service
 
@@ -26,23 +24,12 @@ def bucket() -> Iterator[Bucket]:
         yield make_bucket(proxy)
 
 
-@pytest.fixture(scope="module")
-def assets(request: pytest.FixtureRequest) -> list[str]:
-    try:
-        return ["--assets", str(request.getfixturevalue("shared_assets"))]
-    except pytest.skip.Exception:
-        try:
-            Assets().landmarker()
-        except RunError as error:
-            pytest.skip(f"no face landmarker here: {error}")
-        return []
-
-
-def extract(corpus: str | Path, out: str | Path, assets: list[str], tmp: Path) -> subprocess.CompletedProcess[str]:
+def extract(corpus: str | Path, out: str | Path, assets: Path | None, tmp: Path) -> subprocess.CompletedProcess[str]:
+    folder = ["--assets", str(assets)] if assets else []
     models = ["--device", "cpu", "--face-model", "demo", "--hubert", "demo"]
     options = ["--corpus", str(corpus), "--out", str(out), "--workers", "1", "--shard-clips", "2"]
     return subprocess.run(
-        ["env", f"TMPDIR={tmp}", sys.executable, str(REPO / "tools" / "extract.py"), *options, *models, *assets],
+        ["env", f"TMPDIR={tmp}", sys.executable, str(REPO / "tools" / "extract.py"), *options, *models, *folder],
         capture_output=True,
         text=True,
         timeout=240,
@@ -50,7 +37,7 @@ def extract(corpus: str | Path, out: str | Path, assets: list[str], tmp: Path) -
 
 
 def test_the_same_bytes_as_on_disk_though_the_connection_breaks(
-    bucket: Bucket, assets: list[str], tmp_path: Path, request: pytest.FixtureRequest
+    bucket: Bucket, assets: Path | None, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     scratch = Path(tempfile.mkdtemp(prefix="s3."))  # with a short name: sockets lie there
     request.addfinalizer(lambda: shutil.rmtree(scratch))

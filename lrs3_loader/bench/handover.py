@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lrs3_loader.decode import in_shared_memory
 from lrs3_loader.workers import own_child_signals, prepare_parent
 
 CHUNK_SHAPE = (125, 224, 224, 3)  # five seconds of LRS3: 18.8 MB
@@ -24,7 +25,7 @@ class _Chunks(Dataset[torch.Tensor]):
         return self.num_chunks
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.full(CHUNK_SHAPE, index % 256, dtype=torch.uint8).share_memory_()
+        return in_shared_memory(CHUNK_SHAPE, torch.uint8).fill_(index % 256)
 
 
 def _as_is(item: Any) -> Any:

@@ -21,8 +21,9 @@ from lrs3_loader.memory import piecewise
 
 MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
 """On a CPU a batch is run in slices: of as many items as keep a tensor in the cache, the more the smaller the tensors
-get, since each call of a small layer costs more than its arithmetic (measured: beside slices of 8 throughout, 0.83 of
-the time). As long as batches are multiples of the largest, an item's result does not depend on the batch size."""
+get, since each call of a small layer costs more than its arithmetic. Measured beside slices of 8: 0.73 of the time for
+layers of 128 x 128 by 4, 0.52 for those of 8 x 8 and less by 32. As long as batches are multiples of the largest slice,
+an item's result does not depend on the batch size."""
 
 Step = tuple[nn.Module, tuple[int, ...], int, tuple[int, ...]]
 """A layer, the tensors it reads and the one it writes, and those that nothing needs after it."""
