@@ -43,6 +43,7 @@ setup(
             "torchdata>=0.10",
             "tensorboard>=2.14",
             "matplotlib>=3.8",
+            "imageio-ffmpeg>=0.5",  # a whole ffmpeg program: timelines and sound are compared with it
             "moto[server]>=5",
             "s3fs>=2024.2",
             "pyyaml",

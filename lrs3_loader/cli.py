@@ -46,9 +46,13 @@ def parse(kind: type[Args], description: str, default: Args | None = None) -> Ar
             nowhere = stack.enter_context(open(os.devnull, "w"))
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
-        if default is None:
-            return tyro.cli(kind, description=description, config=config)
-        return tyro.cli(kind, description=description, config=config, default=default)
+        try:
+            if default is None:
+                return tyro.cli(kind, description=description, config=config)
+            return tyro.cli(kind, description=description, config=config, default=default)
+        except BrokenPipeError:  # help into ``| head``: the rest goes nowhere
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(EXIT_OK)
 
 
 def main(body: Callable[[], int]) -> NoReturn:
