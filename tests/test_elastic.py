@@ -173,8 +173,8 @@ def test_a_node_dies_and_nobody_takes_its_place(run: RunFolder, tmp_path: Path) 
 
 @OPT_IN
 def test_nodes_join_and_leave_an_extraction(shared_assets: Path, tmp_path: Path) -> None:
-    """The real command: a second node joins, extracts, and is switched off; the first ends what is left."""
-    made = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=4, clips_per_speaker=6, seconds=(1.0, 1.2))
+    """The real command: a second node joins, extracts and is switched off; a third one helps to end it."""
+    made = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=4, clips_per_speaker=10, seconds=(1.0, 1.2))
     out = tmp_path / "run"
     tool = [str(REPO / "tools" / "extract.py"), "--corpus", str(made.folder), "--assets", str(shared_assets)]
     tool += ["--face-model", "demo", "--hubert", "demo", "--device", "cpu", "--workers", "1", "--shard-clips", "1"]
@@ -190,7 +190,9 @@ def test_nodes_join_and_leave_an_extraction(shared_assets: Path, tmp_path: Path)
         until(lambda: set(ranks()) == {0, 1}, "a shard by each node")
         nodes.kill("second")
         assert len(ranks()) < len(made.keys)  # there is something left to do
-        assert nodes.wait("first", 240) == 0, nodes.log("first")
+        nodes.start("third")
+        for name in ("first", "third"):
+            assert nodes.wait(name, 240) == 0, nodes.log(name)
     finally:
         nodes.close()
     alone = tmp_path / "alone"

@@ -70,7 +70,7 @@ def draw(found: dict[str, Any], picture: Path) -> None:
     kills = ", ".join(f"{count} x {what}" for what, count in sorted(found["kills"].items()))
     axes[1].set_title(f"killed: {kills}; {found['launches']} launches")
     handles = [pyplot.Line2D([], [], color=colour) for colour in COLOURS.values()]
-    axes[0].legend(handles, list(COLOURS), loc="center right")
+    figure.legend(handles, list(COLOURS), loc="outside lower center", ncols=len(COLOURS))
     picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(picture, dpi=110)
 

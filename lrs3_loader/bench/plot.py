@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lrs3_loader.bench.machine import CEILING
-from lrs3_loader.bench.results import Figure, Record
+from lrs3_loader.bench.results import Figure, Record, brief
 
 UNITS = {
     "frames/s": "frames a second (logarithmic)",
@@ -62,7 +62,7 @@ def _draw_panel(axis: Any, unit: str, figures: list[Figure]) -> None:
             axis.plot([figure.low, figure.high], [place, place], color="black", linewidth=1)
         if figure.bound is not None:
             axis.plot([figure.bound.value] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
-        axis.annotate(f" {figure.value:.3g}", (max(figure.value, figure.high or 0), place), va="center", fontsize=7)
+        axis.annotate(f" {brief(figure.value)}", (max(figure.value, figure.high or 0), place), va="center", fontsize=7)
     if unit == "frames/s" and min(values) > 0:
         axis.set_xscale("log")
         axis.set_xlim(0.5 * min(values), 3 * max(values))

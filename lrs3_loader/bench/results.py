@@ -113,14 +113,14 @@ def _plain(figure: Figure) -> dict[str, Any]:
 
 def figure_line(figure: Figure) -> str:
     """One row of the table."""
-    spread = "" if figure.low is None or figure.high is None else f"({_short(figure.low)} - {_short(figure.high)})"
+    spread = "" if figure.low is None or figure.high is None else f"({brief(figure.low)} - {brief(figure.high)})"
     share = "" if figure.share is None else f"{100 * figure.share:.0f} %"
     error = "" if figure.error is None else f"{figure.error:.2g} {figure.error_unit}"
     verdict = ""
     if figure.bound is not None:
         verdict = f"{'reached' if figure.bound.is_met(figure.value) else 'MISSED'} ({figure.bound})"
     columns = (
-        f"{figure.group:<18}{figure.name:<26}{_short(figure.value):>9} {figure.unit:<13}{spread:>19}{share:>7}",
+        f"{figure.group:<18}{figure.name:<26}{brief(figure.value):>9} {figure.unit:<13}{spread:>19}{share:>7}",
         error,
         verdict,
         figure.note,
@@ -141,7 +141,8 @@ def machine_lines(machine: dict[str, Any]) -> Iterable[str]:
     return (f"{name}: {value}" for name, value in machine.items())
 
 
-def _short(value: float) -> str:
+def brief(value: float) -> str:
+    """About three digits."""
     if abs(value) >= 100:
-        return f"{value:.0f}"
+        return f"{value:,.0f}"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
