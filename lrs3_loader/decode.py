@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import math
 import os
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Generic
@@ -35,6 +34,7 @@ from lrs3_loader.errors import (
     TooShortError,
 )
 from lrs3_loader.media import Allocate, VideoTrack, probe_video, read_pictures
+from lrs3_loader.memory import in_shared_memory
 from lrs3_loader.soundtrack import Stretch, read_sound
 from lrs3_loader.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo
@@ -210,15 +210,6 @@ class _WatchedDataset(Dataset[tuple[int, Any]]):
             except RunError as error:  # one line for the user, without this process's traceback
                 return number, error
         return number, result
-
-
-def in_shared_memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A new tensor, not filled, that other processes are handed without a copy.
-
-    Sharing what is there already would copy it first. torch's own collation of batches makes its results like this.
-    """
-    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
-    return torch.empty(0, dtype=dtype).set_(storage).view(tuple(shape))
 
 
 def _as_is(item: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -53,6 +54,15 @@ def hand_back_freed_memory() -> None:
     """
     _mallopt(_M_ARENA_MAX, 1)
     _mallopt(_M_MMAP_THRESHOLD, _LARGE)
+
+
+def in_shared_memory(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """A new tensor, not filled, that other processes are handed without a copy.
+
+    Sharing what is there already would copy it first. torch's own collation of batches makes its results like this.
+    """
+    storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
+    return torch.empty(0, dtype=dtype).set_(storage).view(tuple(shape))
 
 
 def piecewise(function: Callable[[Any], Result], items: Sequence[Any] | torch.Tensor) -> list[Result]:

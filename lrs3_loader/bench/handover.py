@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import multiprocessing
 import time
-from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lrs3_loader.decode import in_shared_memory
+from lrs3_loader.memory import in_shared_memory
 from lrs3_loader.workers import own_child_signals, prepare_parent
 
 CHUNK_SHAPE = (125, 224, 224, 3)  # five seconds of LRS3: 18.8 MB
@@ -28,10 +27,6 @@ class _Chunks(Dataset[torch.Tensor]):
         return in_shared_memory(CHUNK_SHAPE, torch.uint8).fill_(index % 256)
 
 
-def _as_is(item: Any) -> Any:
-    return item
-
-
 def measure_handover(num_chunks: int) -> tuple[int, float]:
     """(bytes, seconds) of the chunks from one process, each read once here; the first is not counted."""
     prepare_parent("forkserver", [__name__])
@@ -39,7 +34,6 @@ def measure_handover(num_chunks: int) -> tuple[int, float]:
         _Chunks(num_chunks + 1),
         batch_size=None,
         num_workers=1,
-        collate_fn=_as_is,
         multiprocessing_context=multiprocessing.get_context("forkserver"),
     )
     with own_child_signals():

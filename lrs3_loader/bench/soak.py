@@ -77,6 +77,7 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
     folders = [soak.folder / name for name in ("undisturbed", "disturbed")]
     runs = [RunFolder.open(folder) for folder in folders]
     totals = [run.totals() for run in runs]
+    growths = growth_by_kind(peaceful.lives + disturbed.lives)
     return {
         "clips": soak.clips,
         "written": totals[1].num_samples,
@@ -90,8 +91,8 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
         "launches": disturbed.num_launches,
         "kills": dict(disturbed.kills),
         "seconds": {"undisturbed": round(peaceful.seconds, 1), "disturbed": round(disturbed.seconds, 1)},
-        "growth": growth_by_kind(peaceful.lives + disturbed.lives),
-        "is_flat": all(growth <= FLAT for growth in growth_by_kind(peaceful.lives + disturbed.lives).values()),
+        "growth": growths,
+        "is_flat": all(growth <= FLAT for growth in growths.values()),
         "lives": {
             name: [vars(life) for life in launches.lives]
             for name, launches in (("undisturbed", peaceful), ("disturbed", disturbed))
