@@ -34,7 +34,7 @@ from lrs3_loader.errors import (
     TooShortError,
 )
 from lrs3_loader.media import Allocate, VideoTrack, probe_video, read_pictures
-from lrs3_loader.memory import in_shared_memory
+from lrs3_loader.memory import in_shared_memory, pack, unpack
 from lrs3_loader.soundtrack import Stretch, read_sound
 from lrs3_loader.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo
@@ -189,14 +189,14 @@ def _average_rate(track: VideoTrack, sources: np.ndarray) -> float:
     return float((last + 1 - first) / ((end - int(track.pts[first])) * track.time_base))
 
 
-class _WatchedDataset(Dataset[tuple[int, Any]]):
-    """What really runs in the workers: the dataset, with its work entered in the table and results in shared memory."""
+class _WatchedDataset(Dataset[tuple[int, torch.Tensor | None]]):
+    """What really runs in the workers: the dataset, with its work entered in the table and results packed."""
 
     def __init__(self, dataset: ClipDataset, table: WorkTable) -> None:
         self.dataset = dataset
         self.table = table
 
-    def __getitem__(self, item: tuple[int, ChunkRequest | None]) -> tuple[int, Any]:
+    def __getitem__(self, item: tuple[int, ChunkRequest | None]) -> tuple[int, torch.Tensor | None]:
         number, request = item
         if request is None:
             return number, None
@@ -206,10 +206,10 @@ class _WatchedDataset(Dataset[tuple[int, Any]]):
         self.dataset.allocate = in_shared_memory
         with self.table.working_on(info.id, number):
             try:
-                result: Any = self.dataset[request]
+                result: DecodedChunk | Reject | RunError = self.dataset[request]
             except RunError as error:  # one line for the user, without this process's traceback
-                return number, error
-        return number, result
+                result = error
+            return number, pack(result)
 
 
 def _as_is(item: Any) -> Any:
@@ -257,7 +257,7 @@ class ClipLoader(Generic[Tag]):
         self._queue = ClipQueue(clips)
         self._idle_deaths = 0
         self._crew: Crew | None = None
-        self._results: Iterator[tuple[int, Any]] | None = None
+        self._results: Iterator[tuple[int, torch.Tensor | None]] | None = None
         self._stopped = threading.Event()
 
     def __enter__(self) -> ClipLoader[Tag]:
@@ -294,7 +294,8 @@ class ClipLoader(Generic[Tag]):
         num_polls = 0
         while not self._stopped.is_set():
             try:
-                number, result = next(self._results)
+                number, packed = next(self._results)
+                result = None if packed is None else unpack(packed)
             except (RuntimeError, OSError, EOFError) as error:
                 # DataLoader: "timed out", "worker exited unexpectedly"; others: the sender of a tensor has died.
                 timed_out = str(error).startswith("DataLoader timed out")
@@ -322,7 +323,7 @@ class ClipLoader(Generic[Tag]):
             self._results = self._connect(crew)
         crew.start_watching()
 
-    def _connect(self, crew: Crew) -> Iterator[tuple[int, Any]]:
+    def _connect(self, crew: Crew) -> Iterator[tuple[int, torch.Tensor | None]]:
         loader: DataLoader[Any] = DataLoader(
             _WatchedDataset(self._dataset, crew.table),
             batch_size=None,

@@ -64,6 +64,22 @@ class WorkTable:
         return ticket, beats
 
 
+class LocklessEvent:
+    """``multiprocessing.Event`` as far as DataLoader uses it, but nobody can leave it locked.
+
+    That one takes a lock even to look; a worker killed at that instant keeps it, and who sets it next waits for ever.
+    """
+
+    def __init__(self) -> None:
+        self._flag = torch.zeros(1, dtype=torch.bool).share_memory_()
+
+    def is_set(self) -> bool:
+        return bool(self._flag)
+
+    def set(self) -> None:
+        self._flag.fill_(True)
+
+
 class Crew:
     """The processes of one DataLoader, which creates them through :attr:`context`."""
 
@@ -132,7 +148,7 @@ def _has_ended(process: BaseProcess) -> bool:
 
 
 class _RecordingContext(multiprocessing.context.BaseContext):
-    """A start method that notes the processes it creates, so that they can be watched and killed."""
+    """A start method that notes the processes it creates, so that they can be watched, and survives their deaths."""
 
     def __init__(self, start_method: StartMethod, processes: list[BaseProcess]) -> None:
         self._inner = multiprocessing.get_context(start_method)
@@ -143,6 +159,9 @@ class _RecordingContext(multiprocessing.context.BaseContext):
 
     def get_context(self, method: str | None = None) -> Any:
         return self if method is None else self._inner.get_context(method)
+
+    def Event(self) -> Any:  # noqa: N802 (BaseContext's name)
+        return LocklessEvent()
 
     def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 (BaseContext's name)
         process = self._inner.Process(*args, **kwargs)  # type: ignore[attr-defined]

@@ -7,9 +7,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,6 +21,7 @@ from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode import ChunkRequest, ClipDataset, ClipLoader
 from lrs3_loader.errors import REASONS
 from lrs3_loader.types import Clip, DecodedChunk, Reject
+from lrs3_loader.workers import Crew
 from pitch_stubs import CRASHES, HANGS, HANGS_WITH_LOCK, RAISES, SLOW, crash_once, flat_pitch, tricky_pitch
 
 Result = DecodedChunk | Reject
@@ -260,6 +263,48 @@ def test_a_worker_that_hangs_or_dies_costs_its_clip_only(root: Path, culprit: in
     assert rejected.reason == reason
     assert "2 of 2 times" in rejected.message
     assert f"{culprit}.mp4" in rejected.message
+
+
+def test_a_worker_killed_in_mid_message_costs_its_clip_only(root: Path) -> None:
+    """Nobody reads while one is killed whose last result is more than a pipe holds: half of it would be there."""
+    rows = "".join(f"{row:06d} \t0.312 \t0.105 \t0.251 \t0.446 \n" for row in range(5_000))
+    (root / "long.txt").write_text(f"Text:  A\nConf:  5\nRef:   a\n\nFRAME \tX \tY \tW \tH \n{rows}")
+    clips = [clip_of(root, 10), clip_of(root, 11, transcript_path="long.txt"), clip_of(root, HANGS_WITH_LOCK)]
+    hurried = dataclasses.replace(PATIENT, num_workers=1, deadline_seconds=1.0)
+    with ClipLoader(enumerate(clips), root, CONFIG, hurried, pitch=tricky_pitch) as loader:
+        results = iter(loader)
+        next(results)
+        time.sleep(3)
+        (_, chunk), (_, rejected) = results
+    assert isinstance(chunk, DecodedChunk)
+    assert chunk.head is not None
+    assert chunk.head.transcript is not None
+    assert chunk.head.transcript.boxes.nbytes > 2**16
+    assert isinstance(rejected, Reject)
+    assert rejected.reason == "decoder_hung"
+
+
+def _look_for_ever(event: Any) -> None:
+    while True:
+        event.is_set()
+
+
+def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
+    """The DataLoader sets one event when it ends, and its workers look at it before every item."""
+    crew = Crew(1, deadline_seconds=60, start_method="forkserver")
+    event = crew.context.Event()
+    for _ in range(5):
+        process = crew.context.Process(target=_look_for_ever, args=(event,), daemon=True)
+        process.start()
+        time.sleep(0.5)
+        process.kill()
+        process.join()
+    setter = threading.Thread(target=event.set, daemon=True)
+    setter.start()
+    setter.join(10)
+    assert not setter.is_alive()
+    assert event.is_set()
+    crew.close()
 
 
 def test_a_clip_that_fails_once_is_tried_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

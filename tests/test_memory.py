@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import logging
+import select
+from multiprocessing.reduction import ForkingPickler
 
 import pytest
 import torch
 
-from lrs3_loader.memory import hand_back_freed_memory, keep_freed_memory, piecewise
+from lrs3_loader.memory import hand_back_freed_memory, in_shared_memory, keep_freed_memory, pack, piecewise, unpack
 
 
 def test_what_does_not_fit_goes_in_halves(caplog: pytest.LogCaptureFixture) -> None:
@@ -36,3 +38,14 @@ def test_memory_settings_are_taken() -> None:
     keep_freed_memory()
     hand_back_freed_memory()
     assert float(torch.ones(1000, 1000).sum()) == 1e6
+
+
+def test_what_is_packed_comes_out_and_fits_one_write() -> None:
+    frames = in_shared_memory((3, 2), torch.uint8).fill_(7)
+    packed = pack({"text": "x" * 10**6, "frames": frames})
+    assert packed.is_shared()
+    assert len(ForkingPickler.dumps((12345, (12345, packed)))) < select.PIPE_BUF // 2
+    item = unpack(packed)
+    assert item["text"] == "x" * 10**6
+    frames[0, 0] = 8
+    assert item["frames"].tolist() == [[8, 7], [7, 7], [7, 7]]  # the same memory
