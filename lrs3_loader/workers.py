@@ -105,9 +105,11 @@ class Crew:
 
     def dead(self, wait_seconds: float = 0.0) -> list[int]:
         """Ids of workers that have ended, after waiting up to ``wait_seconds`` for the first one."""
-        if wait_seconds:
-            multiprocessing.connection.wait([process.sentinel for process in self.processes], wait_seconds)
-        return [worker for worker, process in enumerate(self.processes) if not process.is_alive()]
+        multiprocessing.connection.wait([process.sentinel for process in self.processes], wait_seconds)
+        dead = [worker for worker, process in enumerate(self.processes) if _has_ended(process)]
+        for worker in dead:  # a process closes its files, the sentinel's too, a moment before it has an exit code
+            self.processes[worker].join()
+        return dead
 
     def is_idle(self) -> bool:
         return all(self.table.read(worker)[0] == IDLE for worker in range(len(self.processes)))

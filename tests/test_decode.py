@@ -21,7 +21,7 @@ from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode import ChunkRequest, ClipDataset, ClipLoader
 from lrs3_loader.errors import REASONS
 from lrs3_loader.types import Clip, DecodedChunk, Reject
-from lrs3_loader.workers import Crew
+from lrs3_loader.workers import Crew, StartMethod
 from pitch_stubs import CRASHES, HANGS, HANGS_WITH_LOCK, RAISES, SLOW, crash_once, flat_pitch, tricky_pitch
 
 Result = DecodedChunk | Reject
@@ -304,6 +304,24 @@ def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
     setter.join(10)
     assert not setter.is_alive()
     assert event.is_set()
+    crew.close()
+
+
+def _dies_slowly() -> None:
+    os.closerange(3, 100)
+    time.sleep(1)
+    os._exit(7)
+
+
+@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
+def test_one_that_is_still_dying_counts_as_dead(start_method: StartMethod) -> None:
+    """The kernel closes the files of a process first, which breaks its connections."""
+    crew = Crew(1, deadline_seconds=60, start_method=start_method)
+    process = crew.context.Process(target=_dies_slowly)
+    process.start()
+    assert crew.dead() == []
+    assert crew.dead(wait_seconds=30) == [0]
+    assert process.exitcode == 7
     crew.close()
 
 
