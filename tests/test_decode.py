@@ -7,11 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -21,7 +19,6 @@ from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode import ChunkRequest, ClipDataset, ClipLoader
 from lrs3_loader.errors import REASONS
 from lrs3_loader.types import Clip, DecodedChunk, Reject
-from lrs3_loader.workers import Crew, StartMethod
 from pitch_stubs import CRASHES, HANGS, HANGS_WITH_LOCK, RAISES, SLOW, crash_once, flat_pitch, tricky_pitch
 
 Result = DecodedChunk | Reject
@@ -284,47 +281,6 @@ def test_a_worker_killed_in_mid_message_costs_its_clip_only(root: Path) -> None:
     assert rejected.reason == "decoder_hung"
 
 
-def _look_for_ever(event: Any) -> None:
-    while True:
-        event.is_set()
-
-
-def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
-    """The DataLoader sets one event when it ends, and its workers look at it before every item."""
-    crew = Crew(1, deadline_seconds=60, start_method="forkserver")
-    event = crew.context.Event()
-    for _ in range(5):
-        process = crew.context.Process(target=_look_for_ever, args=(event,), daemon=True)
-        process.start()
-        time.sleep(0.5)
-        process.kill()
-        process.join()
-    setter = threading.Thread(target=event.set, daemon=True)
-    setter.start()
-    setter.join(10)
-    assert not setter.is_alive()
-    assert event.is_set()
-    crew.close()
-
-
-def _dies_slowly() -> None:
-    os.closerange(3, 100)
-    time.sleep(1)
-    os._exit(7)
-
-
-@pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
-def test_one_that_is_still_dying_counts_as_dead(start_method: StartMethod) -> None:
-    """The kernel closes the files of a process first, which breaks its connections."""
-    crew = Crew(1, deadline_seconds=60, start_method=start_method)
-    process = crew.context.Process(target=_dies_slowly)
-    process.start()
-    assert crew.dead() == []
-    assert crew.dead(wait_seconds=30) == [0]
-    assert process.exitcode == 7
-    crew.close()
-
-
 def test_a_clip_that_fails_once_is_tried_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_CRASH_NOTE", str(tmp_path / "note"))
     clips = [(0, clip_of(root, 10)), (1, clip_of(root, CRASHES)), (2, clip_of(root, 11))]
@@ -454,17 +410,3 @@ def test_memory_and_descriptors_stay_flat(root: Path) -> None:
     for early, early_files, late, late_files in levels.values():
         assert late - early < 6
         assert late_files - early_files < 20
-
-
-def test_a_folder_for_sockets_with_too_long_a_name_is_named(tmp_path: Path) -> None:
-    long = tmp_path / ("x" * 100)
-    long.mkdir()
-    code = "from lrs3_loader.workers import prepare_parent\nprepare_parent('forkserver', [])"
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "TMPDIR": str(long)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert f"RunError: decode workers cannot be started from {long} (AF_UNIX path too long)" in done.stderr
