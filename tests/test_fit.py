@@ -92,11 +92,11 @@ def test_curvatures_are_the_squares_of_autograds_jacobian() -> None:
     for t in range(5):
         here = slice(t * num_each, (t + 1) * num_each)
         assert (found.frames[:, t] - dense[:, here, here]).abs().max() < tolerance
-        assert (found.border[:, t] - dense[:, here, 5 * num_each :]).abs().max() < tolerance
+        assert (found.border[:, t] - dense[:, 5 * num_each :, here]).abs().max() < tolerance
     assert (found.id - dense[:, 5 * num_each :, 5 * num_each :]).abs().max() < tolerance
     known = fit_curvature.curvature(state, both.residuals(state), both.products, with_identity=False)
     assert torch.allclose(known.frames, found.frames, rtol=1e-5, atol=tolerance)
-    assert known.border.shape[-1] == known.id.shape[-1] == 0
+    assert known.border.shape[-2] == known.id.shape[-1] == 0
 
 
 def test_bounds_push_smoothly_and_only_outside() -> None:
@@ -139,7 +139,7 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
         dense += torch.diag(torch.nn.functional.pad(stiff, (0, 6)).flatten())
         right = by_frames[row].flatten()
         if free:
-            border = blocks.border[row].double().flatten(0, 1)
+            border = blocks.border[row].double().transpose(1, 2).flatten(0, 1)
             assert both.id_precision is not None
             corner = blocks.id[row].double() + both.id_precision[row]
             dense = torch.cat((torch.cat((dense, border), 1), torch.cat((border.T, corner), 1)))

@@ -36,13 +36,13 @@ class Products:
         return _upper(self._id)
 
     @cached_property
-    def exp_id(self) -> torch.Tensor:
-        """[6 K, E I]."""
+    def id_exp(self) -> torch.Tensor:
+        """[6 K, I E]."""
         parts = []
         for a, b in _AXES:
-            product = self._exp[:, a, :, None] * self._id[:, b, None, :]
+            product = self._id[:, a, :, None] * self._exp[:, b, None, :]
             if a != b:
-                product = product + self._exp[:, b, :, None] * self._id[:, a, None, :]
+                product = product + self._id[:, b, :, None] * self._exp[:, a, None, :]
             parts.append(product.float())
         return torch.cat(parts).flatten(1)
 
@@ -67,7 +67,7 @@ class Curvature:
     """Of the landmark term, f32, halved."""
 
     frames: torch.Tensor  # [B, T, D, D]
-    border: torch.Tensor  # [B, T, D, I] between a frame and the identity, [B, T, D, 0] where that is known
+    border: torch.Tensor  # [B, T, I, D] between the identity and a frame, [B, T, 0, D] where that is known
     id: torch.Tensor  # [B, I, I] of all frames together, or [B, 0, 0]
 
 
@@ -93,12 +93,12 @@ def curvature(state: State, found: Residuals, products: Products, with_identity:
     both = torch.cat((pose_a, pose_b), -1)
     frames[..., num_exp:, num_exp:] = (both @ both.transpose(-1, -2)).view(batch, num_frames, POSE_SIZE, POSE_SIZE)
     if not with_identity:
-        return Curvature(frames, frames[..., :0], frames[:, 0, :0, :0])
-    border = (six @ products.exp_id).view(batch, num_frames, num_exp, num_id)
+        return Curvature(frames, frames[..., :0, :], frames[:, 0, :0, :0])
+    border = (six @ products.id_exp).view(batch, num_frames, num_id, num_exp)
     whole = six.view(batch, num_frames, -1).sum(1) @ products.id_id
     return Curvature(
         frames,
-        torch.cat((border, mixed[..., num_exp:]), -2),
+        torch.cat((border, mixed[..., num_exp:].transpose(-1, -2)), -1),
         whole.index_select(1, products.id_places).view(batch, num_id, num_id),
     )
 

@@ -166,15 +166,15 @@ class System:
         self._upper = self._lower.transpose(-1, -2)
 
     def _add_border(self, border: torch.Tensor, id_own: torch.Tensor) -> None:
-        """``border`` [B, T, D, I] between frames and identity, ``id_own`` [B, I, I]."""
+        """``border`` [B, T, I, D] between identity and frames, used up; ``id_own`` [B, I, I]."""
         diagonal = torch.diagonal(id_own, dim1=-2, dim2=-1)
         self._id_scale = torch.rsqrt(diagonal.clamp(min=_MIN_CURVATURE))
-        border = border * self._scale[..., None] * self._id_scale[:, None, None]
+        border = border.mul_(self._scale[..., None, :]).mul_(self._id_scale[:, None, :, None])
         own = id_own * self._id_scale[..., :, None] * self._id_scale[..., None, :]
         self._id_own = own + torch.diag_embed(self._damping[:, 0].expand_as(diagonal))
-        half = torch.linalg.solve_triangular(self._lower, border, upper=False)
-        self._border, self._half = border.flatten(1, 2), half.flatten(1, 2)
-        self._id_factor = _cholesky(self._id_own - self._half.transpose(-1, -2) @ self._half)
+        half = torch.linalg.solve_triangular(self._upper, border, upper=True, left=False)
+        self._border, self._half = (part.transpose(1, 2).flatten(2) for part in (border, half))  # [B, I, T D]
+        self._id_factor = _cholesky(self._id_own - self._half @ self._half.transpose(-1, -2))
 
     def step(
         self, gradient: torch.Tensor, id_gradient: torch.Tensor, num_cg: int
@@ -221,16 +221,16 @@ class System:
         image = (_apply(moves, self._own) + coupled).flatten(1)
         if not self._id_size:
             return image
-        image = image + (self._border @ by_id[..., None])[..., 0]
-        return torch.cat((image, _apply(by_id, self._id_own) + _apply(moves.flatten(1), self._border)), 1)
+        of_id = _apply(by_id, self._id_own) + _apply(moves.flatten(1), self._border.transpose(-1, -2))
+        return torch.cat((image + _apply(by_id, self._border), of_id), 1)
 
     def _precondition(self, vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """The system without the links between neighbours (their diagonal apart) solved for ``vector``."""
         moves, by_id = self._split(vector, shape)
         half = torch.linalg.solve_triangular(self._lower, moves[..., None], upper=False)
         if self._id_size:
-            rest = by_id - _apply(half.flatten(1), self._half)
+            rest = by_id - _apply(half.flatten(1), self._half.transpose(-1, -2))
             by_id = torch.cholesky_solve(rest[..., None], self._id_factor)[..., 0]
-            half = half - (self._half @ by_id[..., None]).view(half.shape)
+            half = half - _apply(by_id, self._half).view(half.shape)
         solved = torch.linalg.solve_triangular(self._upper, half, upper=True).flatten(1)
         return torch.cat((solved, by_id), 1) if self._id_size else solved
