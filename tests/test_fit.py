@@ -160,6 +160,27 @@ def test_the_closed_form_start_is_near_and_survives_degenerate_landmarks() -> No
     assert all(torch.isfinite(value).all() for value in nowhere)
 
 
+def test_landmarks_without_weight_are_left_out() -> None:
+    """The same as next to no weight, whatever they say; the mouth, by which keyframes are chosen, is found all the
+    same."""
+    clip, *_ = speaking_clip(MODEL, 3, 30)
+    elsewhere = clip.lm68.clone()
+    side = [*range(5), *range(12, 17)]
+    elsewhere[:, side] = 1e4
+    confidence = torch.linspace(0.5, 1, 68).expand(30, -1)
+    left_out = LandmarkFitter(MODEL, FitConfig(side_weight=0, tolerance=1e-6))
+    (result,) = left_out([FitInput(elsewhere, clip.valid, 224, 224, confidence)])
+    assert left_out._points.basis.mean.shape == (58, 3)
+    (expected,) = LandmarkFitter(MODEL, FitConfig(side_weight=1e-9, tolerance=1e-6))(
+        [FitInput(clip.lm68, clip.valid, 224, 224, confidence)]
+    )
+    assert (refit_pixels(MODEL, clip, result) - refit_pixels(MODEL, clip, expected)).abs().max() < 5e-3
+    rays = left_out._points.rays(clip, Camera.for_frame(224, 224))
+    lips = rays[:, left_out._points.inner_lips]
+    all_rays = FitPoints(MODEL, FitConfig()).rays(clip, Camera.for_frame(224, 224))
+    assert torch.equal(lips, all_rays[:, [62, 66]])
+
+
 def test_keyframes_are_spread_distinct_and_all_of_few() -> None:
     features = np.zeros((50, 4))
     features[[7, 31]] = [[9, 0, 0, 0], [0, 9, 0, 0]]
@@ -360,6 +381,8 @@ def test_bad_input_is_refused(change: dict, message: str) -> None:
         FitInput(**(good | change))
     with pytest.raises(ValueError, match="num_cg must be above 0"):
         FitConfig(num_cg=0)
+    with pytest.raises(ValueError, match="side_weight must be above 0"):
+        FitConfig(side_weight=-1.0)
 
 
 def test_no_clips_give_no_results() -> None:

@@ -113,7 +113,8 @@ class LandmarkFitter:
         valid: torch.Tensor,
         lengths: Sequence[int],
     ) -> list[Window]:
-        features = keyframe_features(rotation, rays, translation).cpu().numpy().astype(np.float64)
+        lips = rays[:, self._points.inner_lips]
+        features = keyframe_features(rotation, lips, translation).cpu().numpy().astype(np.float64)
         usable = valid.cpu().numpy()
         keys, start = [], 0
         for clip, length in enumerate(lengths):

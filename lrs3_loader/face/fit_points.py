@@ -1,6 +1,6 @@
-"""Which points a fit uses and how strongly each is believed: iBUG's 68, and some of MediaPipe's dense points.
+"""Which points a fit uses and how strongly each is believed: of iBUG's 68 and of MediaPipe's dense points.
 
-Letters: N frames of any clips, K points (the 68 landmarks first), I identity modes, E expression modes.
+Letters: N frames of any clips, K points (landmarks first), I identity modes, E expression modes.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ MOUTH = slice(48, 68)
 _EYES = slice(36, 48)
 _UPPER_LIDS = [37, 38, 43, 44]
 _CONTOUR = 17
+_INNER_LIPS = (62, 66)  # their middles, upper and lower
 # MediaPipe's points on the rings of the eyes and lips, both sides.
 _EYE_RINGS = (
     33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7,
@@ -37,8 +38,12 @@ class FitPoints:
         """Raises ``ValueError`` where dense points are asked of a model without them."""
         self.config = config
         device = model.device
-        weights = [landmark_weights(config).to(device)]
-        parts = [(model.landmark_mean, model.landmark_id_basis, model.landmark_exp_basis)]
+        of_landmarks = landmark_weights(config)
+        self.landmarks = torch.nonzero(of_landmarks)[:, 0]  # those that count, on the CPU
+        self.inner_lips = torch.searchsorted(self.landmarks, torch.tensor(_INNER_LIPS)).tolist()  # among the points
+        weights = [of_landmarks[self.landmarks].to(device)]
+        columns = (model.landmark_mean, model.landmark_id_basis, model.landmark_exp_basis)
+        parts = [tuple(column[self.landmarks.to(device)] for column in columns)]
         self.mesh_points = torch.zeros(0, dtype=torch.int64, device=device)
         if config.dense:
             if model.dense is None:
@@ -47,7 +52,7 @@ class FitPoints:
             (self.mesh_points,) = torch.nonzero(dense, as_tuple=True)
             weights.append(dense[self.mesh_points])
             columns = (model.dense_mean, model.dense_id_basis, model.dense_exp_basis)
-            parts.append(tuple(column[self.mesh_points] for column in columns))  # type: ignore[arg-type]
+            parts.append(tuple(column[self.mesh_points] for column in columns))
         self.weights = torch.cat(weights)  # [K] f64
         mean, id, exp = (torch.cat(column).double() for column in zip(*parts, strict=True))
         self.basis = Basis(mean, id, exp, _bounds(model))
@@ -64,8 +69,10 @@ class FitPoints:
         return self._pixels(clip)[1]
 
     def _pixels(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
-        pixels = clip.lm68
-        seen = torch.ones(pixels.shape[:2]) if clip.confidence is None else clip.confidence.cpu()
+        pixels = clip.lm68[:, self.landmarks.to(clip.lm68.device)]
+        seen = torch.ones(pixels.shape[:2])
+        if clip.confidence is not None:
+            seen = clip.confidence.cpu()[:, self.landmarks]
         if len(self.mesh_points):
             if clip.lm468 is None:
                 raise ValueError("a dense fit needs lm468")
@@ -91,7 +98,8 @@ class FitPoints:
         steady = (config.noise_decimetres / depth).square() + (config.steady_px / focal).square()
         variance = steady + (config.noise_px / focal).square()
         precision = confidence * self.weights / variance[:, None]
-        precision[:, :_CONTOUR] *= _contour_visibility(rotation, config.far_side_weight)
+        contour = self.landmarks[self.landmarks < _CONTOUR]
+        precision[:, : len(contour)] *= _contour_visibility(rotation, config.far_side_weight)[:, contour]
         return precision, steady / variance
 
 

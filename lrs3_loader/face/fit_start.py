@@ -79,13 +79,14 @@ def bridge_gaps(
     )
 
 
-def keyframe_features(rotation: torch.Tensor, rays: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
+def keyframe_features(rotation: torch.Tensor, lips: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
     """[N, 4] what keyframes should differ in: where the face looks (2), how it is tilted, how open the mouth is.
 
-    In units that make a turn of 11 degrees count as much as an opening of 2 cm.
+    In units that make a turn of 11 degrees count as much as an opening of 2 cm. ``lips`` [N, 2, 2] are the rays of the
+    inner lips' middles.
     """
     depth = (DISTANCE - translation[:, 2:]).clamp(min=1e-3)
-    opening = (rays[:, 62] - rays[:, 66]).norm(dim=-1, keepdim=True) * depth
+    opening = (lips[:, 0] - lips[:, 1]).norm(dim=-1, keepdim=True) * depth
     tilt = rotation[:, 1:2, 0]
     return torch.cat((rotation[:, :2, 2] / 0.2, 0.5 * tilt / 0.2, opening / 0.2), -1)
 

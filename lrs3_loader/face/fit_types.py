@@ -39,7 +39,8 @@ class FitConfig:
     mouth_weight: float = 5.0
     """Weight of the mouth's landmarks."""
     side_weight: float = 0.3
-    """Weight of the contour's landmarks beside ear and hair, where detectors and models mean different points."""
+    """Weight of the contour's landmarks beside ear and hair, where detectors and models mean different points; 0: they
+    are not used."""
     num_side_points: int = 5
     """How many landmarks at either end of the contour these are."""
     far_side_weight: float = 0.1
@@ -82,7 +83,9 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, bool) and not value > 0:
+            if isinstance(value, bool) or (name == "side_weight" and value == 0):
+                continue
+            if not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
     @classmethod
@@ -121,7 +124,7 @@ class FitConfig:
             noise_px=1e-9,
             outlier_sigma=math.inf,
             upper_lid_weight=20.0,
-            side_weight=1e-9,
+            side_weight=0.0,
             num_side_points=4,
             far_side_weight=1.0,
             id_weight=0.2 * scale / model.num_id,
