@@ -66,8 +66,13 @@ def moved(state: fit_terms.State, step: torch.Tensor) -> fit_terms.State:
 def test_the_gradient_equals_autograd(outlier_sigma: float) -> None:
     state, both = problem(outlier_sigma=outlier_sigma)
     by_frames, by_id = both.gradient(state, both.residuals(state))
+
+    def cost(step: torch.Tensor) -> torch.Tensor:
+        there = moved(state, step)
+        return both.cost(there, both.residuals(there)).sum()
+
     zero = torch.zeros(2, 5 * (MODEL.num_exp + 6) + MODEL.num_id, dtype=torch.float64)
-    expected = 0.5 * torch.autograd.functional.jacobian(lambda step: both.cost(moved(state, step)).sum(), zero)
+    expected = 0.5 * torch.autograd.functional.jacobian(cost, zero)
     by_step = expected[:, : -MODEL.num_id].view(by_frames.shape)
     # the change of rotation is linearised for small turns between neighbours: not exact, unlike everything else
     assert torch.allclose(by_frames[..., :-6], by_step[..., :-6], rtol=1e-9)

@@ -52,9 +52,9 @@ class Problem:
         neutral = self.basis.neutral(state.id) if self.neutral is None else self.neutral
         return residuals(state, neutral, self.basis, self.frames)
 
-    def cost(self, state: State) -> torch.Tensor:
-        """[B] f64."""
-        total = cost(state, self.residuals(state), self.basis, self.frames)
+    def cost(self, state: State, found: Residuals) -> torch.Tensor:
+        """[B] f64 of a state with the residuals ``found``."""
+        total = cost(state, found, self.basis, self.frames)
         if self.id_precision is None:
             return total
         return total + ((state.id[:, None] @ self.id_precision)[:, 0] * state.id).sum(-1)
@@ -88,17 +88,18 @@ def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State,
     alone. Near its minimum the curvature hardly changes: it is then kept (a chord method) for as long as every step is
     a gain. Nothing that becomes of a sequence depends on its neighbours in the batch.
     """
-    best = problem.cost(state)
+    found = problem.residuals(state)
+    best = problem.cost(state, found)
     converged = torch.zeros_like(best, dtype=torch.bool)
     damping = torch.full_like(best, _FIRST_DAMPING)
     system, settling = None, converged
     for _ in range(settings.max_iterations):
-        found = problem.residuals(state)
         if system is None or not bool(settling.all()):
             fresh = System(state, found, problem, damping)
             system = fresh if system is None else fresh.replaced_where(settling, system)
         candidate = state.moved(*system.step(*problem.gradient(state, found), settings.num_cg))
-        value = problem.cost(candidate)
+        tried = problem.residuals(candidate)
+        value = problem.cost(candidate, tried)
         better = (value < best) & ~converged
         gain = (best - value) / best
         state = state.replaced_where(better, candidate)
@@ -107,6 +108,7 @@ def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State,
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(_MIN_DAMPING, _MAX_DAMPING)
         if bool(converged.all()):
             break
+        found = found.replaced_where(better, tried)
         settling = converged | (better & (gain < settings.settling))
     return state, converged
 

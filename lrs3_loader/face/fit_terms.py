@@ -26,6 +26,7 @@ steer the steps, in single.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -86,15 +87,7 @@ class State:
     def replaced_where(self, chosen: torch.Tensor, other: State) -> State:
         """``other`` for the sequences ``chosen`` [B], this state for the rest."""
 
-        def pick(new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
-            return torch.where(chosen.view(-1, *[1] * (old.ndim - 1)), new, old)
-
-        return State(
-            pick(other.id, self.id),
-            pick(other.exp, self.exp),
-            pick(other.rotation, self.rotation),
-            pick(other.translation, self.translation),
-        )
+        return State(*_picked(chosen, other, self))
 
 
 @dataclass(frozen=True)
@@ -107,6 +100,16 @@ class Residuals:
     depth: torch.Tensor  # [B, T, K]
     weight: torch.Tensor  # [B, T, K] precision, lowered for outliers
     cost: torch.Tensor  # [B, T, K] rho(precision |difference|^2)
+
+    def replaced_where(self, chosen: torch.Tensor, other: Residuals) -> Residuals:
+        """``other`` for the sequences ``chosen`` [B], these for the rest."""
+        return Residuals(*_picked(chosen, other, self))
+
+
+def _picked(chosen: torch.Tensor, new: State | Residuals, old: State | Residuals) -> Iterator[torch.Tensor]:
+    """Every tensor of ``new`` for the sequences ``chosen`` [B], of ``old`` for the rest."""
+    for one, other in zip(vars(new).values(), vars(old).values(), strict=True):
+        yield torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
 
 
 def residuals(state: State, neutral: torch.Tensor, basis: Basis, frames: Frames) -> Residuals:

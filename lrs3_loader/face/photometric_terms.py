@@ -103,14 +103,14 @@ class PhotometricProblem(Problem):
     outlier: float  # the number of standard deviations beyond which a sample pulls with a constant force
     _known: list[tuple[State, torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
-    def cost(self, state: State) -> torch.Tensor:
+    def cost(self, state: State, found: Residuals) -> torch.Tensor:
         parts = []
         for part in slices(len(self.samples.pixel), self.region.device):
             _, ray, _ = self._place(state, part)
             colours = sample(blurred(self.samples.pictures[part]), self._pixel(ray, part))
             parts.append(self._robust(colours - self.samples.colour[part], part)[0].sum(1))
         photometric = torch.cat(parts).double().view(state.exp.shape[:2]).sum(1)
-        return super().cost(state) + photometric
+        return super().cost(state, found) + photometric
 
     def gradient(self, state: State, found: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
         by_frames, by_id = super().gradient(state, found)
