@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from lrs3_loader.audio.checkpoint import _sha256_of_weights, load_checkpoint
-from lrs3_loader.audio.hubert import SpeechEncoder, chunk_bounds, plan_batches, resolve_layer
+from lrs3_loader.audio.hubert import SpeechEncoder, _ChannelsLastConv1d, chunk_bounds, plan_batches, resolve_layer
 from lrs3_loader.config import SpeechConfig
 from lrs3_loader.errors import RunError
 from sounds import real_sounds
@@ -247,6 +247,17 @@ def test_low_precision_stays_close(folders: dict[str, Path]) -> None:
         assert got.dtype == torch.float32
         error = (got - want).norm() / want.norm()
         assert 0 < error < 0.03
+
+
+@pytest.mark.parametrize("groups", [1, 4])
+def test_convolutions_leave_rows_together_in_memory(groups: int) -> None:
+    """What they are for: the layer norm behind them reads [B, L, C] without a copy."""
+    conv = torch.nn.Conv1d(16, 32, kernel_size=4, stride=2, padding=3, dilation=2, groups=groups)
+    x = torch.randn(3, 21, 16, generator=torch.Generator().manual_seed(0)).transpose(1, 2)
+    got = _ChannelsLastConv1d(conv)(x)
+    torch.testing.assert_close(got, conv(x))
+    assert got.transpose(1, 2).is_contiguous()
+    assert not conv(x).transpose(1, 2).is_contiguous()
 
 
 def test_arithmetic_switches_are_put_back(folders: dict[str, Path]) -> None:

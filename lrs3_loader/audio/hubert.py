@@ -59,6 +59,8 @@ class SpeechEncoder:
         self._batch_samples = int(seconds * SAMPLE_RATE)
         self._equal_lengths = not _is_padding_safe(checkpoint.model)
         model: Any = _cut_above(checkpoint.model, self.layer)
+        if self.device.type == "cpu":
+            model = _with_channels_last(model)
         self._model = model.to(self.device, self.dtype)
 
     @classmethod
@@ -234,6 +236,39 @@ def _cut_above(model: PreTrainedModel, layer: int) -> PreTrainedModel:
     if parametrize.is_parametrized(positional):
         # the weight norm, otherwise computed anew in every call, and in low precision
         parametrize.remove_parametrizations(positional, "weight")
+    return model
+
+
+class _ChannelsLastConv1d(nn.Module):
+    """A Conv1d whose output [B, C, L] lies in memory as [B, L, C], where torch's own would copy its input to [B, C, L].
+
+    The layer norms and projections between these convolutions read [B, L, C]: nothing is turned around any more.
+    """
+
+    def __init__(self, conv: nn.Conv1d) -> None:
+        super().__init__()
+        weight = conv.weight.detach()[:, :, None].contiguous(memory_format=torch.channels_last)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+        self.bias = conv.bias
+        self.stride, self.groups = (1, *conv.stride), conv.groups
+        self.padding, self.dilation = (0, *conv.padding), (1, *conv.dilation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, C, L] -> [B, C', L']."""
+        wide = x[:, :, None]
+        return nn.functional.conv2d(
+            wide, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
+        )[:, :, 0]
+
+
+def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
+    """The same encoder; on a CPU a tenth faster in bfloat16 where a layer norm follows each convolution."""
+    modules: Any = model
+    layers = [modules.encoder.pos_conv_embed]
+    if model.config.feat_extract_norm == "layer":  # a group norm reads [B, C, L]
+        layers += modules.feature_extractor.conv_layers
+    for layer in layers:
+        layer.conv = _ChannelsLastConv1d(layer.conv)
     return model
 
 
