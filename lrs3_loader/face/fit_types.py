@@ -140,7 +140,7 @@ class FitConfig:
             num_keyframes=12,
             num_cg=2,
             tolerance=3e-3,
-            settling=0.1,
+            settling=0.3,
         )
 
     def jointly(self) -> FitConfig:
