@@ -14,10 +14,11 @@ setup(
     packages=find_packages(include=["lrs3_loader", "lrs3_loader.*"]),
     python_requires=">=3.10",
     install_requires=[
-        # The three are built for one another: 2.11 is the last release that all of them share.
+        # The three are built for one another: 2.11 is the last release that all of them share. torchaudio 2.11.1 asks
+        # for torch 2.11 and does not load beside it: it is built for a later one.
         "torch>=2.6,<2.12",
         "torchvision>=0.21,<0.27",
-        "torchaudio>=2.6,<2.12",
+        "torchaudio>=2.6,<2.11.1",
         "transformers>=4.50",
         "huggingface_hub>=0.26",
         "safetensors>=0.4.3",

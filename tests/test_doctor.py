@@ -57,6 +57,7 @@ def test_this_environment_is_fit() -> None:
     [
         ({"torchvision": "0.25.1"}, "not of one release"),
         ({"torchaudio": "2.10.0"}, "not of one release"),
+        ({"torchaudio": "2.11.1"}, "built for a later torch"),
         ({"torch": "2.11.0+cpu"}, "built for different CUDA versions"),
         ({"torch": "2.12.0"}, "torch must be 2.6 to 2.11"),
         ({"torch": "2.5.1"}, "torch must be 2.6 to 2.11"),
@@ -67,7 +68,7 @@ def test_torch_packages_that_do_not_belong_together(versions: dict[str, str | No
     check = software(**versions)["torch packages"]
     assert check.level == "fail"
     assert problem in check.text
-    assert '"torchvision==0.26.*"' in check.remedy
+    assert '"torchvision==0.26.*" "torchaudio==2.11.*,<2.11.1"' in check.remedy
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lrs3_loader.doctor.check import Check
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
 TRIO = ("torch", "torchvision", "torchaudio")
 OLDEST_TORCH, NEWEST_TORCH = (2, 6), (2, 11)
+TORCHAUDIO_TOO_NEW = (2, 11, 1)  # asks for torch 2.11, but is built for a later one and does not load beside it
 TORCHVISION_LAG = 15  # torchvision 0.26 belongs to torch 2.11, and so on since 2.0
 PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
 
@@ -41,28 +42,32 @@ def _check_trio(find: Find) -> Check:
         except metadata.PackageNotFoundError:
             return Check(name, "fail", f"{package} is not installed", _install(NEWEST_TORCH))
     text = ", ".join(f"{package} {version}" for package, version in found.items())
-    numbers = {package: _minor(version) for package, version in found.items()}
+    numbers = {package: _numbers(version)[:2] for package, version in found.items()}
     torch = numbers["torch"]
     if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
         bounds = " to ".join(".".join(map(str, bound)) for bound in (OLDEST_TORCH, NEWEST_TORCH))
         return Check(name, "fail", f"{text}; torch must be {bounds}", _install(NEWEST_TORCH))
     if numbers["torchvision"] != (0, torch[1] + TORCHVISION_LAG) or numbers["torchaudio"] != torch:
         return Check(name, "fail", f"{text} are not of one release", _install(torch))
+    if _numbers(found["torchaudio"]) >= TORCHAUDIO_TOO_NEW:
+        return Check(name, "fail", f"{text}; this torchaudio is built for a later torch", _install(torch))
     builds = {version.partition("+")[2] for version in found.values()}
     if len(builds) > 1:
         return Check(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
     return Check(name, "ok", text)
 
 
-def _minor(version: str) -> tuple[int, int]:
-    match = re.match(r"(\d+)\.(\d+)", version)
-    return (int(match[1]), int(match[2])) if match else (0, 0)
+def _numbers(version: str) -> tuple[int, ...]:
+    """(2, 11, 0) of ``2.11.0+cu130``; (0, 0, 0) of what is no version."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    return tuple(int(part or 0) for part in match.groups()) if match else (0, 0, 0)
 
 
-def _install(torch: tuple[int, int]) -> str:
+def _install(torch: tuple[int, ...]) -> str:
     major, minor = torch
-    wanted = f'"torch=={major}.{minor}.*" "torchvision==0.{minor + TORCHVISION_LAG}.*" "torchaudio=={major}.{minor}.*"'
-    return f"pip install --force-reinstall {wanted}"
+    too_new = ".".join(map(str, TORCHAUDIO_TOO_NEW))
+    wanted = f'"torch=={major}.{minor}.*" "torchvision==0.{minor + TORCHVISION_LAG}.*"'
+    return f'pip install --force-reinstall {wanted} "torchaudio=={major}.{minor}.*,<{too_new}"'
 
 
 def _check_packages(find: Find) -> Check:
