@@ -386,7 +386,7 @@ def test_bad_input_is_refused(change: dict, message: str) -> None:
         FitInput(**(good | change))
     with pytest.raises(ValueError, match="num_cg must be above 0"):
         FitConfig(num_cg=0)
-    with pytest.raises(ValueError, match="side_weight must be above 0"):
+    with pytest.raises(ValueError, match="side_weight must be at least 0"):
         FitConfig(side_weight=-1.0)
 
 

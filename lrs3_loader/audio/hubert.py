@@ -59,7 +59,7 @@ class SpeechEncoder:
         self._batch_samples = int(seconds * SAMPLE_RATE)
         self._equal_lengths = not _is_padding_safe(checkpoint.model)
         model: Any = _cut_above(checkpoint.model, self.layer)
-        if self.device.type == "cpu":
+        if self.device.type == "cpu":  # how a GPU's grouped convolutions like it has not been measured
             model = _with_channels_last(model)
         self._model = model.to(self.device, self.dtype)
 

@@ -86,7 +86,6 @@ class State:
 
     def replaced_where(self, chosen: torch.Tensor, other: State) -> State:
         """``other`` for the sequences ``chosen`` [B], this state for the rest."""
-
         return State(*_picked(chosen, other, self))
 
 

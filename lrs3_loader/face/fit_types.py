@@ -83,9 +83,12 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool) or (name == "side_weight" and value == 0):
+            if isinstance(value, bool):
                 continue
-            if not value > 0:
+            if name == "side_weight":
+                if not value >= 0:
+                    raise ValueError(f"{name} must be at least 0, got {value}")
+            elif not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
     @classmethod
