@@ -23,6 +23,7 @@ import torch  # decord must be loaded after torch
 # isort: split
 import decord
 
+from lrs3_loader.av_input import open_input
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
 from lrs3_loader.mp4 import check_mp4
@@ -153,7 +154,7 @@ def open_container(path: Path, name: str) -> av.container.InputContainer:
         if path.stat().st_size == 0:
             raise UnreadableError(f"{name}: the file is empty")
         check_mp4(path, name)
-        return av.open(str(path), metadata_errors="replace")
+        return open_input(path)
     except av.error.FFmpegError as error:
         raise UnreadableError(f"{name}: not readable as a media file ({error.strerror})") from error
     except OSError as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import av
 
+from lrs3_loader.av_input import open_input
 from lrs3_loader.config import PlanConfig
 from lrs3_loader.errors import UnreadableError
 from lrs3_loader.storage import Location, store_at
@@ -75,7 +76,7 @@ def probe_frames(path: Path) -> float:
         UnreadableError: no such file, not a video, or a header without a length.
     """
     try:
-        with av.open(str(path), timeout=_PROBE_DEADLINE_SECONDS) as container:
+        with open_input(path, timeout_seconds=_PROBE_DEADLINE_SECONDS) as container:
             if not container.streams.video:
                 raise UnreadableError(f"{path}: no video track")
             stream = container.streams.video[0]
@@ -83,7 +84,7 @@ def probe_frames(path: Path) -> float:
                 seconds = float(stream.duration * stream.time_base)
             else:
                 seconds = (container.duration or 0) / av.time_base
-    except (av.FFmpegError, OSError, ValueError) as error:
+    except (av.FFmpegError, OSError) as error:
         raise UnreadableError(f"{path}: {error}") from error
     if seconds <= 0:
         raise UnreadableError(f"{path}: the header tells no length")

@@ -50,15 +50,20 @@ def assets(request: pytest.FixtureRequest) -> Path | None:
         return None
 
 
+#: Fixtures whose values differ between a machine that has the shared folder and one that has not.
+SHARED_FIXTURES = {"shared_data", "shared_assets", "assets"}
 LONGEST = ("test_run", "test_decode", "test_landmarks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest files first, so that no process ends long after the other.
+    """Put the longest files first, so that no process ends long after the other, and mark what uses the shared folder.
 
     Tests marked ``gpu`` are skipped on a machine without one, but fail where a GPU is expected.
     """
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    for item in items:
+        if SHARED_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.shared)
     if torch.cuda.is_available() or os.environ.get("LRS3_LOADER_EXPECT_GPU") == "1":
         return
     for item in items:

@@ -78,6 +78,7 @@ def write_media(
     sound_codec: str = "aac",
     video_options: dict[str, str] | None = None,
     container_options: dict[str, str] | None = None,
+    title: str = "",
     draw: Callable[[int, int, int], np.ndarray] = numbered_frame,
 ) -> Path:
     """Write numbered frames and a sound to ``path``; the suffix chooses the container.
@@ -94,6 +95,8 @@ def write_media(
     """
     with av.open(str(path), "w", options=container_options or {}) as out:
         packets: list[av.Packet] = []
+        if title:
+            out.metadata["title"] = title
         # Both streams must be there before the first packet is written.
         video = _video_stream(out, video_codec, frames_per_second, size, video_options) if num_frames else None
         audio = _sound_stream(out, sound_codec, sample_rate, len(sound)) if sound is not None else None

@@ -12,7 +12,7 @@ PACKAGE = Path(lrs3_loader.__file__).parent
 #: From left to right. Modules in one group may import one another; a name stands for a whole subpackage, too.
 ORDER = [
     {"types", "errors", "config", "cli", "memory", "transfer", "overlap"}
-    | {"disk", "files", "npy", "torch_file", "storage", "download"},
+    | {"disk", "files", "npy", "torch_file", "storage", "download", "av_input"},
     {"transcript", "layouts", "clip_table", "corpus"},
     {"plan", "manifest"},
     {"work", "progress"},

@@ -11,6 +11,7 @@ from collections import namedtuple
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunCo
 from lrs3_loader.corpus import scan_corpus
 from lrs3_loader.doctor import machine, room, trial
 from lrs3_loader.doctor.check import Check, format_checks, is_fit
-from lrs3_loader.doctor.software import check_software
+from lrs3_loader.doctor.software import check_software, check_torch_loads
 from lrs3_loader.errors import RunError
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.runfolder import RunFolder
@@ -77,6 +78,38 @@ def test_torch_packages_that_do_not_belong_together(versions: dict[str, str | No
 )
 def test_older_trios_belong_together(trio: tuple[str, str, str]) -> None:
     assert software(**dict(zip(GOOD, trio, strict=True)))["torch packages"].level == "ok"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("libtorch.so: undefined symbol: x\nmore"), RuntimeError("CUDA 13.2 against 13.0"), ImportError()]
+)
+def test_torch_packages_that_do_not_load(error: Exception) -> None:
+    def load(package: str) -> ModuleType:
+        if package == "torchaudio":
+            raise error
+        return torch
+
+    check = check_torch_loads(load)
+    assert check.level == "fail"
+    assert "torchaudio does not load (" in check.text
+    assert "\n" not in check.text
+    assert "pip install --force-reinstall" in check.remedy
+    assert check_torch_loads().level == "ok"
+
+
+@pytest.mark.parametrize("tool", ["extract.py", "doctor.py"])
+def test_a_torch_package_that_does_not_load_ends_in_one_line(tool: str, tmp_path: Path) -> None:
+    """Its version is right, so that only an attempt can tell."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libtorchaudio.so: undefined symbol')")
+    arguments = [sys.executable, str(REPO / "tools" / tool), "--out", str(tmp_path / "out")]
+    arguments += ["--demo"] if tool == "extract.py" else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "torchaudio does not load (libtorchaudio.so: undefined symbol)" in done.stdout + done.stderr
+    assert "pip install --force-reinstall" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_missing_packages_are_named() -> None:
@@ -145,9 +178,20 @@ def test_an_extraction_is_stopped_before_torch_is_imported(
     monkeypatch.setattr(doctor, "check_software", lambda: [Check("python", "warn", "odd", "take another")])
     doctor.stop_if_unfit(tmp_path, 2)
     assert "python: odd; take another" in caplog.text
-    code = "import sys; from lrs3_loader import doctor; doctor.stop_if_unfit(__import__('pathlib').Path('.'), 1)"
-    code += "; assert not {'torch', 'numpy', 'decord', 'av'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(REPO)})
+    code = """
+import sys, pathlib
+from lrs3_loader import doctor, errors
+doctor.check_software = lambda: [doctor.Check("torch packages", "fail", "unlike", "install these")]
+try:
+    doctor.stop_if_unfit(pathlib.Path("."), 1)
+except errors.RunError:
+    assert not {"torch", "numpy", "decord", "av"} & set(sys.modules)
+    print("stopped")
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "stopped\n"
 
 
 def test_shards_take_the_room_that_was_estimated(tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from lrs3_loader.errors import (
 )
 from lrs3_loader.media import VideoTrack, probe_video, read_pictures, resample_to_25
 from lrs3_loader.mp4 import check_mp4
+from lrs3_loader.plan import probe_frames
 from lrs3_loader.soundtrack import Sound, Stretch, read_sound
 
 CONFIG = DecodeConfig()
@@ -75,6 +76,19 @@ def sound_by_ffmpeg(exe: str, path: Path) -> np.ndarray:
     # The pieces ahead of the first picture are cut with it.
     options = ("-vn", "-af", "aresample=async=1:first_pts=0,pan=mono|c0=c0", "-f", "f32le")
     return np.frombuffer(run_ffmpeg(exe, path, *options), dtype=np.float32)[round(lead * rate) :]
+
+
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> None:
+    """Whatever the version of PyAV, whose older ones refused such files and whose newer ones know no such setting."""
+    path = files.write_media(tmp_path / f"a.{suffix}", sound=files.noise(2.1, 16_000), title="TITLE-TO-SPOIL")
+    data = path.read_bytes()
+    assert b"TITLE-TO-SPOIL" in data
+    path.write_bytes(data.replace(b"TITLE-TO-SPOIL", b"\xff\xfe\xe9-TO-SPOIL\x80\x81"[:14]))
+    assert len(path.read_bytes()) == len(data)
+    assert frame_numbers(path)[:3] == [0, 1, 2]
+    assert sound_of(path, max_gap_seconds=1.0).num_samples > 30_000
+    assert probe_frames(path) == pytest.approx(50, abs=5)
 
 
 # Which picture is shown when ---------------------------------------------------------------------------------------

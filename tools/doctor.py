@@ -37,6 +37,7 @@ def main() -> int:
     args = cli.parse(Args, __doc__ or "")
     checks = doctor.check_software()
     checks += doctor.check_machine(args.out, args.ranks * args.workers.num_workers)
+    checks += [doctor.check_torch_loads()] if doctor.is_fit(checks) else []
     checks += try_out(args) if doctor.is_fit(checks) else []
     print(doctor.format_checks(checks))
     return cli.EXIT_OK if doctor.is_fit(checks) else cli.EXIT_PROBLEM

@@ -82,10 +82,14 @@ class PeerBench:
                     yield from self._measure(match)
             except ImportError as error:
                 yield Remark(f"{stage.__name__.strip('_')}: {MISSING.format(error.name)}")
+            except peers.UnavailableError as error:
+                yield Remark(f"{stage.__name__.strip('_')}: not measured, since {error}")
         try:
             yield from self._whole()
         except ImportError as error:
             yield Remark(f"whole: {MISSING.format(error.name)}")
+        except peers.UnavailableError as error:
+            yield Remark(f"whole: not measured, since {error}")
 
     def _measure(self, match: Match) -> Iterator[Figure | Remark]:
         apart, unit = match.apart(match.ours(), match.peer())
@@ -145,10 +149,7 @@ class PeerBench:
 
     def _landmark(self) -> Iterator[Match]:
         landmarker = self.bench.models.landmarker
-        task = self.bench.assets.landmarker()
-        if task.is_dir():
-            raise ImportError("the .task file of the landmarker is needed", name="face_landmarker.task")
-        mediapipe = peers.MediaPipeLandmarks(task)
+        mediapipe = peers.MediaPipeLandmarks(self.bench.assets.landmarker())
         frames = [frame for take in self.bench.takes for frame in take.frames.numpy()]
 
         def apart(ours: list[FrameLandmarks], theirs: list[np.ndarray]) -> tuple[float, str]:

@@ -29,6 +29,10 @@ RESNET_BATCH = 32
 CHUNK_HOP, CHUNK_OVERLAP = 320_000, 80  # samples: GeneFace's stretches of 20 s
 
 
+class UnavailableError(Exception):
+    """A peer cannot run on the model files that are here; the message says which file it lacks."""
+
+
 class LibrosaMel:
     """log10 mel amplitude, one file at a time.
 
@@ -91,6 +95,8 @@ class MediaPipeLandmarks:
     """The mediapipe package's face landmarker, one frame at a time (IMAGE mode), with blendshapes, on the CPU."""
 
     def __init__(self, task: Path) -> None:
+        if task.is_dir():
+            raise UnavailableError("MediaPipe's landmarker reads only the .task file, and the older networks are here")
         with _quiet_native():
             import mediapipe
 

@@ -8,10 +8,12 @@ FOLDER/demo.json                                    the parameters; an equal cor
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -33,6 +35,9 @@ _VERSION = 1  # raised when the same parameters would give another corpus
 _UPPER_LIP, _LOWER_LIP = 62, 66  # middle of the inner lips
 _STEADY = slice(17, 48)  # brows, nose and eyes: the part of the face that speech hardly moves
 _SIZE = 224
+_DRAWING_THREADS = min(8, os.cpu_count() or 1)
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,7 @@ def make_demo_corpus(
         _check_reusable(folder, parameters)
         return corpus
     folder.parent.mkdir(parents=True, exist_ok=True)
+    logger.info("rendering a demo corpus of %d clips into %s: about a minute", len(corpus.keys), folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
         _write(scratch, parameters)
@@ -145,7 +151,8 @@ def _write_clip(
     motion = make_motion(speech, generator)
     video = folder / f"{key}.mp4"
     video.parent.mkdir(parents=True, exist_ok=True)
-    write_mp4(video, map(painter.draw, motion.exp, motion.pose), waveform)
+    with ThreadPoolExecutor(_DRAWING_THREADS) as pool:  # numpy's loops over pixels run beside one another
+        write_mp4(video, pool.map(painter.draw, motion.exp, motion.pose), waveform)
     video.with_suffix(".txt").write_text(_transcript(key, num_frames, speech), encoding="utf-8")
 
     lm68 = painter.landmarks(motion.exp, motion.pose).numpy()

@@ -1,12 +1,12 @@
 """Looks for what would spoil a run before it starts: each problem with its remedy.
 
 check         one finding, and how findings are printed
-software      versions, and whether torch, torchvision and torchaudio belong together; imports none of them
+software      versions, and whether torch, torchvision and torchaudio belong together and load
 machine       shared memory, limits, free disk; standard library alone
 room          how large a corpus's shards will be, against the free disk
 trial         a real decode in a decode process, the GPU, the model files
 
-``extract.py`` runs the cheap part (``stop_if_unfit``) before it imports torch.
+``extract.py`` runs ``stop_if_unfit`` first: what can be known without torch, and then whether torch loads.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ import os
 
 from lrs3_loader.doctor.check import Check, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
-from lrs3_loader.doctor.software import check_software
+from lrs3_loader.doctor.software import check_software, check_torch_loads
 from lrs3_loader.errors import RunError
 from lrs3_loader.storage import Location
 
-__all__ = ["Check", "check_machine", "check_software", "format_checks", "is_fit", "stop_if_unfit"]
+__all__ = ["Check", "check_machine", "check_software", "check_torch_loads", "format_checks", "is_fit", "stop_if_unfit"]
 
 logger = logging.getLogger(__name__)
 
 
 def stop_if_unfit(out: Location, num_workers: int) -> None:
-    """The checks that take no time, for every rank, before anything heavy is imported; rank 0 speaks for all.
+    """Check versions and the machine, and that the torch packages load, on every rank; rank 0 reports for all.
 
     Raises:
         RunError: the run cannot work here (``SystemExit`` on the other ranks of the launch).
@@ -35,6 +35,8 @@ def stop_if_unfit(out: Location, num_workers: int) -> None:
         int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
     checks = [*check_software(), *check_machine(out, num_workers * ranks_here)]
+    if is_fit(checks):
+        checks.append(check_torch_loads())
     failed = [check for check in checks if check.level == "fail"]
     if rank != 0:
         if failed:

@@ -1,15 +1,17 @@
-"""Python and package versions, read from their metadata: nothing is imported that may fail to import."""
+"""Python and package versions, read from their metadata, and whether the torch packages load beside one another."""
 
 from __future__ import annotations
 
+import importlib
 import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
+from types import ModuleType
 
 from lrs3_loader.doctor.check import Check
 
-OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 12)
+OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 TRIO = ("torch", "torchvision", "torchaudio")
 OLDEST_TORCH, NEWEST_TORCH = (2, 6), (2, 11)
 TORCHAUDIO_TOO_NEW = (2, 11, 1)  # asks for torch 2.11, but is built for a later one and does not load beside it
@@ -17,6 +19,7 @@ TORCHVISION_LAG = 15  # torchvision 0.26 belongs to torch 2.11, and so on since 
 PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
 
 Find = Callable[[str], str]  # the version of a package; raises PackageNotFoundError
+Load = Callable[[str], ModuleType]  # imports a package
 
 
 def check_software(find: Find = metadata.version) -> list[Check]:
@@ -55,6 +58,19 @@ def _check_trio(find: Find) -> Check:
     if len(builds) > 1:
         return Check(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
     return Check(name, "ok", text)
+
+
+def check_torch_loads(load: Load = importlib.import_module) -> Check:
+    """Import torch, torchvision and torchaudio: versions that look right may still be built for different CUDA
+    versions, or for another Python. Takes the seconds that importing torch takes."""
+    name = "torch import"
+    for package in TRIO:
+        try:
+            load(package)
+        except (ImportError, OSError, RuntimeError) as error:  # OSError: a shared library is missing or too old
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            return Check(name, "fail", f"{package} does not load ({reason})", _install(NEWEST_TORCH))
+    return Check(name, "ok", f"{', '.join(TRIO)} load beside one another")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
