@@ -12,6 +12,7 @@ setup(
     long_description=README.read_text(encoding="utf-8") if README.exists() else "",
     long_description_content_type="text/markdown",
     packages=find_packages(include=["lrs3_loader", "lrs3_loader.*"]),
+    entry_points={"console_scripts": ["lrs3-loader = lrs3_loader.__main__:main"]},
     python_requires=">=3.10",
     # Policy: a lower bound is the oldest release that the tests pass with (all of them together, on Python 3.10); an
     # upper bound keeps out the next release that may break its users: the next major one, or the next minor one of a

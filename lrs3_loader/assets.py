@@ -32,7 +32,7 @@ from lrs3_loader.files import ZIP_DAMAGE, file_sha256
 
 logger = logging.getLogger(__name__)
 
-FETCH_COMMAND = "python tools/assets.py fetch"
+FETCH_COMMAND = "lrs3-loader assets fetch"
 
 
 @dataclass(frozen=True)
@@ -200,7 +200,9 @@ class Assets:
         if name != "ict":
             path = Path(name) if Path(name).is_file() else self.find(name)
             if path is None or not path.is_file():
-                raise RunError(f"no face model {name}: it must be ict, demo, or an .npz file (tools/assets.py convert)")
+                raise RunError(
+                    f"no face model {name}: it must be ict, demo, or an .npz file (lrs3-loader assets convert)"
+                )
             return path
         source = self.find(ICT_MODEL, *ICT_SOURCES)
         if source is None:

@@ -6,10 +6,12 @@ import contextlib
 import ctypes
 import logging
 import os
+import re
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from types import FrameType
 from typing import NoReturn, TypeVar
 
@@ -22,6 +24,7 @@ EXIT_PROBLEM = 1
 EXIT_USAGE = 2
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
+_COMMAND = re.compile(r"(lrs3-loader|-m lrs3_loader) ([a-z]+(?:-[a-z]+)*)")
 
 Args = TypeVar("Args")
 
@@ -38,8 +41,22 @@ class Interrupted(KeyboardInterrupt):
         self.exit_code = 128 + number
 
 
-def parse(kind: type[Args], description: str, default: Args | None = None) -> Args:
-    """Command line -> dataclass. Wrong values end the program with exit code 2; rank 0 says why for all."""
+def parse(
+    kind: type[Args],
+    description: str,
+    command: str | None = None,
+    argv: Sequence[str] | None = None,
+    default: Args | None = None,
+) -> Args:
+    """Command line -> dataclass. Wrong values end the program with exit code 2; rank 0 says why for all.
+
+    Args:
+        description: what help says first. Commands of this package in it are shown as the program was called.
+        command: which of them is parsed (the program itself when not given).
+        argv: the words to parse (``sys.argv[1:]`` when not given).
+    """
+    prog = as_called(f"lrs3-loader {command}") if command else None
+    description = as_called(description)
     config = (tyro.conf.OmitArgPrefixes,)
     with contextlib.ExitStack() as stack:
         if _rank() != 0:
@@ -48,11 +65,30 @@ def parse(kind: type[Args], description: str, default: Args | None = None) -> Ar
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
             if default is None:
-                return tyro.cli(kind, description=description, config=config)
-            return tyro.cli(kind, description=description, config=config, default=default)
+                return tyro.cli(kind, prog=prog, args=argv, description=description, config=config)
+            return tyro.cli(kind, prog=prog, args=argv, description=description, config=config, default=default)
         except BrokenPipeError:  # help into ``| head``: the rest goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_OK)
+
+
+def as_called(text: str) -> str:
+    """``text`` with the commands that it names spelled the way this program was called.
+
+    The package's texts name a command as ``lrs3-loader verify``, and ``torchrun ... -m lrs3_loader extract`` on several
+    ranks. Who called ``tools/extract.py`` reads ``python tools/verify.py``, and so on.
+    """
+    program = Path(sys.argv[0])
+    if program.name == "__main__.py":
+        return text.replace("lrs3-loader ", "python -m lrs3_loader ")
+    if program.parent.name != "tools" or program.suffix != ".py":
+        return text
+
+    def spell(match: re.Match[str]) -> str:
+        tool = program.with_name(match[2].replace("-", "_") + ".py")
+        return f"{tool}" if match[1].startswith("-m") else f"python {tool}"
+
+    return _COMMAND.sub(spell, text)
 
 
 def main(body: Callable[[], int]) -> NoReturn:
@@ -81,7 +117,7 @@ def main(body: Callable[[], int]) -> NoReturn:
 
 def _complain(error: Exception, code: int) -> int:
     if _rank() == 0 or not isinstance(error, UsageError):
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {as_called(str(error))}", file=sys.stderr)
     return code
 
 

@@ -17,6 +17,13 @@ import tyro
 from lrs3_loader.storage import Location, Url, location
 
 Flag = tyro.conf.arg
+
+
+def rarely(group: str) -> Any:
+    """Annotates a dataclass whose flags few runs need: help shows them under a title that says so."""
+    return tyro.conf.arg(name=f"rarely set: {group}")
+
+
 Place = Annotated[
     Location,
     tyro.constructors.PrimitiveConstructorSpec(
@@ -173,12 +180,12 @@ class RunConfig:
     """All that decides the bytes of a run."""
 
     corpus: CorpusConfig = field(default_factory=CorpusConfig)
-    plan: PlanConfig = field(default_factory=PlanConfig)
-    decode: DecodeConfig = field(default_factory=DecodeConfig)
-    landmarks: LandmarkConfig = field(default_factory=LandmarkConfig)
     face: FaceConfig = field(default_factory=FaceConfig)
-    regression: RegressionConfig = field(default_factory=RegressionConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
+    regression: RegressionConfig = field(default_factory=RegressionConfig)
+    landmarks: Annotated[LandmarkConfig, rarely("landmarks")] = field(default_factory=LandmarkConfig)
+    decode: Annotated[DecodeConfig, rarely("decode")] = field(default_factory=DecodeConfig)
+    plan: Annotated[PlanConfig, rarely("plan")] = field(default_factory=PlanConfig)
     threads: int = 1
     """Compute threads of each rank. They change last bits, so they belong to the run: on CPUs start more ranks."""
 
@@ -208,7 +215,7 @@ class LaunchConfig:
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto gives each rank the GPU of its local rank."""
-    workers: WorkerConfig = field(default_factory=WorkerConfig)
+    workers: Annotated[WorkerConfig, rarely("decode processes")] = field(default_factory=WorkerConfig)
     demo: bool = False
     """Make a small corpus of synthetic talking heads and extract that."""
     retry_rejects: tuple[str, ...] | None = None

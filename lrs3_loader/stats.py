@@ -152,7 +152,7 @@ def read_stats(run: Path) -> RunStats:
     try:
         return RunStats.from_json(path.read_text())
     except FileNotFoundError:
-        raise RunError(f"{path} is not there: python tools/export.py stats {run} writes it") from None
+        raise RunError(f"{path} is not there: lrs3-loader export stats {run} writes it") from None
     except ValueError as error:
         raise RunError(f"{path} is damaged: {error}") from error
 

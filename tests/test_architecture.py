@@ -32,6 +32,8 @@ ORDER = [
     {"summary", "preview", "syncnet"},
     {"report"},
     {"bench"},
+    {"commands"},
+    {"__main__"},
 ]
 
 

@@ -159,7 +159,7 @@ def test_a_missing_landmarker_tells_the_commands(tmp_path: Path) -> None:
         Assets(tmp_path).landmarker()
     message = str(caught.value)
     assert str(tmp_path) in message
-    assert "python tools/assets.py fetch" in message
+    assert "lrs3-loader assets fetch" in message
     assert Catalogue().task_url in message
     assert "python -m pip download --no-deps" in message
     assert "mediapipe==0.10.21" in message

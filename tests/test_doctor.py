@@ -294,7 +294,7 @@ def test_a_gpu_computes() -> None:
 def test_missing_and_damaged_models_are_told_apart(tmp_path: Path) -> None:
     (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
     assert (check.level, check.text) == ("warn", "not on this machine (face landmarks)")
-    assert "tools/assets.py fetch" in check.remedy
+    assert "lrs3-loader assets fetch" in check.remedy
     (tmp_path / "face_landmarker.task").write_text("no zip")
     (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
     assert check.level == "fail"

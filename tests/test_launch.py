@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,7 +14,8 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from conftest import REPO
-from lrs3_loader import demo
+from lrs3_loader import cli, demo
+from lrs3_loader.commands import extract
 from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.runfolder import RunFolder
 from lrs3_loader.storage import Url
@@ -25,14 +25,8 @@ LAUNCH = REPO / "tools" / "launch"
 
 def extract_args(words: list[str]) -> Any:
     """What tools/extract.py makes of a command line."""
-    spec = importlib.util.spec_from_file_location("extract_tool", REPO / "tools" / "extract.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    default = module.Args(LaunchConfig(out=tyro.MISSING), RunConfig())
-    return tyro.cli(module.Args, args=words, config=(tyro.conf.OmitArgPrefixes,), default=default)
+    default = extract.Args(RunConfig(), LaunchConfig(out=tyro.MISSING))
+    return cli.parse(extract.Args, "", "extract", words, default)
 
 
 def fake(folder: Path, name: str, script: str) -> None:

@@ -80,7 +80,7 @@ def test_digits_survive_a_mean_far_from_zero() -> None:
 
 
 def test_what_cannot_be_used(run: RunFolder, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"tools/export.py stats .* writes it"):
+    with pytest.raises(RunError, match=r"lrs3-loader export stats .* writes it"):
         read_stats(run.path)
     for text in (
         "{",

@@ -345,7 +345,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None, m
 
 def test_another_file_of_torch_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, tmp_path / "x.pt")
-    with pytest.raises(RunError, match="no checkpoint of tools/train_syncnet"):
+    with pytest.raises(RunError, match="no checkpoint of train-syncnet"):
         Checkpoint.load(tmp_path / "x.pt")
 
 

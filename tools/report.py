@@ -1,72 +1,8 @@
 #!/usr/bin/env python3
-"""Write a run as one self-contained HTML page: totals, throughput, rejects, distributions, a gallery, provenance.
-
-python tools/report.py runs/demo
-
-python tools/report.py /data/lrs3-shards --sample 5000 --page lrs3.html
-
-The page shows no picture of anybody: only what was extracted. An unfinished run is shown as far as it goes.
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
+"""``lrs3-loader report`` from a checkout."""
 
 from lrs3_loader import cli
-
-
-@dataclass(frozen=True)
-class Args:
-    out: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
-    page: Path | None = None
-    """The file to write (OUT/report.html when not given)."""
-    sample: int | None = None
-    """Measure this many clips, evenly spread over the run, rather than all."""
-    gallery: int = 6
-    """Clips to draw: the worst fit and other extremes first."""
-    assets: Path | None = None
-    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
-    face_model: str | None = None
-    """Where the run's face model is now, if not where it was: ict, demo or FILE.npz."""
-
-    def __post_init__(self) -> None:
-        if self.sample is not None and self.sample < 1:
-            raise ValueError(f"sample must be at least 1, got {self.sample}")
-        if self.gallery < 0:
-            raise ValueError(f"gallery must be at least 0, got {self.gallery}")
-
-
-def main() -> int:
-    args = cli.parse(Args, __doc__ or "")
-
-    from tqdm import tqdm  # the package's torch takes seconds to import: not before the arguments are right
-
-    from lrs3_loader.assets import Assets
-    from lrs3_loader.preview.subject import model_of_run
-    from lrs3_loader.report import FILE_NAME, write_report
-    from lrs3_loader.runfolder import RunFolder
-
-    folder = RunFolder.open(args.out)
-    page = args.page or args.out / FILE_NAME
-    with tqdm(unit="clip", disable=None) as bar:
-        findings = write_report(
-            folder,
-            page,
-            sample=args.sample,
-            gallery=args.gallery,
-            load_model=lambda: model_of_run(folder, args.face_model, Assets(args.assets), fetch=False),
-            progress=bar.update,
-        )
-    for problem in findings.damaged:
-        print(f"damaged: {problem}")
-    print(page)
-    return cli.EXIT_PROBLEM if findings.damaged else cli.EXIT_OK
-
+from lrs3_loader.commands.report import main
 
 if __name__ == "__main__":
     cli.main(main)

@@ -1,69 +1,8 @@
 #!/usr/bin/env python3
-"""Re-read every shard of a run against its ledger and say what is missing or damaged.
-
-python tools/verify.py runs/demo
-
-With --sync, also measure each clip's audio-video offset, by a network that tools/train_syncnet.py has trained:
-
-python tools/verify.py runs/demo --sync runs/syncnet/checkpoint.pt
-"""
-
-from __future__ import annotations
-
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-from tqdm import tqdm
+"""``lrs3-loader verify`` from a checkout."""
 
 from lrs3_loader import cli
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.storage import local_path
-from lrs3_loader.summary import describe_rejects
-
-
-@dataclass(frozen=True)
-class Args:
-    out: Annotated[str, tyro.conf.Positional]
-    """Folder or URL of the run."""
-    sync: Path | None = None
-    """A checkpoint of tools/train_syncnet.py: measure offsets as well, into OUT/sync.jsonl."""
-
-
-def main() -> int:
-    args = cli.parse(Args, __doc__ or "")
-    folder = RunFolder.open(args.out)
-    num_bad = 0
-    for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
-        num_bad += bool(problems)
-        for problem in problems:
-            tqdm.write(f"{shard.name}: {problem}")
-    totals = folder.totals()
-    print(
-        f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards sound: "
-        f"{totals.num_samples} samples, {len(totals.rejects)} rejects"
-    )
-    print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
-    if num_bad:
-        print(f"{num_bad} shards are missing or damaged; run the extraction again to make them")
-    elif args.sync is not None:
-        measure_sync(folder, args.sync)
-    return cli.EXIT_PROBLEM if num_bad else cli.EXIT_OK
-
-
-def measure_sync(folder: RunFolder, path: Path) -> None:
-    """Write the run's offsets and print how they lie."""
-    from lrs3_loader.syncnet import measure  # torch takes seconds to import
-    from lrs3_loader.syncnet.checkpoint import Checkpoint
-
-    clips = measure.measure_offsets(folder, Checkpoint.load(path))
-    offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    path = local_path(folder.path, "writing offsets beside the shards") / measure.OFFSETS_FILE
-    measure.write_offsets(path, offsets)
-    print(measure.describe_offsets(offsets))
-    print(f"offset and confidence of each clip: {path}")
-
+from lrs3_loader.commands.verify import main
 
 if __name__ == "__main__":
     cli.main(main)

@@ -14,13 +14,23 @@ from __future__ import annotations
 import logging
 import os
 
-from lrs3_loader.doctor.check import Check, format_checks, is_fit
+from lrs3_loader.doctor.check import Check, checks_json, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
-from lrs3_loader.doctor.software import check_software, check_torch_loads
+from lrs3_loader.doctor.software import check_software, check_torch_loads, list_versions
 from lrs3_loader.errors import RunError
 from lrs3_loader.storage import Location
 
-__all__ = ["Check", "check_machine", "check_software", "check_torch_loads", "format_checks", "is_fit", "stop_if_unfit"]
+__all__ = [
+    "Check",
+    "check_machine",
+    "check_software",
+    "check_torch_loads",
+    "checks_json",
+    "format_checks",
+    "is_fit",
+    "list_versions",
+    "stop_if_unfit",
+]
 
 logger = logging.getLogger(__name__)
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 Level = Literal["ok", "warn", "fail"]
@@ -26,6 +27,12 @@ class Check:
 def is_fit(checks: Sequence[Check]) -> bool:
     """Whether a run can work."""
     return all(check.level != "fail" for check in checks)
+
+
+def checks_json(checks: Sequence[Check], versions: Mapping[str, str | None]) -> str:
+    """The findings as a JSON object: ``fit`` (whether a run can work), ``versions``, and ``checks`` in their order."""
+    record = {"fit": is_fit(checks), "versions": dict(versions), "checks": [asdict(check) for check in checks]}
+    return json.dumps(record, indent=1)
 
 
 def format_checks(checks: Sequence[Check]) -> str:

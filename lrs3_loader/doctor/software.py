@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import platform
 import re
 import sys
 from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
 
+from lrs3_loader import __version__
 from lrs3_loader.doctor.check import Check
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
@@ -25,6 +27,21 @@ Load = Callable[[str], ModuleType]  # imports a package
 def check_software(find: Find = metadata.version) -> list[Check]:
     """Python, the trio of torch packages, and the others."""
     return [_check_python(sys.version_info[:3]), _check_trio(find), _check_packages(find)]
+
+
+def list_versions(find: Find = metadata.version) -> dict[str, str | None]:
+    """Versions of this package, of Python, of the system and of every package that a run needs; None: not installed."""
+    versions: dict[str, str | None] = {
+        "lrs3_loader": __version__,
+        "python": platform.python_version(),
+        "system": platform.platform(),
+    }
+    for package in (*TRIO, *PACKAGES):
+        try:
+            versions[package] = find(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return versions
 
 
 def _check_python(version: tuple[int, ...]) -> Check:
@@ -94,5 +111,5 @@ def _check_packages(find: Find) -> Check:
         except metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        return Check("packages", "fail", f"not installed: {', '.join(missing)}", "pip install -e .")
+        return Check("packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
     return Check("packages", "ok", ", ".join(found))

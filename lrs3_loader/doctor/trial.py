@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.asset_check import check_assets
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets import FETCH_COMMAND, Assets
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode import ClipLoader
@@ -137,11 +137,13 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[Check]:
         if not row.required:
             continue
         if row.state == "damaged":
-            checks.append(Check(row.name, "fail", row.problem or "damaged", "delete it and run: tools/assets.py fetch"))
+            checks.append(
+                Check(row.name, "fail", row.problem or "damaged", "delete it and run: lrs3-loader assets fetch")
+            )
         elif row.state == "missing":
             checks.append(Check(row.name, "warn", f"not on this machine ({row.needed_for})", row.how))
         elif row.state == "differs":
-            remedy = "fine where it is meant so; otherwise delete it and run: tools/assets.py fetch"
+            remedy = f"fine where it is meant so; otherwise delete it and run: {FETCH_COMMAND}"
             checks.append(Check(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
         else:
             checks.append(Check(row.name, "ok", f"{row.path}"))

@@ -17,18 +17,19 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.morphable import FaceModel
 from lrs3_loader.files import atomic_write
-from lrs3_loader.interop.geneface_item import MIN_MEL_ROWS, ItemMaker, ItemOptions, NotExportedError, describe_coeff
+from lrs3_loader.interop.geneface_item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
 from lrs3_loader.interop.indexed import IndexedWriter
 from lrs3_loader.interop.pickle_writer import write_dict_npy
+from lrs3_loader.interop.settings import ExportOptions
 from lrs3_loader.runfolder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -37,28 +38,6 @@ EXPORT_FORMAT = "lrs3_loader geneface export 1"
 RECORD = "export.json"
 HUBERT_WIDTH = 1024  # GeneFace's networks are built for HuBERT-large
 _EVERY = 100
-
-
-@dataclass(frozen=True)
-class ExportOptions:
-    """Which clips go where, and which of GeneFace's quirks to reproduce."""
-
-    validation: Literal["speakers", "every100"] = "speakers"
-    """speakers: whole speakers are held out, chosen by a hash of their name; every100: each 100th clip of the sorted
-    list, GeneFace's rule (the same speakers on both sides)."""
-    val_fraction: float = 0.01
-    """Share of speakers held out."""
-    splits: tuple[str, ...] = ()
-    """Only these splits of the corpus (all when empty)."""
-    partial: bool = False
-    """Export what is there of a run that is not finished."""
-    overwrite: bool = False
-    """Replace a set that is already there."""
-    items: ItemOptions = field(default_factory=ItemOptions)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.val_fraction < 1:
-            raise ValueError(f"val_fraction must lie between 0 and 1, got {self.val_fraction}")
 
 
 @dataclass(frozen=True)

@@ -13,19 +13,19 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from lrs3_loader import __version__
-from lrs3_loader.config import PlanConfig, as_json
+from lrs3_loader.config import as_json
 from lrs3_loader.corpus import key_part
 from lrs3_loader.errors import ClipError, LengthMismatchError, RunError, TooShortError, UnreadableError
 from lrs3_loader.interop.geneface import EXPORT_FORMAT, RECORD
 from lrs3_loader.interop.geneface_item import ANGLES, BFM_EXP, BFM_ID, EXP, ID, NUM_COEFF, TRANSLATION, five_landmarks
 from lrs3_loader.interop.indexed import IndexedReader
+from lrs3_loader.interop.settings import ImportOptions
 from lrs3_loader.manifest import plan_sha256
 from lrs3_loader.plan import make_plan
 from lrs3_loader.runfolder import RunFolder, differences
@@ -42,15 +42,6 @@ CROP_POSE_CONVENTION = (
     "rx,ry,rz[rad],tx,ty,tz[dm]; R=Rz@Ry@Rx; p=x@R.T+t; x right,y up,z to viewer; "
     "in the aligned 224x224 crop: u=112+1015*px/(10-pz), v=112-1015*py/(10-pz)"
 )
-
-
-@dataclass(frozen=True)
-class ImportOptions:
-    """How the items become shards."""
-
-    hubert_store: Literal["float16", "float32"] = "float16"
-    """How the HuBERT rows are stored."""
-    plan: PlanConfig = field(default_factory=PlanConfig)
 
 
 def import_geneface(

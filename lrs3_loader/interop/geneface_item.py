@@ -10,13 +10,13 @@ An item holds ``item_id`` ("<speaker>_<utterance>"), ``spk_id``, ``spk_idx``, ``
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.morphable import IDEXP_SCALE, FaceModel
+from lrs3_loader.interop.settings import ItemOptions
 
 MIN_MEL_ROWS = 64  # GeneFace leaves out shorter clips
 ROW_MULTIPLE = 8  # its dataset pads mel to a multiple of this, and everything else has to fit
@@ -30,17 +30,6 @@ MISFIT = "sound and picture too different in length for GeneFace's dataset"
 
 class NotExportedError(Exception):
     """This clip has no place in the set; the message is what it is counted under."""
-
-
-@dataclass(frozen=True)
-class ItemOptions:
-    """GeneFace's quirks, each by name."""
-
-    keypoint_off_by_one: bool = False
-    """Take idexp_lm3d at the vertices that GeneFace's released data use: its 1-based keypoint indices read as if they
-    counted from 0, so each is one too high. Needs the run's face model."""
-    flip_lm5: bool = True
-    """Store lm5 upside down (height - 1 - y), as a side effect in GeneFace's own processing does."""
 
 
 class ItemMaker:

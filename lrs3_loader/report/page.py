@@ -50,7 +50,7 @@ def _header(findings: Findings) -> str:
     if left:
         lines.append("<p>Everything below is of the shards there are. The same command as before resumes the run.</p>")
     lines += [
-        f'<p class="bad">Damaged: {escape(problem)}. <code>tools/verify.py</code> checks all shards.</p>'
+        f'<p class="bad">Damaged: {escape(problem)}. <code>lrs3-loader verify</code> checks all shards.</p>'
         for problem in findings.damaged
     ]
     return "<header>" + "\n".join(lines) + "</header>"

@@ -79,7 +79,7 @@ def rejects(findings: Findings) -> str:
         return _section("Rejects", "<p>None: every clip became a sample.</p>")
     blocks = [_reject_block(findings, reason, count) for reason, count in totals.reasons.most_common()]
     retry = (
-        '<p class="small soft"><code>tools/extract.py ... --retry-rejects REASON</code> runs their shards again.</p>'
+        '<p class="small soft"><code>lrs3-loader extract ... --retry-rejects REASON</code> runs their shards again.</p>'
     )
     return _section("Rejects", f'<div class="card">{"".join(blocks)}{retry}</div>')
 

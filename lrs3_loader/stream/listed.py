@@ -125,7 +125,7 @@ class ListedPasses:
         if self._world_size > 1 and self._even:
             raise RunError(
                 "a whole batch was lost to bad tars, so this rank would fall behind the others: make the tars anew "
-                "(tools/verify.py names them), or pass even=False if ranks may end apart"
+                "(lrs3-loader verify names them), or pass even=False if ranks may end apart"
             )
         self._shared.skipped[place] = True
 

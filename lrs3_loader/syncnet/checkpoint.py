@@ -51,9 +51,9 @@ class Checkpoint:
         except OSError as error:
             raise RunError(f"cannot read the checkpoint {path}: {error.strerror}") from error
         except ValueError as error:
-            raise RunError(f"{path} is damaged or no checkpoint of tools/train_syncnet.py") from error
+            raise RunError(f"{path} is damaged or no checkpoint of train-syncnet") from error
         if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
-            raise RunError(f"{path} is no checkpoint of tools/train_syncnet.py (of this version)")
+            raise RunError(f"{path} is no checkpoint of train-syncnet (of this version)")
         return cls(**plain)
 
     def network(self, device: torch.device | str = "cpu") -> SyncNet:

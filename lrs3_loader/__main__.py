@@ -1,0 +1,67 @@
+"""``lrs3-loader COMMAND ...`` and ``python -m lrs3_loader COMMAND ...``."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from lrs3_loader import __version__
+
+#: Name -> what it does. The module in ``lrs3_loader.commands`` has the name with ``_`` for ``-``.
+COMMANDS = {
+    "extract": "extract a corpus of talking-face clips into shards",
+    "doctor": "look for what would spoil a run, and say what to do about it",
+    "verify": "re-read every shard of a run and say what is missing or damaged",
+    "report": "write a run as one self-contained HTML page",
+    "preview": "draw landmarks, mesh and curves of one clip",
+    "export": "turn a run into GeneFace's format, and back",
+    "bundle": "pack a run into an archive in parts, and unpack it",
+    "assets": "check, fetch and convert model files",
+    "train-syncnet": "train a network to tell whether lips and sound belong together",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """Run the command that ``argv`` (``sys.argv[1:]`` when not given) names, and end the process with its exit code."""
+    name, *rest = (sys.argv[1:] if argv is None else list(argv)) or ["--help"]
+    if name in ("-h", "--help"):
+        print(_help())
+        sys.exit(0)
+    if name == "--version":
+        print(f"lrs3_loader {__version__}")
+        sys.exit(0)
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"choose from {', '.join(COMMANDS)}"
+        print(f"error: no command {name}; {hint}", file=sys.stderr)
+        sys.exit(2)
+
+    from lrs3_loader import cli  # takes a moment to import, which the help above need not wait for
+
+    command = importlib.import_module(f"lrs3_loader.commands.{name.replace('-', '_')}")
+    cli.main(lambda: command.main(rest))
+
+
+def _help() -> str:
+    program = "python -m lrs3_loader" if Path(sys.argv[0]).name == "__main__.py" else "lrs3-loader"
+    width = max(map(len, COMMANDS))
+    return "\n".join(
+        [
+            f"usage: {program} COMMAND ...",
+            "",
+            "Talking-face clips in, training-ready WebDataset shards out.",
+            "",
+            *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
+            "",
+            f"{program} COMMAND --help lists the options of a command; --version prints the version.",
+            "On several GPUs or cores (extract, train-syncnet): torchrun --nproc_per_node N -m lrs3_loader COMMAND ...",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

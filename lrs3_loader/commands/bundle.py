@@ -1,0 +1,79 @@
+"""Move whole sets: a run or a binarised folder as an archive in parts, and back.
+
+lrs3-loader bundle pack runs/demo --to parts --part-size 2GiB
+
+lrs3-loader bundle unpack lrs3_0722.zip.part_* --out data/binary/lrs3
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from lrs3_loader import cli
+from lrs3_loader.interop.parts import parse_size
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Write NAME.tar.part_0000 ... and NAME.tar.manifest.json with the sha256 of each."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """A run, or any folder of plain files."""
+    to: Path = Path()
+    """Folder for the parts."""
+    part_size: str = "2GiB"
+    """Size of each part but the last: 500MB, 2GiB, or a number of bytes."""
+    name: str | None = None
+    """Name of the archive (the folder's when not given)."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.interop.bundle import pack
+
+        try:
+            part_size = parse_size(self.part_size)
+            with _bytes_bar() as bar:
+                manifest = pack(self.source, self.to, part_size, self.name, bar.update)
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from error
+        print(manifest)
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Unpack:
+    """Check every part, then unpack. Run the same command again to resume."""
+
+    parts: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    """The parts in any order (X.zip.part_*, X.zip_part_aa, X.zip.001, X.tar.part_0000), or a manifest."""
+    out: Path
+    """Folder for what is in them, such as data/binary/lrs3."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.interop.bundle import unpack
+
+        with _bytes_bar() as bar:
+            done = unpack(self.parts, self.out, bar.update)
+        print(
+            f"{done.num_written} files, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
+            f"{done.num_there} were there"
+        )
+        return cli.EXIT_OK
+
+
+def _bytes_bar() -> tqdm:
+    return tqdm(unit="B", unit_scale=True, disable=None)
+
+
+@dataclass(frozen=True)
+class Args:
+    command: tyro.conf.OmitSubcommandPrefixes[Pack | Unpack]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.parse(Args, __doc__ or "", "bundle", argv).command()

@@ -1,0 +1,69 @@
+"""Look for what would spoil a run: versions, GPU, decoders, shared memory, limits, disk, model files.
+
+lrs3-loader doctor
+
+lrs3-loader doctor --corpus /data/lrs3 --out /data/lrs3-shards --ranks 4
+
+Exit code 1 if something has to be put right first. The remedy stands below each problem.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lrs3_loader import cli, doctor
+from lrs3_loader.config import RunConfig, WorkerConfig, rarely
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Path = Path()
+    """Folder of the run to be."""
+    assets: Path | None = None
+    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+    ranks: int = 1
+    """Ranks that will run on this machine (torchrun's --nproc_per_node)."""
+    json: bool = False
+    """Print the findings as JSON, with all versions: for scripts, and to go into the report of a bug."""
+    run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
+    workers: Annotated[WorkerConfig, rarely("decode processes")] = field(default_factory=WorkerConfig)
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise ValueError(f"ranks must be at least 1, got {self.ranks}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = cli.parse(Args, __doc__ or "", "doctor", argv)
+    checks = doctor.check_software()
+    checks += doctor.check_machine(args.out, args.ranks * args.workers.num_workers)
+    checks += [doctor.check_torch_loads()] if doctor.is_fit(checks) else []
+    checks += try_out(args) if doctor.is_fit(checks) else []
+    checks = [replace(check, remedy=cli.as_called(check.remedy)) for check in checks]
+    if args.json:
+        print(doctor.checks_json(checks, doctor.list_versions()))
+    else:
+        print(doctor.format_checks(checks))
+    return cli.EXIT_OK if doctor.is_fit(checks) else cli.EXIT_PROBLEM
+
+
+def try_out(args: Args) -> list[doctor.Check]:
+    """What needs the packages themselves."""
+    from lrs3_loader.assets import Assets
+    from lrs3_loader.corpus import corpus_root, scan_corpus
+    from lrs3_loader.doctor import room, trial
+
+    assets = Assets(args.assets)
+    checks = [trial.check_gpu(), trial.check_decoders()]
+    checks += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
+    if args.run.corpus.corpus is not None:
+        clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
+        checks.append(trial.check_clips(clips, root, args.run.decode))
+        if isinstance(args.out, Path):
+            checks.append(room.check_room(args.run, clips, root, args.out, assets))
+    return checks

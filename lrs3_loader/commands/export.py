@@ -1,0 +1,112 @@
+"""Turn a run into other people's formats, and their sets into runs.
+
+lrs3-loader export geneface runs/demo data/binary/lrs3
+
+lrs3-loader export import-geneface data/binary/lrs3 runs/imported
+
+lrs3-loader export stats runs/demo
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from tqdm import tqdm
+
+from lrs3_loader import cli
+from lrs3_loader.interop.settings import ExportOptions, ImportOptions
+
+
+@dataclass(frozen=True)
+class Geneface:
+    """Write a run as train.data and val.data, ready for GeneFace's audio2motion, post-net and SyncNet."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    dest: Annotated[Path, tyro.conf.Positional]
+    """Folder for the set."""
+    face_model: str | None = None
+    """The run's face model: ict, demo or FILE.npz (as the run says when not given); for --keypoint-off-by-one only."""
+    assets: Path | None = None
+    """Folder with model files; for --keypoint-off-by-one only."""
+    options: Annotated[ExportOptions, tyro.conf.arg(name="")] = field(default_factory=ExportOptions)
+
+    def __call__(self) -> int:
+        from lrs3_loader.interop.geneface import export_geneface
+        from lrs3_loader.runfolder import RunFolder
+
+        folder = RunFolder.open(self.run)
+        model = None
+        if self.options.items.keypoint_off_by_one:
+            from lrs3_loader.assets import Assets
+            from lrs3_loader.config import FaceConfig
+            from lrs3_loader.models import load_face_model
+
+            name = self.face_model or folder.record["config"].get("face", {}).get("face_model")
+            if name is None:
+                raise cli.UsageError(f"{self.run} does not name its face model: give --face-model")
+            model = load_face_model(FaceConfig(face_model=name), Assets(self.assets))
+        with tqdm(total=folder.totals().num_samples, unit="clip", disable=None) as bar:
+            report = export_geneface(folder, self.dest, self.options, model, bar.update)
+        print(
+            f"{report.num_train} clips in train.data, {report.num_val} in val.data, "
+            f"{sum(report.dropped.values())} left out, {report.num_bytes / 1e6:.1f} MB in {self.dest}"
+        )
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class ImportGeneface:
+    """Turn a binarised GeneFace set into shards and ledger. Run the same command again to resume."""
+
+    source: Annotated[Path, tyro.conf.Positional]
+    """Folder with train.data, val.data or both."""
+    out: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run to make."""
+    options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
+
+    def __call__(self) -> int:
+        from lrs3_loader.interop.geneface_import import import_geneface
+        from lrs3_loader.summary import describe_rejects
+
+        with tqdm(unit="clip", disable=None) as bar:
+            folder = import_geneface(self.source, self.out, self.options, bar.update)
+        totals = folder.totals()
+        print(
+            f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} shards in {self.out}"
+        )
+        print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Write the mean and deviation of every field beside a run's shards, as stats.json."""
+
+    run: Annotated[Path, tyro.conf.Positional]
+    """Folder of the run."""
+    partial: bool = False
+    """Take the shards there are of a run that is not finished."""
+
+    def __call__(self) -> int:
+        from lrs3_loader import stats
+
+        path, figures = stats.write_stats(self.run, self.partial)
+        print(f"{path}: {stats.describe(figures)}")
+        return cli.EXIT_OK
+
+
+Command = Geneface | ImportGeneface | Stats
+
+
+@dataclass(frozen=True)
+class Args:
+    command: tyro.conf.OmitSubcommandPrefixes[Command]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    return cli.parse(Args, __doc__ or "", "export", argv).command()

@@ -1,0 +1,52 @@
+"""Train a network to tell whether lips and sound belong together, from the shards of a run.
+
+lrs3-loader train-syncnet --demo --out runs/syncnet
+
+torchrun --nproc_per_node 4 -m lrs3_loader train-syncnet /data/lrs3-shards --out runs/syncnet
+
+Run the same command again to go on where it was. Then: lrs3-loader verify RUN --sync runs/syncnet/checkpoint.pt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lrs3_loader import cli
+from lrs3_loader.config import rarely
+from lrs3_loader.syncnet.settings import DemoData, TrainConfig, TrainLaunch
+
+
+@dataclass(frozen=True)
+class Args:
+    launch: Annotated[TrainLaunch, tyro.conf.arg(name="")]
+    run: Annotated[Path | None, tyro.conf.Positional] = None
+    """Folder of the finished run to train on."""
+    demo: bool = False
+    """Render and extract a corpus of synthetic talking heads (in OUT/demo-run) and train on that."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    data: Annotated[DemoData, rarely("demo corpus")] = field(default_factory=DemoData)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = cli.parse(Args, __doc__ or "", "train-syncnet", argv)
+    if args.demo == (args.run is not None):
+        raise cli.UsageError("give either the folder of a run or --demo")
+
+    from lrs3_loader.syncnet.train import describe, train_syncnet
+
+    run = args.run
+    if run is None:
+        from lrs3_loader import work
+        from lrs3_loader.syncnet.demo import make_demo_run
+
+        run = args.launch.out / "demo-run"
+        make_demo_run(run, args.data, args.launch.device, work.connect())
+    accuracy = train_syncnet(run, args.train, args.launch)
+    if accuracy is not None:
+        print(describe(accuracy))
+    return cli.EXIT_OK

@@ -1,0 +1,70 @@
+"""Re-read every shard of a run against its ledger and say what is missing or damaged.
+
+lrs3-loader verify runs/demo
+
+With --sync, also measure each clip's audio-video offset, by a network that lrs3-loader train-syncnet has trained:
+
+lrs3-loader verify runs/demo --sync runs/syncnet/checkpoint.pt
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tqdm import tqdm
+
+from lrs3_loader import cli
+
+if TYPE_CHECKING:
+    from lrs3_loader.runfolder import RunFolder
+
+
+@dataclass(frozen=True)
+class Args:
+    out: Annotated[str, tyro.conf.Positional]
+    """Folder or URL of the run."""
+    sync: Path | None = None
+    """A checkpoint that train-syncnet wrote: measure offsets as well, into OUT/sync.jsonl."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = cli.parse(Args, __doc__ or "", "verify", argv)
+
+    from lrs3_loader.runfolder import RunFolder
+    from lrs3_loader.summary import describe_rejects
+
+    folder = RunFolder.open(args.out)
+    num_bad = 0
+    for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
+        num_bad += bool(problems)
+        for problem in problems:
+            tqdm.write(f"{shard.name}: {problem}")
+    totals = folder.totals()
+    print(
+        f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards sound: "
+        f"{totals.num_samples} samples, {len(totals.rejects)} rejects"
+    )
+    print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
+    if num_bad:
+        print(f"{num_bad} shards are missing or damaged; run the extraction again to make them")
+    elif args.sync is not None:
+        measure_sync(folder, args.sync)
+    return cli.EXIT_PROBLEM if num_bad else cli.EXIT_OK
+
+
+def measure_sync(folder: RunFolder, path: Path) -> None:
+    """Write the run's offsets and print how they lie."""
+    from lrs3_loader.storage import local_path
+    from lrs3_loader.syncnet import measure
+    from lrs3_loader.syncnet.checkpoint import Checkpoint
+
+    clips = measure.measure_offsets(folder, Checkpoint.load(path))
+    offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
+    path = local_path(folder.path, "writing offsets beside the shards") / measure.OFFSETS_FILE
+    measure.write_offsets(path, offsets)
+    print(measure.describe_offsets(offsets))
+    print(f"offset and confidence of each clip: {path}")
