@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
         print(f"error: no command {name}; {hint}", file=sys.stderr)
         sys.exit(2)
 
-    from lrs3_loader import cli  # takes a moment to import, which the help above need not wait for
+    from lrs3_loader.launch import cli  # takes a moment to import, which the help above need not wait for
 
     command = importlib.import_module(f"lrs3_loader.commands.{name.replace('-', '_')}")
     cli.main(lambda: command.main(rest))

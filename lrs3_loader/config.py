@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from lrs3_loader.storage import Location, Url, location
+from lrs3_loader.io.storage import Location, Url, location
 
 Flag = tyro.conf.arg
 

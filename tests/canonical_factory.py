@@ -11,9 +11,9 @@ import torch
 from scipy.spatial import Delaunay
 
 from lrs3_loader.demo import demo_head
-from lrs3_loader.face.canonical import MEMBER, CanonicalFace
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.topology import IBUG68
+from lrs3_loader.face.geometry.topology import IBUG68
+from lrs3_loader.face.model.canonical import MEMBER, CanonicalFace
+from lrs3_loader.face.model.morphable import FaceModel
 
 _HALF = np.array([0.75, 1.0])  # of the face, decimetres
 

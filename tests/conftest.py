@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.errors import RunError
 
 REPO = Path(__file__).resolve().parent.parent

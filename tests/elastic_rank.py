@@ -14,9 +14,9 @@ import time
 from pathlib import Path
 
 from factory import make_features
-from lrs3_loader import cli
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.work import connect
+from lrs3_loader.launch import cli
+from lrs3_loader.launch.leases import connect
+from lrs3_loader.run.folder import RunFolder
 
 STAGE = 10  # shards
 

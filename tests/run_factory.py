@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from factory import make_clip, make_reject
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, Shard
 
 SPEECH_WIDTH = 8

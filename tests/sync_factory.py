@@ -15,8 +15,8 @@ from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.demo.head import IDENTITY_MODES, demo_head
 from lrs3_loader.demo.motion import make_motion
 from lrs3_loader.demo.voice import Voice, make_speech, synthesise
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import SAMPLES_PER_FRAME, Clip, ClipFeatures, Shard
 
 

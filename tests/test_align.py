@@ -10,8 +10,8 @@ import deep3d_reference as reference
 from face_factory import small_model, speaking_clip
 from lrs3_loader.bench.deep3d_files import write_standard_face
 from lrs3_loader.errors import RunError
-from lrs3_loader.face import align
-from lrs3_loader.face.resample import resize_crop
+from lrs3_loader.face.deep3d import align
+from lrs3_loader.face.image.resample import resize_crop
 
 STANDARD = align.five_points(small_model().landmark_mean)
 SIZES = [(224, 224), (96, 300), (300, 96), (37, 100), (512, 400)]  # (H, W)

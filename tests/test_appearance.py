@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lrs3_loader.demo import demo_head
-from lrs3_loader.face import lighting
-from lrs3_loader.face.appearance import MISALIGNMENT_PX, Appearance, estimate_appearance
-from lrs3_loader.face.region import Region
-from lrs3_loader.face.rotation import euler_to_matrix
+from lrs3_loader.face.geometry.rotation import euler_to_matrix
+from lrs3_loader.face.photometric import lighting
+from lrs3_loader.face.photometric.appearance import MISALIGNMENT_PX, Appearance, estimate_appearance
+from lrs3_loader.face.photometric.region import Region
 from textured_face import NUM_TEXTURES, grid_face, paint, random_light
 
 

@@ -17,13 +17,13 @@ from pathlib import Path
 
 import pytest
 
-from lrs3_loader import download as download_module
-from lrs3_loader.asset_check import check_assets, format_table, is_complete
-from lrs3_loader.assets import HUBERT, ICT_ARCHIVE, Assets, Catalogue, cache_folder
-from lrs3_loader.download import UnreachableError, WheelMember, download, download_wheel, extract_wheel
+from lrs3_loader.assets import download as download_module
+from lrs3_loader.assets.check import check_assets, format_table, is_complete
+from lrs3_loader.assets.download import UnreachableError, WheelMember, download, download_wheel, extract_wheel
+from lrs3_loader.assets.locate import HUBERT, ICT_ARCHIVE, Assets, Catalogue, cache_folder
 from lrs3_loader.errors import RunError
-from lrs3_loader.face import ict
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.model import ict
+from lrs3_loader.face.model.morphable import FaceModel
 
 TOOL = Path(__file__).parent.parent / "tools" / "assets.py"
 CLOSED = "http://127.0.0.1:9/file"  # the discard port: nothing listens there
@@ -211,7 +211,7 @@ def test_a_wrong_download_is_refused_and_leaves_nothing(server: Served, cache: P
 def test_four_ranks_at_once_fetch_once(server: Served, cache: Path) -> None:
     url = server.put("task", TASK)
     code = (
-        "from lrs3_loader.assets import *; "
+        "from lrs3_loader.assets.locate import *; "
         f"print(Assets(catalogue=Catalogue(task_sha256={sha256(TASK)!r}, task_url={url!r})).ensure_landmarker())"
     )
     ranks = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]

@@ -21,7 +21,7 @@ from lrs3_loader.bench.e2e import rank_counts
 from lrs3_loader.bench.extrapolate import lrs3_remark
 from lrs3_loader.bench.options import BenchOptions
 from lrs3_loader.bench.results import Bound, Figure, Record, Remark, figure_line
-from lrs3_loader.face.tflite_graph import read_graph
+from lrs3_loader.face.landmarks.tflite_graph import read_graph
 
 CPU = torch.device("cpu")
 EXTRACT = REPO / "tools" / "extract.py"

@@ -12,9 +12,9 @@ import torch
 
 from bfm_files import NUM_FRONT, TRIANGLES, make_originals, slow_front, write_front, write_originals
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.bfm import convert_bfm_2009, convert_bfm_front
-from lrs3_loader.face.convert import convert_face_model, describe, save_face_model
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.model.bfm import convert_bfm_2009, convert_bfm_front
+from lrs3_loader.face.model.convert import convert_face_model, describe, save_face_model
+from lrs3_loader.face.model.morphable import FaceModel
 
 MADE = make_originals()
 FRONT = slow_front(MADE)

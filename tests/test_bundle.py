@@ -16,12 +16,12 @@ import pytest
 
 from factory import make_features, make_shard
 from lrs3_loader.errors import RunError
-from lrs3_loader.interop import archive
-from lrs3_loader.interop.bundle import pack, unpack
-from lrs3_loader.interop.part_names import order_parts
-from lrs3_loader.interop.parts import PartsReader, parse_size
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.interop.bundle import archive
+from lrs3_loader.interop.bundle.bundle import pack, unpack
+from lrs3_loader.interop.bundle.part_names import order_parts
+from lrs3_loader.interop.bundle.parts import PartsReader, parse_size
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 
 FILES = {"train.data": bytes(range(256)) * 200, "val.data": b"v" * 30_000, "stats/sizes.npy": b"", "ü.npy": b"123"}
 
@@ -157,7 +157,7 @@ def test_packing_refuses_what_it_cannot_bring_back(source: Path, tmp_path: Path)
 
 def test_a_failed_packing_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A file that shrinks after its size was taken.
-    monkeypatch.setattr("lrs3_loader.interop.bundle.os.fstat", lambda handle: os.stat(source / "train.data"))
+    monkeypatch.setattr("lrs3_loader.interop.bundle.bundle.os.fstat", lambda handle: os.stat(source / "train.data"))
     with pytest.raises(RunError, match="cannot pack"):
         pack(source, tmp_path / "parts", 20_000)
     assert list((tmp_path / "parts").iterdir()) == []

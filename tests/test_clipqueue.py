@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lrs3_loader.clipqueue import NOTHING, ChunkRequest, ClipQueue
+from lrs3_loader.decode.clip_queue import NOTHING, ChunkRequest, ClipQueue
 from lrs3_loader.types import Clip, ClipHead, DecodedChunk, Reject, SourceInfo
 
 SOURCE = SourceInfo(25.0, 1, 1, 1, 16_000, 1, 1, 0.0, 0, 0)

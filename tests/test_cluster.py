@@ -11,11 +11,11 @@ import pytest
 import torch.distributed as dist
 
 from factory import make_shard
-from lrs3_loader import ledger_index
 from lrs3_loader.bench import cluster
-from lrs3_loader.manifest import Manifest, manifest_lines, plan_sha256
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.work import WorkQueue
+from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.run import ledger_index
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import Manifest, manifest_lines, plan_sha256
 
 NUM_SHARDS = 40
 

@@ -13,10 +13,11 @@ import pytest
 
 import lrs3_loader
 from conftest import REPO
-from lrs3_loader import cli, doctor
+from lrs3_loader import doctor
 from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.commands import doctor as doctor_command
 from lrs3_loader.doctor import Check
+from lrs3_loader.launch import cli
 
 MODULE = [sys.executable, "-m", "lrs3_loader"]
 

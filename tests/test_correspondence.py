@@ -12,21 +12,10 @@ import pytest
 import torch
 
 from canonical_factory import bent, bent_model, made_canonical, metadata_bytes, write_task
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.demo import demo_head
 from lrs3_loader.errors import RunError
-from lrs3_loader.face import convert
-from lrs3_loader.face import ict as ict_module
-from lrs3_loader.face.canonical import (
-    CanonicalFace,
-    has_canonical_face,
-    load_canonical_face,
-    parse_metadata,
-)
-from lrs3_loader.face.correspondence import DOUBTFUL, register, with_dense, with_dense_index
-from lrs3_loader.face.ict import convert_ict
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.surface import (
+from lrs3_loader.face.geometry.surface import (
     face_normals,
     nearest,
     on_border,
@@ -34,7 +23,18 @@ from lrs3_loader.face.surface import (
     vertex_normals,
     wound_outwards,
 )
-from lrs3_loader.face.topology import IBUG68
+from lrs3_loader.face.geometry.topology import IBUG68
+from lrs3_loader.face.model import convert
+from lrs3_loader.face.model import ict as ict_module
+from lrs3_loader.face.model.canonical import (
+    CanonicalFace,
+    has_canonical_face,
+    load_canonical_face,
+    parse_metadata,
+)
+from lrs3_loader.face.model.correspondence import DOUBTFUL, register, with_dense, with_dense_index
+from lrs3_loader.face.model.ict import convert_ict
+from lrs3_loader.face.model.morphable import FaceModel
 
 CANONICAL = made_canonical()
 BENT = bent_model(CANONICAL)
@@ -215,8 +215,8 @@ def test_ict_points_lie_where_mediapipe_sees_them(ict: FaceModel) -> None:
     sys.path.insert(0, str(Path(__file__).parent / "golden"))
     from landmark_codec import read_golden
 
-    from lrs3_loader.face.camera import Camera, project
-    from lrs3_loader.face.fit import FitInput, LandmarkFitter
+    from lrs3_loader.face.fit.fitter import FitInput, LandmarkFitter
+    from lrs3_loader.face.geometry.camera import Camera, project
 
     assert ict.dense is not None
     sizes = {"may_512_25fps_48k_stereo": (512, 512), "glasses_512x480_30fps": (480, 512)}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.crops import CROP_SIZE, MIN_SIDE_PX, FaceCrops, cut_faces
+from lrs3_loader.face.image.crops import CROP_SIZE, MIN_SIDE_PX, FaceCrops, cut_faces
 
 
 def landmarks_around(x: float, y: float, size: float) -> torch.Tensor:

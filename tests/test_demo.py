@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from lrs3_loader.config import CorpusConfig
-from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.corpus.scan import scan_corpus
+from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.demo import DemoCorpus, demo_head, make_demo_corpus, mouth_recovery
 from lrs3_loader.demo.corpus import mouth_opening
 from lrs3_loader.demo.encode import write_mp4
@@ -22,9 +23,8 @@ from lrs3_loader.demo.raster import rasterize
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Voice, make_speech, synthesise
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.topology import IBUG68_MIRROR
-from lrs3_loader.transcript import read_transcript
+from lrs3_loader.face.geometry.topology import IBUG68_MIRROR
+from lrs3_loader.face.model.morphable import FaceModel
 
 MIRRORED_PAIRS = {"smile_left": "smile_right", "blink_left": "blink_right"}
 MIRROR = torch.tensor([-1.0, 1.0, 1.0])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.detector import (
+from lrs3_loader.face.landmarks.detector import (
     MAX_OVERLAP,
     FaceDetector,
     decode_boxes,

@@ -18,15 +18,15 @@ import torch
 
 from conftest import REPO
 from lrs3_loader import demo, doctor
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunConfig, SpeechConfig, demo_defaults
-from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.doctor import machine, room, trial
 from lrs3_loader.doctor.check import Check, format_checks, is_fit
 from lrs3_loader.doctor.software import check_software, check_torch_loads
 from lrs3_loader.errors import RunError
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Shard
 from media_files import noise, write_media
 from run_factory import full_features

@@ -20,8 +20,8 @@ import pytest
 from conftest import REPO
 from factory import make_features, make_shard
 from lrs3_loader import demo
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 
 RANK = str(Path(__file__).with_name("elastic_rank.py"))
 OPT_IN = pytest.mark.skipif(os.environ.get("LRS3_LOADER_FAULTS") != "1", reason="takes minutes: LRS3_LOADER_FAULTS=1")

@@ -17,10 +17,10 @@ import pytest
 from conftest import REPO
 from fault_tools import long, remount, small_disk
 from lrs3_loader import demo
-from lrs3_loader.disk import output_file, writing
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.io.disk import output_file, writing
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.run.folder import RunFolder
 from run_factory import begin_run, make_run, publish
 from whole_runs import command, shard_bytes
 
@@ -73,7 +73,7 @@ def test_a_full_disk(tmp_path: Path, whole: RunFolder) -> None:
 
 def test_a_disk_that_fills_up_at_the_ledger(tmp_path: Path, whole: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     run = begin(tmp_path / "run")
-    monkeypatch.setattr("lrs3_loader.storage.atomic_write", refusing_ledgers)
+    monkeypatch.setattr("lrs3_loader.io.storage.atomic_write", refusing_ledgers)
     with pytest.raises(RunError, match=r"ledger/pretrain-000001\.json: Disk quota exceeded; raise the quota"):
         publish(run, 1, LENGTHS[1])
     monkeypatch.undo()

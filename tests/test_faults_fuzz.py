@@ -24,16 +24,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fault_tools import damaged, small_fuzz
+from lrs3_loader.corpus.transcript import MAX_BYTES, read_transcript
+from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import BadTranscriptError, RunError, UnreadableError
-from lrs3_loader.face.tflite import TFLiteModule
-from lrs3_loader.interop.indexed import INDEX_BYTES, IndexedReader
-from lrs3_loader.interop.unpickle import UnpickleError, loads
-from lrs3_loader.mp4 import check_mp4
-from lrs3_loader.npy import decode_npy
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import Ledger, read_shard
+from lrs3_loader.face.landmarks.tflite import TFLiteModule
+from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader
+from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
+from lrs3_loader.io.safe_load import decode_npy
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.shards import Ledger, read_shard
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
-from lrs3_loader.transcript import MAX_BYTES, read_transcript
 from media_files import noise, write_media
 from run_factory import make_run
 from test_geneface import stranger, write_old_set, write_set

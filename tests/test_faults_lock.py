@@ -20,16 +20,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fault_tools import as_json, small_fuzz
-from lrs3_loader import runlock
 from lrs3_loader.errors import RunError
-from lrs3_loader.runlock import FILE_NAME, Holder, RunLock
+from lrs3_loader.run import lock as runlock
+from lrs3_loader.run.lock import FILE_NAME, Holder, RunLock
 
 pytestmark = pytest.mark.faults
 
 HOLD = (
     "import sys\n"
     "from pathlib import Path\n"
-    "from lrs3_loader.runlock import RunLock\n"
+    "from lrs3_loader.run.lock import RunLock\n"
     "from lrs3_loader.errors import RunError\n"
     "try:\n"
     "    with RunLock(Path(sys.argv[1])):\n"

@@ -16,14 +16,14 @@ from transformers import HubertConfig, HubertModel
 
 from fault_tools import damaged, small_fuzz
 from lrs3_loader import demo
-from lrs3_loader.assets import Assets, Catalogue
+from lrs3_loader.assets.locate import Assets, Catalogue
 from lrs3_loader.audio.checkpoint import load_checkpoint
 from lrs3_loader.config import LandmarkConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.errors import RunError
-from lrs3_loader.face import regress
-from lrs3_loader.face.landmarks import load_files
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.models import Models
+from lrs3_loader.extract.models import Models
+from lrs3_loader.face.deep3d import regressor
+from lrs3_loader.face.landmarks.landmarker import load_files
+from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.syncnet.checkpoint import Checkpoint
 from test_tflite import small_network
 
@@ -107,7 +107,7 @@ def test_checkpoints(folder: Path, checkpoint: bytes, data: st.DataObject) -> No
     with pytest.raises(RunError, match=r"checkpoint\.pt"):
         Checkpoint.load(path)
     with pytest.raises(RunError, match=r"checkpoint\.pt|standard\.mat"):
-        regress.load_files(path, folder / "standard.mat")
+        regressor.load_files(path, folder / "standard.mat")
 
 
 @pytest.fixture(scope="module")

@@ -19,16 +19,17 @@ import pytest
 import torch.distributed as dist
 
 from fault_tools import long
-from lrs3_loader import demo, runner
+from lrs3_loader import demo
 from lrs3_loader.bench.family import family
 from lrs3_loader.bench.soak import Soak, run_soak
 from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
-from lrs3_loader.decode import ChunkRequest, ClipDataset
+from lrs3_loader.decode.dataset import ChunkRequest, ClipDataset
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.runlock import FILE_NAME
+from lrs3_loader.launch import runner
+from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.lock import FILE_NAME
 from lrs3_loader.types import Clip, Reject
-from lrs3_loader.work import WorkQueue
 from media_files import noise, promising, truncated, write_media
 from pitch_stubs import CRASHES, HANGS, tricky_pitch
 from whole_runs import command, config_for, extract, processes_naming, shard_bytes

@@ -10,15 +10,18 @@ import torch
 from face_factory import MIRROR, small_model, speaking_clip
 from golden.landmark_codec import read_golden
 from lrs3_loader.bench.fit_truth import expression_error, rotation_error
-from lrs3_loader.face import fit_curvature, fit_solver, fit_start, fit_terms, fit_windows
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.fit import FitConfig, FitInput, FitResult, LandmarkFitter
-from lrs3_loader.face.fit_curvature import Products
-from lrs3_loader.face.fit_points import FitPoints
-from lrs3_loader.face.ict import convert_ict
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_euler
-from lrs3_loader.face.topology import to_ibug68
+from lrs3_loader.face.fit import curvature as fit_curvature
+from lrs3_loader.face.fit import solver, start
+from lrs3_loader.face.fit import terms as fit_terms
+from lrs3_loader.face.fit import windows as fit_windows
+from lrs3_loader.face.fit.curvature import Products
+from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
+from lrs3_loader.face.fit.points import FitPoints
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.geometry.rotation import axis_angle_to_matrix, euler_to_matrix, matrix_to_euler
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.model.ict import convert_ict
+from lrs3_loader.face.model.morphable import FaceModel
 
 MODEL = small_model()
 
@@ -27,7 +30,7 @@ def refit_pixels(model: FaceModel, clip: FitInput, result: FitResult) -> torch.T
     return project(model.landmarks(result.id, result.exp), result.pose, Camera.for_frame(clip.height, clip.width))
 
 
-def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_terms.State, fit_solver.Problem]:
+def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_terms.State, solver.Problem]:
     """A random problem near a speaking clip, everything switched on: two sequences of five frames."""
     points = FitPoints(MODEL, FitConfig())
     generator = torch.Generator().manual_seed(seed)
@@ -53,7 +56,7 @@ def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_te
     frames = fit_terms.Frames(**(beliefs | changes))  # type: ignore[arg-type]
     prior = torch.eye(MODEL.num_id, dtype=torch.float64).expand(2, -1, -1)
     rest = {"id_precision": prior} if free else {"neutral": points.basis.neutral(state.id)}
-    return state, fit_solver.Problem(points.basis, Products(points.basis), frames, **rest)
+    return state, solver.Problem(points.basis, Products(points.basis), frames, **rest)
 
 
 def moved(state: fit_terms.State, step: torch.Tensor) -> fit_terms.State:
@@ -125,7 +128,7 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
     state, both = problem(free=free)
     found = both.residuals(state)
     by_frames, by_id = both.gradient(state, found)
-    step, id_step = fit_solver.System(state, found, both, torch.zeros(2)).step(by_frames, by_id, num_cg=80)
+    step, id_step = solver.System(state, found, both, torch.zeros(2)).step(by_frames, by_id, num_cg=80)
     blocks = fit_curvature.curvature(state, found, both.products, with_identity=free)
     size, frames = MODEL.num_exp + 6, both.frames
 
@@ -158,10 +161,10 @@ def test_the_closed_form_start_is_near_and_survives_degenerate_landmarks() -> No
     clip, _, _, pose = speaking_clip(MODEL, seed=3, noise_px=0.0)
     rays = FitPoints(MODEL, FitConfig()).rays(clip, Camera.for_frame(224, 224)).float()
     shape = MODEL.landmark_mean.expand(len(rays), -1, -1)
-    rotation, translation = fit_start.weak_perspective(rays, shape, torch.ones(60, 68))
+    rotation, translation = start.weak_perspective(rays, shape, torch.ones(60, 68))
     assert rotation_error(torch.cat((matrix_to_euler(rotation), translation), 1), pose).max() < 8
     assert torch.allclose(rotation @ rotation.transpose(-1, -2), torch.eye(3).expand(60, 3, 3), atol=1e-4)
-    nowhere = fit_start.weak_perspective(torch.zeros_like(rays), shape, torch.ones(60, 68))
+    nowhere = start.weak_perspective(torch.zeros_like(rays), shape, torch.ones(60, 68))
     assert all(torch.isfinite(value).all() for value in nowhere)
 
 
@@ -189,10 +192,10 @@ def test_landmarks_without_weight_are_left_out() -> None:
 def test_keyframes_are_spread_distinct_and_all_of_few() -> None:
     features = np.zeros((50, 4))
     features[[7, 31]] = [[9, 0, 0, 0], [0, 9, 0, 0]]
-    chosen = fit_start.spread(features, 5)
+    chosen = start.spread(features, 5)
     assert {7, 31} <= set(chosen.tolist())
     assert len(set(chosen.tolist())) == 5
-    assert fit_start.spread(features[:3], 5).tolist() == [0, 1, 2]
+    assert start.spread(features[:3], 5).tolist() == [0, 1, 2]
 
 
 def test_gaps_are_bridged_inside_a_clip_only() -> None:
@@ -201,7 +204,7 @@ def test_gaps_are_bridged_inside_a_clip_only() -> None:
     angles = torch.zeros(8, 3)
     angles[:, 0] = torch.tensor([9.0, 0.1, 9, 9, 0.4, 9, 0.7, 9])
     moved = angles.clone()
-    rotation, translation = fit_start.bridge_gaps(euler_to_matrix(angles), moved, valid, clip_of)
+    rotation, translation = start.bridge_gaps(euler_to_matrix(angles), moved, valid, clip_of)
     expected = torch.tensor([0.1, 0.1, 0.2, 0.3, 0.4, 0.4, 0.7, 0.7])
     assert torch.allclose(translation[:, 0], expected, atol=1e-6)
     assert torch.allclose(matrix_to_euler(rotation)[:, 0], expected, atol=1e-3)

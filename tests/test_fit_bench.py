@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from golden.landmark_codec import read_golden
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.bench import fit, fit_adam, fit_report
 from lrs3_loader.bench.fit_clips import Measured, read_clips
 from lrs3_loader.bench.fit_truth import bfm_shaped_model, expression_error, rotation_error, speaking_clip
-from lrs3_loader.clipqueue import ChunkRequest
 from lrs3_loader.config import CorpusConfig, FaceConfig, RunConfig, demo_defaults, resolve
-from lrs3_loader.corpus import scan_corpus
-from lrs3_loader.decode import ClipDataset
+from lrs3_loader.corpus.scan import scan_corpus
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.demo import demo_head
-from lrs3_loader.extract import Extractor
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.correspondence import with_dense
-from lrs3_loader.face.fit import FitConfig, FitResult, LandmarkFitter
-from lrs3_loader.face.ict import convert_ict
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.models import Models
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extract.models import Models
+from lrs3_loader.face.fit.fitter import FitConfig, FitResult, LandmarkFitter
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.model.correspondence import with_dense
+from lrs3_loader.face.model.ict import convert_ict
+from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.types import ClipFeatures
 
 SIZES = {

@@ -14,10 +14,10 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 from flame_files import NUM_VERTICES, PLACES, chumpy_era, full_embedding, make_flame, slow_articulated, write_files
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.convert import convert_face_model
-from lrs3_loader.face.flame import JAW_OPEN, convert_flame
-from lrs3_loader.face.legacy_pickle import load_arrays, load_npy
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.model.convert import convert_face_model
+from lrs3_loader.face.model.flame import JAW_OPEN, convert_flame
+from lrs3_loader.face.model.legacy_pickle import load_arrays, load_npy
+from lrs3_loader.face.model.morphable import FaceModel
 
 MADE = make_flame()
 

@@ -19,16 +19,16 @@ import geneface_reader
 from face_factory import small_model
 from factory import make_clip
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.interop.geneface import ExportOptions, export_geneface, held_out_speakers
-from lrs3_loader.interop.geneface_import import ImportOptions, import_geneface
-from lrs3_loader.interop.geneface_item import MISFIT, TOO_SHORT, ItemMaker, ItemOptions, NotExportedError
-from lrs3_loader.interop.indexed import INDEX_BYTES, IndexedReader, IndexedWriter
-from lrs3_loader.interop.pickle_writer import pickle_pieces
-from lrs3_loader.interop.unpickle import UnpickleError, loads
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.interop.geneface.exporter import ExportOptions, export_geneface, held_out_speakers
+from lrs3_loader.interop.geneface.importer import ImportOptions, import_geneface
+from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader, IndexedWriter
+from lrs3_loader.interop.geneface.item import MISFIT, TOO_SHORT, ItemMaker, ItemOptions, NotExportedError
+from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
+from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import Clip, ClipFeatures, Shard
 
 HEIGHT = 200

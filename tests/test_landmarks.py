@@ -15,9 +15,16 @@ import torch
 from torch import Tensor
 
 from golden.landmark_codec import Z_STRIDE, GoldenLandmarks, read_golden
-from lrs3_loader.assets import cache_folder
+from lrs3_loader.assets.locate import cache_folder
 from lrs3_loader.errors import NoFaceError, RunError
-from lrs3_loader.face.landmarks import (
+from lrs3_loader.face.geometry.topology import (
+    BLENDSHAPE_NAMES,
+    BLENDSHAPE_POINTS,
+    IBUG68,
+    IBUG68_MIRROR,
+    to_ibug68,
+)
+from lrs3_loader.face.landmarks.landmarker import (
     FaceLandmarker,
     FrameLandmarks,
     LandmarkerFiles,
@@ -25,14 +32,7 @@ from lrs3_loader.face.landmarks import (
     finish_track,
     load_files,
 )
-from lrs3_loader.face.topology import (
-    BLENDSHAPE_NAMES,
-    BLENDSHAPE_POINTS,
-    IBUG68,
-    IBUG68_MIRROR,
-    to_ibug68,
-)
-from lrs3_loader.face.tracks import FaceTrack
+from lrs3_loader.face.landmarks.tracks import FaceTrack
 
 GOLDEN = Path(__file__).parent / "golden"
 BATCH = 32

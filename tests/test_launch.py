@@ -16,11 +16,12 @@ import yaml
 from torch.distributed.run import get_args_parser
 
 from conftest import REPO
-from lrs3_loader import cli, demo
+from lrs3_loader import demo
 from lrs3_loader.commands import extract
 from lrs3_loader.config import LaunchConfig, RunConfig
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.storage import Url
+from lrs3_loader.io.storage import Url
+from lrs3_loader.launch import cli
+from lrs3_loader.run.folder import RunFolder
 
 LAUNCH = REPO / "tools" / "launch"
 SKIP_OPTIONS = "while [[ $1 == --* ]]; do shift; done"

@@ -7,7 +7,7 @@ import pytest
 
 from factory import make_shard
 from lrs3_loader.errors import RunError
-from lrs3_loader.manifest import manifest_lines, plan_sha256, read_manifest
+from lrs3_loader.run.manifest import manifest_lines, plan_sha256, read_manifest
 from lrs3_loader.types import Clip, Shard
 
 PLAN = (

@@ -15,8 +15,12 @@ import pytest
 import torch
 
 import media_files as files
-from lrs3_loader import media
 from lrs3_loader.config import DecodeConfig
+from lrs3_loader.corpus.plan import probe_frames
+from lrs3_loader.decode import video
+from lrs3_loader.decode.mp4 import check_mp4
+from lrs3_loader.decode.sound import Sound, Stretch, read_sound
+from lrs3_loader.decode.video import VideoTrack, probe_video, read_pictures, resample_to_25
 from lrs3_loader.errors import (
     ClipError,
     LengthMismatchError,
@@ -25,10 +29,6 @@ from lrs3_loader.errors import (
     TooLargeError,
     UnreadableError,
 )
-from lrs3_loader.media import VideoTrack, probe_video, read_pictures, resample_to_25
-from lrs3_loader.mp4 import check_mp4
-from lrs3_loader.plan import probe_frames
-from lrs3_loader.soundtrack import Sound, Stretch, read_sound
 
 CONFIG = DecodeConfig()
 CLICKS = (0.5, 1.0, 1.5)
@@ -472,5 +472,5 @@ def test_decord_is_left_for_av_on_any_doubt(healthy: Path, monkeypatch: pytest.M
         def __len__(self) -> int:
             return 49
 
-    monkeypatch.setattr(media.decord, "VideoReader", Short)
+    monkeypatch.setattr(video.decord, "VideoReader", Short)
     assert torch.equal(read_pictures(track, np.arange(50)), wanted)

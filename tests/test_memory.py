@@ -7,7 +7,14 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 
-from lrs3_loader.memory import hand_back_freed_memory, in_shared_memory, keep_freed_memory, pack, piecewise, unpack
+from lrs3_loader.runtime.memory import (
+    hand_back_freed_memory,
+    in_shared_memory,
+    keep_freed_memory,
+    pack,
+    piecewise,
+    unpack,
+)
 
 
 def test_what_does_not_fit_goes_in_halves(caplog: pytest.LogCaptureFixture) -> None:

@@ -11,9 +11,9 @@ import torch
 
 from face_factory import MIRROR, small_model
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.camera import Camera, apply_pose, project
-from lrs3_loader.face.ict import convert_ict
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.geometry.camera import Camera, apply_pose, project
+from lrs3_loader.face.model.ict import convert_ict
+from lrs3_loader.face.model.morphable import FaceModel
 
 MODEL = small_model()
 

@@ -9,8 +9,9 @@ import av
 import numpy as np
 import pytest
 
-from lrs3_loader import demo, runner
-from lrs3_loader.shards import read_shard
+from lrs3_loader import demo
+from lrs3_loader.launch import runner
+from lrs3_loader.run.shards import read_shard
 from media_files import truncated, write_media
 from whole_runs import config_for, extract
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lrs3_loader.overlap import Follower, one_behind, read_ahead
+from lrs3_loader.runtime.pipelining import Follower, one_behind, read_ahead
 
 
 def test_each_item_is_started_before_the_one_before_it_is_finished() -> None:

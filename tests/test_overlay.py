@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lrs3_loader.demo import demo_head
-from lrs3_loader.face import overlay
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.preview.mesh import MeshPainter
-from lrs3_loader.preview.view import GROUND, View
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.viz import overlay
+from lrs3_loader.viz.preview.mesh import MeshPainter
+from lrs3_loader.viz.preview.view import GROUND, View
 
 WHITE = (1.0, 1.0, 1.0)
 

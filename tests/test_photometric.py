@@ -15,8 +15,7 @@ import pytest
 import torch
 
 from factory import make_chunk, make_clip, make_reject
-from lrs3_loader import runner
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.demo import demo_head
 from lrs3_loader.demo.head import IDENTITY_MODES
@@ -25,20 +24,21 @@ from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Voice, make_speech
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract import Extractor
-from lrs3_loader.face import fit_solver
-from lrs3_loader.face.crops import CROP_SIZE, FaceCrops, cut_faces
-from lrs3_loader.face.drawing import Views, spread_evenly
-from lrs3_loader.face.fit import FitConfig, FitInput, LandmarkFitter
-from lrs3_loader.face.fit_curvature import Products
-from lrs3_loader.face.fit_points import FitPoints
-from lrs3_loader.face.fit_terms import Frames, State
-from lrs3_loader.face.fit_types import FitResult
-from lrs3_loader.face.photometric import PhotometricConfig, PhotometricFitter
-from lrs3_loader.face.photometric_terms import PhotometricProblem, Samples, blurred, sample, with_gradients
-from lrs3_loader.face.region import Region
-from lrs3_loader.face.rotation import euler_to_matrix
-from lrs3_loader.models import Models
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extract.models import Models
+from lrs3_loader.face.fit import solver
+from lrs3_loader.face.fit.curvature import Products
+from lrs3_loader.face.fit.fitter import FitConfig, FitInput, LandmarkFitter
+from lrs3_loader.face.fit.points import FitPoints
+from lrs3_loader.face.fit.terms import Frames, State
+from lrs3_loader.face.fit.types import FitResult
+from lrs3_loader.face.geometry.rotation import euler_to_matrix
+from lrs3_loader.face.image.crops import CROP_SIZE, FaceCrops, cut_faces
+from lrs3_loader.face.photometric.drawing import Views, spread_evenly
+from lrs3_loader.face.photometric.fitter import PhotometricConfig, PhotometricFitter
+from lrs3_loader.face.photometric.region import Region
+from lrs3_loader.face.photometric.terms import PhotometricProblem, Samples, blurred, sample, with_gradients
+from lrs3_loader.launch import runner
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject
 from textured_face import DrawnClip, draw_clip, expression_error, grid_face
 
@@ -157,7 +157,7 @@ def test_without_samples_it_is_the_landmark_problem() -> None:
     problem, state = some_problem(2.0)
     empty = dataclasses.replace(problem.samples, precision=torch.zeros_like(problem.samples.precision))
     empty_problem = dataclasses.replace(problem, samples=empty, _known=[])
-    plain = fit_solver.Problem(problem.basis, problem.products, problem.frames, neutral=problem.neutral)
+    plain = solver.Problem(problem.basis, problem.products, problem.frames, neutral=problem.neutral)
     found = plain.residuals(state)
     assert torch.equal(empty_problem.cost(state, found), plain.cost(state, found))
     assert torch.equal(empty_problem.gradient(state, found)[0], plain.gradient(state, found)[0])
@@ -380,7 +380,7 @@ def test_a_run_that_needs_what_is_missing_ends_before_it_begins(
     def missing(purpose: str) -> None:
         raise RunError(f"{purpose} needs pytorch3d (the extra `render`)")
 
-    monkeypatch.setattr("lrs3_loader.models.require_pytorch3d", missing)
+    monkeypatch.setattr("lrs3_loader.extract.models.require_pytorch3d", missing)
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"--fit photometric needs pytorch3d \(the extra `render`\)"):
         runner.prepare(demo_config(), LaunchConfig(out=out, demo=True), Assets(tmp_path), torch.device("cpu"))

@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 
 from lrs3_loader.config import CorpusConfig, PlanConfig
-from lrs3_loader.corpus import scan_corpus
-from lrs3_loader.errors import UnreadableError
-from lrs3_loader.plan import (
+from lrs3_loader.corpus.plan import (
     DEFAULT_BYTES_PER_FRAME,
     NUM_PROBES,
     calibrate,
@@ -21,6 +19,8 @@ from lrs3_loader.plan import (
     make_plan,
     probe_frames,
 )
+from lrs3_loader.corpus.scan import scan_corpus
+from lrs3_loader.errors import UnreadableError
 from lrs3_loader.types import Clip
 
 
@@ -127,7 +127,7 @@ def test_calibration_opens_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
         opened.append(path)
         return 10.0
 
-    monkeypatch.setattr("lrs3_loader.plan.probe_frames", probe)
+    monkeypatch.setattr("lrs3_loader.corpus.plan.probe_frames", probe)
     for count in (1, NUM_PROBES, NUM_PROBES + 1, 1000, 9999):
         opened.clear()
         assert calibrate(make_clips(count), tmp_path) == 10 * DEFAULT_BYTES_PER_FRAME

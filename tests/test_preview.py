@@ -17,23 +17,24 @@ from PIL import Image
 
 from conftest import REPO
 from factory import make_clip
-from lrs3_loader import demo, preview
-from lrs3_loader.assets import Assets
-from lrs3_loader.cli import UsageError
+from lrs3_loader import demo
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import CorpusConfig, RunConfig, as_json, demo_defaults
-from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.preview import chart
-from lrs3_loader.preview.conventions import LARGE_PX, SMALL_PX, draw_conventions
-from lrs3_loader.preview.measures import Measures, measure
-from lrs3_loader.preview.output import write_picture
-from lrs3_loader.preview.page import HEADER_PX, Page, chosen_frames
-from lrs3_loader.preview.subject import nearest
-from lrs3_loader.preview.text import draw_text
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.launch.cli import UsageError
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
+from lrs3_loader.viz import preview
+from lrs3_loader.viz.preview import chart
+from lrs3_loader.viz.preview.conventions import LARGE_PX, SMALL_PX, draw_conventions
+from lrs3_loader.viz.preview.measures import Measures, measure
+from lrs3_loader.viz.preview.output import write_picture
+from lrs3_loader.viz.preview.page import HEADER_PX, Page, chosen_frames
+from lrs3_loader.viz.preview.subject import nearest
+from lrs3_loader.viz.text import draw_text
 from media_files import noise, write_media
 
 KEY = "pretrain/DemoHead000/00001"

@@ -15,9 +15,8 @@ from PIL import Image
 import deep3d_reference as reference
 from face_factory import small_model, speaking_clip
 from lrs3_loader import demo
-from lrs3_loader.assets import STANDARD_FACE, Assets
+from lrs3_loader.assets.locate import STANDARD_FACE, Assets
 from lrs3_loader.bench.deep3d_files import make_weights, write_checkpoint, write_standard_face
-from lrs3_loader.clipqueue import ChunkRequest
 from lrs3_loader.config import (
     CorpusConfig,
     DecodeConfig,
@@ -27,17 +26,18 @@ from lrs3_loader.config import (
     demo_defaults,
     resolve,
 )
-from lrs3_loader.corpus import scan_corpus
-from lrs3_loader.decode import ClipDataset
+from lrs3_loader.corpus.scan import scan_corpus
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
+from lrs3_loader.decode.video import probe_video, read_pictures
 from lrs3_loader.errors import NoFaceError, RunError
-from lrs3_loader.extract import Extractor
-from lrs3_loader.face import regress
-from lrs3_loader.face.landmarks import FaceLandmarker, load_files
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.face.tracks import FaceTrack
-from lrs3_loader.media import probe_video, read_pictures
-from lrs3_loader.models import Models
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extract.models import Models
+from lrs3_loader.face.deep3d import regressor as regress
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, load_files
+from lrs3_loader.face.landmarks.tracks import FaceTrack
+from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.types import ClipFeatures, DecodedChunk
 
 PARITY = 1e-4

@@ -14,10 +14,11 @@ from face_factory import small_model
 from lrs3_loader.demo import demo_head
 from lrs3_loader.demo.raster import rasterize as own_rasterize
 from lrs3_loader.errors import RunError
-from lrs3_loader.face import render, rotation
-from lrs3_loader.face.camera import DISTANCE, Camera, apply_pose, project
-from lrs3_loader.preview.mesh import MeshPainter, Pytorch3dMeshPainter
-from lrs3_loader.preview.view import View
+from lrs3_loader.face.geometry import rotation
+from lrs3_loader.face.geometry.camera import DISTANCE, Camera, apply_pose, project
+from lrs3_loader.face.photometric import render
+from lrs3_loader.viz.preview.mesh import MeshPainter, Pytorch3dMeshPainter
+from lrs3_loader.viz.preview.view import View
 
 RANDOM = np.random.default_rng(3)
 ANGLES = torch.from_numpy(RANDOM.uniform(-1, 1, (50, 3)) * [3.1, 1.5, 3.1])

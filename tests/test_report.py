@@ -21,17 +21,17 @@ from conftest import REPO
 from factory import make_clip, make_reject
 from lrs3_loader import demo
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.report import Findings, collect, write_report
-from lrs3_loader.report.collect import evenly_spread
-from lrs3_loader.report.figures import duration, nice_step
-from lrs3_loader.report.measures import MEASURES, Histogram
-from lrs3_loader.report.timeline import Axis, Timeline, Work
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import ClipFeatures, Shard
+from lrs3_loader.viz.report import Findings, collect, write_report
+from lrs3_loader.viz.report.collect import evenly_spread
+from lrs3_loader.viz.report.figures import duration, nice_step
+from lrs3_loader.viz.report.measures import MEASURES, Histogram
+from lrs3_loader.viz.report.timeline import Axis, Timeline, Work
 from run_factory import begin_run, full_features, make_run, publish
 
 LENGTHS = [[30, 0, 12, 25], [40, 50], [20, 20, 0]]

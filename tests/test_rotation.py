@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy.spatial.transform import Rotation, Slerp
 
-from lrs3_loader.face import rotation
+from lrs3_loader.face.geometry import rotation
 
 RANDOM = Rotation.random(200, random_state=np.random.default_rng(0))
 

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from lrs3_loader import demo, runner
+from lrs3_loader import demo
 from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.launch import runner
+from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import FIELDS
-from lrs3_loader.work import WorkQueue
 from whole_runs import EXTRACT, command, config_for, extract, processes_naming, shard_bytes
 
 ALWAYS = {"mel", "f0", "hubert", "lm68", "id", "exp", "pose", "idexp_lm3d", "valid"}

@@ -14,7 +14,7 @@ import pytest
 
 from conftest import REPO
 from lrs3_loader import demo
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from s3_server import Bucket, make_bucket, s3_service
 
 

@@ -9,8 +9,8 @@ import pytest
 
 from factory import make_features, make_reject, make_shard
 from lrs3_loader.errors import RunError
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder, differences, run_hash
+from lrs3_loader.run.folder import RunFolder, differences, run_hash
+from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Shard
 
 SHARDS = tuple(make_shard(f"test-{number:06d}", num_clips=3, first=3 * number) for number in range(3))

@@ -10,8 +10,8 @@ import pytest
 
 from lrs3_loader import ShardStream
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.stats import FILE_NAME, Moments, RunStats, compute_stats, describe, read_stats, write_stats
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.stream.stats import FILE_NAME, Moments, RunStats, compute_stats, describe, read_stats, write_stats
 from run_factory import begin_run, make_run, publish
 
 LENGTHS = [[12, 30, 7], [9, 40], [25, 6, 14]]

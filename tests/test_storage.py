@@ -17,10 +17,10 @@ import pytest
 from factory import make_features, make_reject
 from lrs3_loader import ShardStream
 from lrs3_loader.config import CorpusConfig
-from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.storage import Store, Url, is_url, location, store_at
+from lrs3_loader.io.storage import Store, Url, is_url, location, store_at
+from lrs3_loader.run.folder import RunFolder
 from run_factory import begin_run, make_run, publish
 from s3_server import Bucket, Proxy, make_bucket, s3_service
 

@@ -22,8 +22,8 @@ from torch.utils.data import DataLoader
 import lrs3_loader
 from lrs3_loader import ShardStream
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream import Raw
 from run_factory import begin_run, make_run, publish
 

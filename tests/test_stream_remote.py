@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 
 from lrs3_loader import ShardStream
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from run_factory import begin_run, make_run, publish
 
 LENGTHS = [[12, 30, 7, 21], [9, 9, 40], [25, 6, 33, 14, 11]]

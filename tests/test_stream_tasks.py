@@ -11,8 +11,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from lrs3_loader import ShardStream
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream import Audio2Motion, SyncNet
 from run_factory import SPEECH_WIDTH, make_run
 

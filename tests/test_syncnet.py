@@ -15,7 +15,7 @@ import torch
 
 from conftest import REPO
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy, ClipScores, score_clip
 from lrs3_loader.syncnet.measure import ClipOffset, describe_offsets, measure_offsets

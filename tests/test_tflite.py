@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.tflite import MAX_SLICE, TFLiteModule
-from lrs3_loader.face.tflite_graph import read_graph
-from lrs3_loader.face.tflite_ops import same_padding
+from lrs3_loader.face.landmarks.tflite import MAX_SLICE, TFLiteModule
+from lrs3_loader.face.landmarks.tflite_graph import read_graph
+from lrs3_loader.face.landmarks.tflite_ops import same_padding
 from tflite_writer import Writer
 
 SAME, VALID = ("b", 0), ("b", 1)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lrs3_loader.errors import NoFaceError
-from lrs3_loader.face.tracks import (
+from lrs3_loader.face.landmarks.tracks import (
     PATIENCE_FRAMES,
     Box,
     FaceTrack,

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from factory import make_chunk, make_clip, make_reject
-from lrs3_loader.transfer import Download, to_device
+from lrs3_loader.extract.upload import CHUNKS_AHEAD, upload
+from lrs3_loader.runtime.transfer import Download, to_device
 from lrs3_loader.types import DecodedChunk, Reject
-from lrs3_loader.upload import CHUNKS_AHEAD, upload
 
 CPU = torch.device("cpu")
 

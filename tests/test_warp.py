@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.warp import crop, letterbox
+from lrs3_loader.face.image.warp import crop, letterbox
 
 
 def slow_crop(frame: np.ndarray, matrix: np.ndarray, size: int, zeros_outside: bool = False) -> np.ndarray:

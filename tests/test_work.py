@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.work import WorkQueue, connect, meet
+from lrs3_loader.launch.leases import WorkQueue, connect, meet
 
 
 def test_a_single_process_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_ranks_of_separate_processes_meet() -> None:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     script = (
-        "from lrs3_loader.work import connect\n"
+        "from lrs3_loader.launch.leases import connect\n"
         "import time\n"
         "queue = connect()\n"
         "mine = list(queue.leases(list(range(40))))\n"

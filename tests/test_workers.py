@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lrs3_loader.workers import Crew, StartMethod
+from lrs3_loader.decode.workers import Crew, StartMethod
 
 
 def _look_for_ever(event: Any) -> None:
@@ -59,7 +59,7 @@ def test_one_that_is_still_dying_counts_as_dead(start_method: StartMethod) -> No
 def test_a_folder_for_sockets_with_too_long_a_name_is_named(tmp_path: Path) -> None:
     long = tmp_path / ("x" * 100)
     long.mkdir()
-    code = "from lrs3_loader.workers import prepare_parent\nprepare_parent('forkserver', [])"
+    code = "from lrs3_loader.decode.workers import prepare_parent\nprepare_parent('forkserver', [])"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "TMPDIR": str(long)},

@@ -10,12 +10,12 @@ from scipy.interpolate import RBFInterpolator
 
 from face_factory import small_model
 from lrs3_loader.bench.fit_truth import smooth_noise
-from lrs3_loader.face.appearance import Appearance
-from lrs3_loader.face.camera import Camera, apply_pose, project
-from lrs3_loader.face.crops import FaceCrops, cut_faces
-from lrs3_loader.face.fit import FitInput
-from lrs3_loader.face.lighting import FLAT
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.fit.fitter import FitInput
+from lrs3_loader.face.geometry.camera import Camera, apply_pose, project
+from lrs3_loader.face.image.crops import FaceCrops, cut_faces
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.face.photometric.appearance import Appearance
+from lrs3_loader.face.photometric.lighting import FLAT
 
 NUM_TEXTURES = 6
 
@@ -100,7 +100,7 @@ def draw_clip(
     noise_px: float = 0.8,
 ) -> DrawnClip:
     """A random person who moves face and head, in random light, with noise on pixels and landmarks."""
-    from lrs3_loader.face import render
+    from lrs3_loader.face.photometric import render
 
     rng = np.random.default_rng([4, seed])
     id = torch.tensor(0.7 * rng.standard_normal(model.num_id), dtype=torch.float32)

@@ -9,9 +9,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from conftest import REPO
-from lrs3_loader import runner
 from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
-from lrs3_loader.work import WorkQueue
+from lrs3_loader.launch import runner
+from lrs3_loader.launch.leases import WorkQueue
 
 EXTRACT = [str(REPO / "tools" / "extract.py")]
 

@@ -29,8 +29,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lrs3_loader import cli
 from lrs3_loader.bench.options import BenchOptions
+from lrs3_loader.launch import cli
 
 if TYPE_CHECKING:
     import torch
@@ -188,7 +188,7 @@ class Fit:
     """Runs of each timing; the fastest counts."""
 
     def __call__(self) -> int:
-        from lrs3_loader.assets import Assets
+        from lrs3_loader.assets.locate import Assets
         from lrs3_loader.bench import fit_report
 
         found = Assets(self.assets)
@@ -203,7 +203,7 @@ def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measur
     pin: keep this process on ``options.threads`` cores; else the measurement does so for what it starts.
     """
     from lrs3_loader.bench import machine, plot, results, timing
-    from lrs3_loader.runner import pick_device
+    from lrs3_loader.launch.runner import pick_device
 
     device = pick_device(options.device)
     try:

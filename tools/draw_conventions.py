@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import cli
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,9 @@ class Args:
 
 def main() -> int:
     args = cli.parse(Args, __doc__ or "")
-    from lrs3_loader import demo, preview  # torch takes seconds to import: not before the arguments are right
-    from lrs3_loader.preview.conventions import draw_conventions
+    from lrs3_loader import demo  # torch takes seconds to import: not before the arguments are right
+    from lrs3_loader.viz import preview
+    from lrs3_loader.viz.preview.conventions import draw_conventions
 
     preview.check_output(args.picture)
     preview.write_picture(args.picture, draw_conventions(demo.demo_head()), small=True)

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from lrs3_loader import cli
 from lrs3_loader.errors import RunError
+from lrs3_loader.launch import cli
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, read_scalars
 
 

@@ -15,8 +15,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from lrs3_loader import cli
 from lrs3_loader.errors import RunError
+from lrs3_loader.launch import cli
 
 COLOURS = {"torchrun": "tab:grey", "rank": "tab:blue", "helper": "tab:green", "decoder": "tab:orange"}
 

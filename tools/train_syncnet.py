@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """``lrs3-loader train-syncnet`` from a checkout."""
 
-from lrs3_loader import cli
 from lrs3_loader.commands.train_syncnet import main
+from lrs3_loader.launch import cli
 
 if __name__ == "__main__":
     cli.main(main)

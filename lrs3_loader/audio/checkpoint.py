@@ -25,7 +25,7 @@ from transformers import HubertConfig, HubertModel, PretrainedConfig, PreTrained
 from transformers.utils import logging as transformers_logging
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import file_sha256
+from lrs3_loader.io.files import file_sha256
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
 
 logger = logging.getLogger(__name__)

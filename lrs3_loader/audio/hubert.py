@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, Checkpoint, load_checkpoint
 from lrs3_loader.config import SpeechConfig
-from lrs3_loader.memory import piecewise
+from lrs3_loader.runtime.memory import piecewise
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CHUNK_HOP = 20 * SAMPLE_RATE

@@ -25,7 +25,7 @@ import decord
 from scipy.io import wavfile
 
 from lrs3_loader.bench.peers import SAMPLE_RATE, LibrosaMel, MediaPipeLandmarks, PillowResNet, praat_pitch
-from lrs3_loader.face.topology import to_ibug68
+from lrs3_loader.face.geometry.topology import to_ibug68
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch.distributed as dist
 
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder, run_hash
-from lrs3_loader.shards import Ledger, ledger_name, tar_name
+from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.run.folder import RunFolder, run_hash
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.shards import Ledger, ledger_name, tar_name
 from lrs3_loader.types import Clip, Shard
-from lrs3_loader.work import WorkQueue
 
 NUM_FRAMES = 250  # of a clip
 SHARD_BYTES = 100 << 20

@@ -27,11 +27,11 @@ from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_t
 from lrs3_loader.bench.results import Bound, Figure, Remark
 from lrs3_loader.bench.stages import relative_error
 from lrs3_loader.bench.timing import Work, in_turn
-from lrs3_loader.face.fit import FitConfig, FitInput, FitResult, LandmarkFitter
-from lrs3_loader.face.landmarks import FrameLandmarks
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.face.tracks import fill_gaps
-from lrs3_loader.memory import as_usual
+from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.landmarks.landmarker import FrameLandmarks
+from lrs3_loader.face.landmarks.tracks import fill_gaps
+from lrs3_loader.runtime.memory import as_usual
 
 NUM_FRAMES = {"cpu": 1024, "cuda": 1024}
 MAX_WHOLE_REPEATS = 2  # they take minutes

@@ -11,7 +11,7 @@ from scipy.io import savemat
 from torch import Tensor
 from torchvision.models import resnet50
 
-from lrs3_loader.assets import DEEP3D, STANDARD_FACE
+from lrs3_loader.assets.locate import DEEP3D, STANDARD_FACE
 from lrs3_loader.demo import demo_head
 
 HEADS = (80, 64, 80, 3, 27, 2, 1)

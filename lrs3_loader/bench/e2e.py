@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.bench.deep3d_files import make_deep3d
 from lrs3_loader.bench.extraction import Extraction, Extractor, forget
 from lrs3_loader.bench.extrapolate import lrs3_remark
@@ -24,7 +24,7 @@ from lrs3_loader.bench.inputs import (
 from lrs3_loader.bench.options import BenchOptions
 from lrs3_loader.bench.results import Bound, Figure, Remark
 from lrs3_loader.bench.timing import pinned
-from lrs3_loader.corpus import scan_corpus
+from lrs3_loader.corpus.scan import scan_corpus
 
 NUM_CLIPS = 12
 TWO_RANKS = Bound(1.8)  # times one rank on one core

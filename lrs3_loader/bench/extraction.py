@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrs3_loader.bench.processes import Usage, run_measured
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.types import Clip
 
 #: Parts that processes play, by what their command line holds; the first that fits counts.

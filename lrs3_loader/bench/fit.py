@@ -17,11 +17,11 @@ import torch
 from lrs3_loader.bench.fit_adam import CAMERA, SIZE, Fitted, adam_fit, objective
 from lrs3_loader.bench.fit_clips import Measured
 from lrs3_loader.bench.fit_truth import Truth, errors, rotation_error, speaking_clip
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.fit import FitConfig, FitInput, FitResult, LandmarkFitter
-from lrs3_loader.face.fit_points import MOUTH
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.memory import as_usual, keep_freed_memory
+from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
+from lrs3_loader.face.fit.points import MOUTH
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.runtime.memory import as_usual, keep_freed_memory
 
 SMALL_SHARES = (1 / 3, 1 / 4, 1 / 6)
 #: MediaPipe's points on the outer lips that are no iBUG landmark, in two groups that lie between one another: each is

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import torch
 
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.morphable import NUM_LANDMARKS, FaceModel
-from lrs3_loader.face.rotation import euler_to_matrix
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.geometry.rotation import euler_to_matrix
+from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 
 SIZE = 224
 CAMERA = Camera.for_frame(SIZE, SIZE)

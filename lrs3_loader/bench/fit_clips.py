@@ -11,18 +11,18 @@ from pathlib import Path
 
 import torch
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.batch import FrameSpan, fixed_batches
-from lrs3_loader.clipqueue import ChunkRequest
 from lrs3_loader.config import CorpusConfig, DecodeConfig
-from lrs3_loader.corpus import corpus_root, scan_corpus
-from lrs3_loader.decode import ClipDataset
+from lrs3_loader.corpus.scan import corpus_root, scan_corpus
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import ClipError
-from lrs3_loader.face.fit import FitInput
-from lrs3_loader.face.landmarks import FaceLandmarker, FrameLandmarks, finish_track, load_files
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.face.tracks import FaceTrack
+from lrs3_loader.extract.batch import FrameSpan, fixed_batches
+from lrs3_loader.face.fit.fitter import FitInput
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks, finish_track, load_files
+from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.types import Clip, Reject
 
 

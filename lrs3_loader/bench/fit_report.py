@@ -8,14 +8,14 @@ from pathlib import Path
 
 import torch
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.bench.fit import Comparisons, HeldOut, SmallFace, compare_with_adam, held_out, small_faces, truth_table
 from lrs3_loader.bench.fit_clips import Measured, read_clips
 from lrs3_loader.bench.fit_truth import bfm_shaped_model, speaking_clip
 from lrs3_loader.config import FaceConfig
-from lrs3_loader.face.fit import FitConfig
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.models import load_face_model
+from lrs3_loader.extract.models import load_face_model
+from lrs3_loader.face.fit.fitter import FitConfig
+from lrs3_loader.face.model.morphable import FaceModel
 
 _SYNTHETIC_FRAMES = (40, 75, 125)
 

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 
 from lrs3_loader.demo import demo_head
-from lrs3_loader.face.camera import Camera, project
-from lrs3_loader.face.fit import FitInput, FitResult
-from lrs3_loader.face.morphable import FaceModel
-from lrs3_loader.face.rotation import angle_between, euler_to_matrix
+from lrs3_loader.face.fit.fitter import FitInput, FitResult
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.geometry.rotation import angle_between, euler_to_matrix
+from lrs3_loader.face.model.morphable import FaceModel
 
 NUM_BFM_ID, NUM_BFM_EXP = 80, 64
 _NUM_SAMPLES = 240  # faces that a synthetic model is the principal components of

@@ -14,28 +14,28 @@ import torch
 from transformers import HubertConfig, HubertModel
 from transformers.utils import logging as transformers_logging
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.checkpoint import demo_checkpoint
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.batch import FrameSpan, fixed_batches
 from lrs3_loader.bench.deep3d_files import make_deep3d
 from lrs3_loader.bench.machine import has_fast_bfloat16
 from lrs3_loader.bench.options import BenchOptions
 from lrs3_loader.bench.results import Remark
-from lrs3_loader.clipqueue import ChunkRequest
 from lrs3_loader.config import CorpusConfig, FaceConfig, RegressionConfig, RunConfig, SpeechConfig, resolve
-from lrs3_loader.corpus import corpus_root, scan_corpus
-from lrs3_loader.decode import ClipDataset
+from lrs3_loader.corpus.scan import corpus_root, scan_corpus
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.fit import FitInput
-from lrs3_loader.face.landmarks import FaceLandmarker, FrameLandmarks
-from lrs3_loader.face.regress import Deep3DFiles, load_files
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.face.tracks import FaceTrack
-from lrs3_loader.memory import keep_freed_memory
-from lrs3_loader.models import Models
-from lrs3_loader.runner import configure_torch
+from lrs3_loader.extract.batch import FrameSpan, fixed_batches
+from lrs3_loader.extract.models import Models
+from lrs3_loader.face.deep3d.regressor import Deep3DFiles, load_files
+from lrs3_loader.face.fit.fitter import FitInput
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks
+from lrs3_loader.face.landmarks.tracks import FaceTrack
+from lrs3_loader.launch.runner import configure_torch
+from lrs3_loader.runtime.memory import keep_freed_memory
 from lrs3_loader.types import SAMPLES_PER_FRAME, Clip, DecodedChunk
 
 SPEECH_FOLDER = "hubert-large-random"

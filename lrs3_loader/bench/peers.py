@@ -22,7 +22,7 @@ from transformers import AutoFeatureExtractor, HubertModel
 
 from lrs3_loader.bench.inputs import no_progress_bars
 from lrs3_loader.bench.pillow_alignment import align_frame
-from lrs3_loader.face.regress import Deep3DFiles
+from lrs3_loader.face.deep3d.regressor import Deep3DFiles
 
 SAMPLE_RATE = 16_000
 RESNET_BATCH = 32

@@ -12,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.files import atomic_write
+from lrs3_loader.io.files import atomic_write
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lrs3_loader.config import CorpusConfig, PlanConfig
-from lrs3_loader.corpus import scan_corpus
-from lrs3_loader.plan import make_plan
+from lrs3_loader.corpus.plan import make_plan
+from lrs3_loader.corpus.scan import scan_corpus
 
 #: Clips per split of LRS3: pretrain, trainval, test.
 LRS3_CLIPS = {"pretrain": 118_516, "trainval": 31_982, "test": 1_321}

@@ -23,7 +23,7 @@ from typing import Any
 from lrs3_loader.bench.family import Life, Sampler, family
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 
 EXTRACT = Path(__file__).parents[2] / "tools" / "extract.py"
 DAMAGED_EVERY = 50

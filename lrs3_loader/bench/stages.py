@@ -21,14 +21,14 @@ from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Workbench, describe_takes
 from lrs3_loader.bench.machine import CEILING, ceiling_figures, decode_all, precisions
 from lrs3_loader.bench.results import Figure, Remark
 from lrs3_loader.bench.timing import Work, in_turn, wait_for
-from lrs3_loader.clipqueue import ChunkRequest
-from lrs3_loader.decode import ClipDataset
-from lrs3_loader.face.align import align, crop_faces, five_points
-from lrs3_loader.face.fit import FitConfig, LandmarkFitter
-from lrs3_loader.face.landmarks import FaceLandmarker, FrameLandmarks
-from lrs3_loader.face.regress import Deep3DRegressor
-from lrs3_loader.face.topology import to_ibug68
-from lrs3_loader.media import probe_video, read_pictures
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
+from lrs3_loader.decode.video import probe_video, read_pictures
+from lrs3_loader.face.deep3d.align import align, crop_faces, five_points
+from lrs3_loader.face.deep3d.regressor import Deep3DRegressor
+from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter
+from lrs3_loader.face.geometry.topology import to_ibug68
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks
 from lrs3_loader.types import ROWS_PER_FRAME
 
 NUM_FRAMES = {"cpu": 256, "cuda": 4096}

@@ -15,9 +15,9 @@ import torch
 import webdataset
 from torch.utils.data import DataLoader, Dataset
 
-from lrs3_loader.manifest import plan_sha256
-from lrs3_loader.runfolder import RunFolder
-from lrs3_loader.shards import read_shard
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.types import Clip, ClipFeatures, Shard
 

@@ -9,9 +9,9 @@ from typing import Literal
 
 import tyro
 
-from lrs3_loader import cli
-from lrs3_loader.asset_check import check_assets, format_table, is_complete
-from lrs3_loader.assets import HUBERT, Assets
+from lrs3_loader.assets.check import check_assets, format_table, is_complete
+from lrs3_loader.assets.locate import HUBERT, Assets
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Convert:
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
 
     def __call__(self) -> int:
-        from lrs3_loader.face.convert import (
+        from lrs3_loader.face.model.convert import (
             convert_face_model,
             describe,
             save_face_model,

@@ -15,8 +15,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from lrs3_loader import cli
-from lrs3_loader.interop.parts import parse_size
+from lrs3_loader.interop.bundle.parts import parse_size
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Pack:
     """Name of the archive (the folder's when not given)."""
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.bundle import pack
+        from lrs3_loader.interop.bundle.bundle import pack
 
         try:
             part_size = parse_size(self.part_size)
@@ -55,7 +55,7 @@ class Unpack:
     """Folder for what is in them, such as data/binary/lrs3."""
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.bundle import unpack
+        from lrs3_loader.interop.bundle.bundle import unpack
 
         with _bytes_bar() as bar:
             done = unpack(self.parts, self.out, bar.update)

@@ -16,8 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import cli, doctor
+from lrs3_loader import doctor
 from lrs3_loader.config import RunConfig, WorkerConfig, rarely
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def try_out(args: Args) -> list[doctor.Check]:
     """What needs the packages themselves."""
-    from lrs3_loader.assets import Assets
-    from lrs3_loader.corpus import corpus_root, scan_corpus
+    from lrs3_loader.assets.locate import Assets
+    from lrs3_loader.corpus.scan import corpus_root, scan_corpus
     from lrs3_loader.doctor import room, trial
 
     assets = Assets(args.assets)

@@ -17,8 +17,8 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from lrs3_loader import cli
 from lrs3_loader.interop.settings import ExportOptions, ImportOptions
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class Geneface:
     options: Annotated[ExportOptions, tyro.conf.arg(name="")] = field(default_factory=ExportOptions)
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.geneface import export_geneface
-        from lrs3_loader.runfolder import RunFolder
+        from lrs3_loader.interop.geneface.exporter import export_geneface
+        from lrs3_loader.run.folder import RunFolder
 
         folder = RunFolder.open(self.run)
         model = None
         if self.options.items.keypoint_off_by_one:
-            from lrs3_loader.assets import Assets
+            from lrs3_loader.assets.locate import Assets
             from lrs3_loader.config import FaceConfig
-            from lrs3_loader.models import load_face_model
+            from lrs3_loader.extract.models import load_face_model
 
             name = self.face_model or folder.record["config"].get("face", {}).get("face_model")
             if name is None:
@@ -70,8 +70,8 @@ class ImportGeneface:
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.geneface_import import import_geneface
-        from lrs3_loader.summary import describe_rejects
+        from lrs3_loader.interop.geneface.importer import import_geneface
+        from lrs3_loader.launch.summary import describe_rejects
 
         with tqdm(unit="clip", disable=None) as bar:
             folder = import_geneface(self.source, self.out, self.options, bar.update)
@@ -93,7 +93,7 @@ class Stats:
     """Take the shards there are of a run that is not finished."""
 
     def __call__(self) -> int:
-        from lrs3_loader import stats
+        from lrs3_loader.stream import stats
 
         path, figures = stats.write_stats(self.run, self.partial)
         print(f"{path}: {stats.describe(figures)}")

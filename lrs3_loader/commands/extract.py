@@ -16,8 +16,9 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import cli, doctor
+from lrs3_loader import doctor
 from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -34,9 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise cli.UsageError("give either --corpus PATH or --demo")
     doctor.stop_if_unfit(args.launch.out, args.launch.workers.num_workers)
 
-    from lrs3_loader import runner, summary, work
+    from lrs3_loader.launch import leases, runner, summary
 
-    outcome = runner.run(args.run, args.launch, work.connect())
+    outcome = runner.run(args.run, args.launch, leases.connect())
     if outcome is not None:
         print(summary.describe(outcome))
         if args.launch.demo:

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lrs3_loader import cli
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.source.is_dir() and args.hubert is not None:
         raise cli.UsageError("--hubert goes with a clip file: a run's sample holds its own speech features")
 
-    from lrs3_loader import preview, runner
-    from lrs3_loader.assets import Assets
+    from lrs3_loader.assets.locate import Assets
     from lrs3_loader.errors import RunError
+    from lrs3_loader.launch import runner
+    from lrs3_loader.viz import preview
 
     preview.check_output(args.out)
     assets = Assets(args.assets)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import cli
+from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
@@ -46,10 +46,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from tqdm import tqdm
 
-    from lrs3_loader.assets import Assets
-    from lrs3_loader.preview.subject import model_of_run
-    from lrs3_loader.report import FILE_NAME, write_report
-    from lrs3_loader.runfolder import RunFolder
+    from lrs3_loader.assets.locate import Assets
+    from lrs3_loader.run.folder import RunFolder
+    from lrs3_loader.viz.preview.subject import model_of_run
+    from lrs3_loader.viz.report import FILE_NAME, write_report
 
     folder = RunFolder.open(args.out)
     page = args.page or args.out / FILE_NAME

@@ -16,8 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import cli
 from lrs3_loader.config import rarely
+from lrs3_loader.launch import cli
 from lrs3_loader.syncnet.settings import DemoData, TrainConfig, TrainLaunch
 
 
@@ -41,11 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = args.run
     if run is None:
-        from lrs3_loader import work
-        from lrs3_loader.syncnet.demo import make_demo_run
+        from lrs3_loader.launch import leases
+        from lrs3_loader.launch.demo_run import make_demo_run
 
         run = args.launch.out / "demo-run"
-        make_demo_run(run, args.data, args.launch.device, work.connect())
+        make_demo_run(run, args.data, args.launch.device, leases.connect())
     accuracy = train_syncnet(run, args.train, args.launch)
     if accuracy is not None:
         print(describe(accuracy))

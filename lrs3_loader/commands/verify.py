@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tqdm import tqdm
 
-from lrs3_loader import cli
+from lrs3_loader.launch import cli
 
 if TYPE_CHECKING:
-    from lrs3_loader.runfolder import RunFolder
+    from lrs3_loader.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "verify", argv)
 
-    from lrs3_loader.runfolder import RunFolder
-    from lrs3_loader.summary import describe_rejects
+    from lrs3_loader.launch.summary import describe_rejects
+    from lrs3_loader.run.folder import RunFolder
 
     folder = RunFolder.open(args.out)
     num_bad = 0
@@ -58,7 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def measure_sync(folder: RunFolder, path: Path) -> None:
     """Write the run's offsets and print how they lie."""
-    from lrs3_loader.storage import local_path
+    from lrs3_loader.io.storage import local_path
     from lrs3_loader.syncnet import measure
     from lrs3_loader.syncnet.checkpoint import Checkpoint
 

@@ -27,7 +27,7 @@ from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Speech, Voice, make_speech, synthesise
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import sync_folder
+from lrs3_loader.io.files import sync_folder
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 PARAMETERS_FILE, TRUTH_FOLDER = "demo.json", "truth"

@@ -14,7 +14,7 @@ import torch
 
 from lrs3_loader.demo import shape
 from lrs3_loader.demo.mesh import Sheet, head_mesh
-from lrs3_loader.face.morphable import FaceModel
+from lrs3_loader.face.model.morphable import FaceModel
 
 IDENTITY_MODES = (
     "face_width",

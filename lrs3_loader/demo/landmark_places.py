@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from lrs3_loader.demo import shape
-from lrs3_loader.face.topology import IBUG68_MIRROR
+from lrs3_loader.face.geometry.topology import IBUG68_MIRROR
 
 # Where the points of ``face.topology.IBUG68`` come to lie on these heads: (x, level), from the middle outwards.
 _CONTOUR = (

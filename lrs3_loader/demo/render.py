@@ -14,7 +14,7 @@ from lrs3_loader.demo.head import demo_head
 from lrs3_loader.demo.paint import Look
 from lrs3_loader.demo.raster import rasterize
 from lrs3_loader.demo.scene import build_scene
-from lrs3_loader.face.camera import Camera, project
+from lrs3_loader.face.geometry.camera import Camera, project
 
 SUPERSAMPLING = 2
 

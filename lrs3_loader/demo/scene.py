@@ -11,7 +11,7 @@ import torch
 from lrs3_loader.demo import paint, shape
 from lrs3_loader.demo.head import demo_head
 from lrs3_loader.demo.mesh import Part, head_mesh
-from lrs3_loader.face.camera import apply_pose
+from lrs3_loader.face.geometry.camera import apply_pose
 
 _GLOSS_OF_PART = {Part.SKIN: 1.0, Part.EYE: 0.5, Part.MOUTH: 0.0, Part.TEETH: 0.5, Part.EAR: 0.6}
 _HAIR_GLOSS, _CLOTH_GLOSS = 0.7, 0.1

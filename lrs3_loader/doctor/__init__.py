@@ -18,7 +18,7 @@ from lrs3_loader.doctor.check import Check, checks_json, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
 from lrs3_loader.doctor.software import check_software, check_torch_loads, list_versions
 from lrs3_loader.errors import RunError
-from lrs3_loader.storage import Location
+from lrs3_loader.io.storage import Location
 
 __all__ = [
     "Check",

@@ -7,7 +7,7 @@ import resource
 from pathlib import Path
 
 from lrs3_loader.doctor.check import Check
-from lrs3_loader.storage import Location
+from lrs3_loader.io.storage import Location
 
 SHARED_MEMORY = Path("/dev/shm")
 #: Decoded chunks wait there: three a worker, 24 MB for five seconds of 224x224 pictures, up to 256 MiB for long clips.

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from lrs3_loader.assets import Assets
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import RunConfig
-from lrs3_loader.corpus import corpus_root
+from lrs3_loader.corpus.plan import calibrate, estimate_frames
+from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.doctor.check import Check
 from lrs3_loader.errors import RunError
-from lrs3_loader.plan import calibrate, estimate_frames
-from lrs3_loader.storage import Location
+from lrs3_loader.io.storage import Location
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
 
 logger = logging.getLogger(__name__)

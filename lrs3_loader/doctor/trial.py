@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrs3_loader.asset_check import check_assets
-from lrs3_loader.assets import FETCH_COMMAND, Assets
+from lrs3_loader.assets.check import check_assets
+from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
-from lrs3_loader.decode import ClipLoader
+from lrs3_loader.decode.dataset import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.doctor.check import Check
 from lrs3_loader.errors import RunError
-from lrs3_loader.storage import Location
+from lrs3_loader.io.storage import Location
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
 
 NUM_FRAMES = 30

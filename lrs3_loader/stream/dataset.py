@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import differences
+from lrs3_loader.run.folder import differences
 from lrs3_loader.stream.listed import Cursor, Delivery
 from lrs3_loader.stream.opening import open_stream
 from lrs3_loader.stream.person import PersonClips

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.sources import Source, published_source
 
 logger = logging.getLogger(__name__)

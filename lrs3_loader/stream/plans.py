@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lrs3_loader.runfolder import RunFolder
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.catalog import Catalog, Choice
 from lrs3_loader.stream.follow import follow
 from lrs3_loader.stream.position import Turn

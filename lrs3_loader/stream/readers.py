@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from webdataset import tariterators
 
-from lrs3_loader.storage import store_at
+from lrs3_loader.io.storage import store_at
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import Batch

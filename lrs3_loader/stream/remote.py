@@ -15,9 +15,9 @@ import fsspec
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.runfolder import MANIFEST_FILE, RECORD_FILE, RunFolder
-from lrs3_loader.shards import ledger_name
-from lrs3_loader.storage import is_url
+from lrs3_loader.io.storage import is_url
+from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder
+from lrs3_loader.run.shards import ledger_name
 
 logger = logging.getLogger(__name__)
 

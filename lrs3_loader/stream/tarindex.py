@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.npy import decode_npy
+from lrs3_loader.io.safe_load import decode_npy
 
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")

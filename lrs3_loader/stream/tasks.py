@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from lrs3_loader.face.rotation import euler_to_matrix, matrix_to_quaternion
+from lrs3_loader.face.geometry.rotation import euler_to_matrix, matrix_to_quaternion
 from lrs3_loader.stream.tarindex import Sample
 from lrs3_loader.types import FIELDS, ROWS_PER_FRAME
 

@@ -8,5 +8,4 @@ checkpoint   all that a training needs to go on
 settings     what decides a training
 train        the training
 measure      each clip's audio-video offset, by a trained network
-demo         a corpus of synthetic talking heads, large enough to train on
 """

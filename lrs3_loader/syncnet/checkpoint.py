@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.torch_file import load_plain
 from lrs3_loader.syncnet.model import SyncNet
-from lrs3_loader.torch_file import load_plain
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = "lrs3_loader syncnet 1"

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write
-from lrs3_loader.runfolder import RunFolder, differences
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.syncnet.checkpoint import Checkpoint, describe_features
 from lrs3_loader.syncnet.evaluate import MAX_OFFSET, READS, score_clip

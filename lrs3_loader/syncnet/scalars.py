@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from lrs3_loader.files import atomic_write
+from lrs3_loader.io.files import atomic_write
 
 logger = logging.getLogger(__name__)
 

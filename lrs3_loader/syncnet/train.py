@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.files import atomic_write
-from lrs3_loader.runfolder import RunFolder, differences
-from lrs3_loader.runner import pick_device
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.launch.runner import pick_device
+from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.stream.tasks import SyncNet as SyncNetPairs
 from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint, describe_features

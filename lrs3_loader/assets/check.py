@@ -1,0 +1,152 @@
+"""Which model files this machine has, for a person to read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from lrs3_loader.assets.locate import BFM, DEEP3D, HUBERT, STANDARD_FACE_URL, Assets
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import file_sha256
+
+State = Literal["ok", "differs", "unknown", "damaged", "missing"]
+
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
+_COLUMNS = ("file", "needed for", "found", "sha256", "licence")
+
+
+@dataclass(frozen=True)
+class AssetStatus:
+    """One row of the table."""
+
+    name: str
+    needed_for: str
+    licence: str
+    how: str  # how to get it
+    required: bool
+    state: State  # of the hash: as published, another one, none is published; or the file itself
+    path: Path | None = None
+    sha256: str | None = None
+    problem: str | None = None  # what is wrong with a damaged file
+
+
+def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) -> list[AssetStatus]:
+    """The state of every model file; required are those that a run with this face model and speech encoder reads.
+
+    Converts ICT-FaceKit where only its archive is there, as a run would.
+    """
+    rows = [_check_landmarker(assets)]
+    if face_model != "demo":
+        rows.append(_check_face_model(assets, face_model))
+    if speech != "demo":
+        rows.append(_check_speech(assets, speech))
+    bfm_how = "apply for the Basel Face Model at https://faces.dmi.unibas.ch/bfm/, then convert as Deep3DFaceRecon does"
+    deep3d_how = (
+        "download the checkpoint that the authors of Deep3DFaceRecon_pytorch link in its README, and beside it: "
+        f"curl -LO {STANDARD_FACE_URL}"
+    )
+    rows.append(_check_optional(assets, BFM, "BFM coefficients", "by application", bfm_how))
+    rows.append(_check_optional(assets, DEEP3D, "Deep3D regression", "MIT, needs BFM", deep3d_how))
+    return rows
+
+
+def is_complete(rows: Sequence[AssetStatus]) -> bool:
+    """Whether everything required is there and sound."""
+    return not any(row.required and row.state in ("missing", "damaged") for row in rows)
+
+
+def format_table(rows: Sequence[AssetStatus]) -> str:
+    """The table as plain text, then what is wrong and how to get what is missing."""
+    cells = [_COLUMNS, *(_cells(row) for row in rows)]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
+    lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    for row in rows:
+        if row.problem:
+            lines += ["", f"{row.name}: {row.problem}"]
+        elif row.state == "missing":
+            lines += ["", f"{row.name}{'' if row.required else ' (optional)'}: {row.how}"]
+    return "\n".join(lines)
+
+
+def _cells(row: AssetStatus) -> tuple[str, ...]:
+    found = row.state if row.path is None else str(row.path)
+    digest = f"{row.sha256[:12]} {row.state}" if row.sha256 else "-"
+    needed_for = row.needed_for if row.required else f"{row.needed_for} (optional)"
+    return row.name, needed_for, found, digest, row.licence
+
+
+def _check_landmarker(assets: Assets) -> AssetStatus:
+    catalogue = assets.catalogue
+    name, path, digest, problem = catalogue.task, None, None, None
+    state: State = "missing"
+    if assets.has_landmarker():
+        try:
+            path = assets.landmarker()
+            if path.is_dir():
+                name = " + ".join(member.name for member in catalogue.pair)
+                digest, state = catalogue.pair[0].sha256, "ok"  # both were compared
+            else:
+                digest = file_sha256(path)
+                state = "ok" if digest == catalogue.task_sha256 else "differs"
+        except RunError as error:
+            state, problem = "damaged", str(error)
+    how = assets.how_landmarker()
+    return AssetStatus(name, "face landmarks", "Apache-2.0", how, True, state, path, digest, problem)
+
+
+def _check_face_model(assets: Assets, name: str) -> AssetStatus:
+    from lrs3_loader.face.model.morphable import FaceModel  # here: torch takes a second to load
+
+    how = assets.how_ict() if name == "ict" else "name an existing file"
+    try:
+        path = assets.face_model_path(name)
+    except RunError as error:
+        state: State = "damaged" if name == "ict" and assets.has_ict() else "missing"
+        problem = str(error) if state == "damaged" else None
+        return AssetStatus(name, "face model", "MIT" if name == "ict" else "?", how, True, state, problem=problem)
+    try:
+        model = FaceModel.load(path)
+    except RunError as error:
+        return AssetStatus(name, "face model", "?", how, True, "damaged", path, problem=str(error))
+    state = "unknown"
+    if name == "ict":
+        state = "ok" if model.source_sha256 == assets.catalogue.ict_sha256 else "differs"
+    return AssetStatus(name, "face model", model.licence, how, True, state, path, model.source_sha256)
+
+
+def _check_speech(assets: Assets, name: str) -> AssetStatus:
+    place = assets.speech_encoder(name)
+    folder = Path(place) if Path(place).is_dir() else _hub_snapshot(name)
+    how = (
+        f"downloaded from the Hugging Face hub on first use; without a connection: put its folder (config.json and "
+        f"weights) into the assets folder as {Path(name).name}, or name the folder with --hubert"
+    )
+    licence = "Apache-2.0" if name == HUBERT else "see its card"
+    if folder is None:
+        return AssetStatus(name, "speech features", licence, how, True, "missing")
+    missing = not (folder / "config.json").is_file() or not any((folder / weights).is_file() for weights in _WEIGHTS)
+    problem = f"{folder} lacks config.json or weights ({_WEIGHTS[0]} or {_WEIGHTS[1]})" if missing else None
+    state: State = "damaged" if missing else "unknown"
+    return AssetStatus(name, "speech features", licence, how, True, state, folder, problem=problem)
+
+
+def _hub_snapshot(name: str) -> Path | None:
+    """The folder of a model in the local cache of the Hugging Face hub; nothing is downloaded."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        config = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a path rather than a name
+        return None
+    return Path(config).parent if isinstance(config, str) else None
+
+
+def _check_optional(assets: Assets, name: str, needed_for: str, licence: str, how: str) -> AssetStatus:
+    path = assets.find(name)
+    if path is None:
+        return AssetStatus(name, needed_for, licence, how, False, "missing")
+    return AssetStatus(name, needed_for, licence, how, False, "unknown", path, file_sha256(path))

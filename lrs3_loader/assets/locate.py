@@ -1,0 +1,354 @@
+"""Model files: find, check, fetch, convert.
+
+Looked for, in this order, in the folder given (``--assets DIR``), in ``$LRS3_LOADER_ASSETS``, and in the cache:
+``$LRS3_LOADER_CACHE``, or ``lrs3_loader`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. What is fetched or converted goes to
+the cache. No model file is part of this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shlex
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrs3_loader.assets.download import (
+    UnreachableError,
+    WheelMember,
+    download,
+    download_wheel,
+    extract_wheel,
+    locked,
+    wheel_command,
+)
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import ZIP_DAMAGE, file_sha256
+
+logger = logging.getLogger(__name__)
+
+FETCH_COMMAND = "lrs3-loader assets fetch"
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """Names, addresses and hashes of the files that may be fetched freely."""
+
+    task: str = "face_landmarker.task"
+    task_sha256: str = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
+    task_url: str = (
+        "https://storage.googleapis.com/mediapipe-models/face_landmarker/face_landmarker/float16/1/face_landmarker.task"
+    )
+    task_members: tuple[str, ...] = (
+        "face_detector.tflite",
+        "face_landmarks_detector.tflite",
+        "face_blendshapes.tflite",
+    )
+    wheel: str = "mediapipe==0.10.21"  # the last version that carries model files
+    pair: tuple[WheelMember, ...] = (
+        WheelMember(
+            "mediapipe/modules/face_detection/face_detection_short_range.tflite",
+            "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
+        ),
+        WheelMember(
+            "mediapipe/modules/face_landmark/face_landmark.tflite",
+            "1055cb9d4a9ca8b8c688902a3a5194311138ba256bcc94e336d8373a5f30c814",
+        ),
+    )
+    ict_url: str = "https://github.com/ICT-VGL/ICT-FaceKit/archive/refs/heads/master.zip"
+    ict_sha256: str = "82c2fa292ae248dea9d3f0e840417638210182f410ceba46dc5d18afeb1e2005"
+    """Over the contents of the files used, so the same for every container (see ``face.ict``)."""
+
+
+ICT_MODEL = "ict.npz"
+ICT_ARCHIVE = "ICT-FaceKit-master.zip"
+ICT_SOURCES = ("ict_facekit.tar.xz", ICT_ARCHIVE, "ICT-FaceKit-master", "ICT-FaceKit", "FaceXModel")
+HUBERT = "facebook/hubert-large-ls960-ft"
+BFM = "BFM_model_front.mat"
+DEEP3D = "epoch_20.pth"
+STANDARD_FACE = "similarity_Lm3D_all.mat"  # goes with it; part of Deep3DFaceReconstruction's code, under MIT
+STANDARD_FACE_URL = f"https://raw.githubusercontent.com/microsoft/Deep3DFaceReconstruction/master/BFM/{STANDARD_FACE}"
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted files go (it need not exist yet)."""
+    if own := os.environ.get("LRS3_LOADER_CACHE"):
+        return Path(own).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    # The XDG specification has relative values ignored.
+    return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "lrs3_loader"
+
+
+class Assets:
+    """The model files of this machine.
+
+    Args:
+        folder: looked in first.
+        store: where to put what is fetched or converted, in place of the cache; looked in as well.
+        catalogue: what counts as the right file.
+
+    Raises:
+        RunError: ``folder`` or ``$LRS3_LOADER_ASSETS`` names a folder that does not exist.
+    """
+
+    def __init__(self, folder: Path | None = None, store: Path | None = None, catalogue: Catalogue | None = None):
+        self.catalogue = catalogue or Catalogue()
+        self.store = store or cache_folder()
+        named = {"--assets": folder, "$LRS3_LOADER_ASSETS": os.environ.get("LRS3_LOADER_ASSETS") or None}
+        folders = []
+        for origin, place in named.items():
+            if place is not None and not Path(place).is_dir():
+                raise RunError(f"{origin} names a folder that does not exist: {place}")
+            if place is not None:
+                folders.append(Path(place))
+        self.folders = (*folders, self.store)
+
+    def find(self, *names: str) -> Path | None:
+        """The first of ``names`` that any of the folders holds; folders count before names."""
+        places = (folder / name for folder in self.folders for name in names)
+        return next((place for place in places if place.exists()), None)
+
+    # Face landmarks
+
+    def landmarker(self) -> Path:
+        """MediaPipe's face landmarker: the ``.task`` file, or the folder that holds the older pair of networks.
+
+        Raises:
+            RunError: neither is there (the message tells how to get them), or what is there is damaged.
+        """
+        for folder in self.folders:
+            task = folder / self.catalogue.task
+            if task.exists():
+                self._check_task(task)
+                return task
+            pair = [folder / member.name for member in self.catalogue.pair]
+            if all(path.exists() for path in pair):
+                self._check_pair(folder)
+                return folder
+        raise RunError(f"{self.catalogue.task} not found in {self._searched()}. {self.how_landmarker()}")
+
+    def ensure_landmarker(self) -> Path:
+        """``landmarker``, fetched where there is none: from its official address, or else out of the wheel."""
+        if not self.has_landmarker():
+            with self._making(self.catalogue.task):
+                if not self.has_landmarker():  # another process may have fetched it meanwhile
+                    self._fetch_landmarker()
+        return self.landmarker()
+
+    def how_landmarker(self) -> str:
+        """The commands that get it."""
+        names = " and ".join(member.path for member in self.catalogue.pair)
+        wheel = shlex.join(["python", *wheel_command(self.catalogue.wheel, ".")[1:]])
+        return (
+            f"Get it with: {FETCH_COMMAND}  (that is: curl -LO {self.catalogue.task_url}  or, where only a package "
+            f"registry can be reached: {wheel}  and take {names} out of the wheel)"
+        )
+
+    def has_landmarker(self) -> bool:
+        """Whether one is there, sound or not."""
+        pair = [member.name for member in self.catalogue.pair]
+        return any(
+            (folder / self.catalogue.task).exists() or all((folder / name).exists() for name in pair)
+            for folder in self.folders
+        )
+
+    def _fetch_landmarker(self) -> None:
+        try:
+            download(self.catalogue.task_url, self.store / self.catalogue.task, self.catalogue.task_sha256)
+        except UnreachableError as error:
+            logger.info("%s; taking the older networks from a wheel", error)
+            with tempfile.TemporaryDirectory() as folder:
+                wheel = download_wheel(self.catalogue.wheel, Path(folder))
+                extract_wheel(wheel, self.catalogue.pair, self.store)
+
+    def _check_task(self, path: Path) -> None:
+        remedy = f"delete it and run: {FETCH_COMMAND}"
+        try:
+            if file_sha256(path) == self.catalogue.task_sha256:
+                return
+            with zipfile.ZipFile(path) as archive:
+                damaged = archive.testzip()
+                missing = sorted(set(self.catalogue.task_members) - set(archive.namelist()))
+        except ZIP_DAMAGE as error:
+            raise RunError(f"{path} is not a face landmarker file ({error}); {remedy}") from error
+        if damaged or missing:
+            raise RunError(f"{path} is damaged or of another kind (look at {damaged or missing[0]}); {remedy}")
+        logger.warning("%s is another version of the face landmarker than this package was checked with", path)
+
+    def _check_pair(self, folder: Path) -> None:
+        for member in self.catalogue.pair:
+            path = folder / member.name
+            if file_sha256(path) != member.sha256:
+                raise RunError(f"{path} is damaged or another version; delete it and run: {FETCH_COMMAND}")
+
+    # Face models
+
+    def face_model_path(self, name: str) -> Path:
+        """The neutral ``.npz`` of a face model: ``ict`` (converted on first use), or a file by its name.
+
+        Raises:
+            RunError: the model is not there (the message tells how to get it), or its source is damaged.
+            ValueError: ``demo``, which is generated and has no file.
+        """
+        if name == "demo":
+            raise ValueError("the demo face model is generated; it has no file")
+        if name != "ict":
+            path = Path(name) if Path(name).is_file() else self.find(name)
+            if path is None or not path.is_file():
+                raise RunError(
+                    f"no face model {name}: it must be ict, demo, or an .npz file (lrs3-loader assets convert)"
+                )
+            return path
+        source = self.find(ICT_MODEL, *ICT_SOURCES)
+        if source is None:
+            raise RunError(f"ICT-FaceKit not found in {self._searched()}. {self.how_ict()}")
+        return source if source.name == ICT_MODEL else self._converted_ict(source)
+
+    def ensure_face_model(self, name: str) -> Path:
+        """``face_model_path``, with ICT-FaceKit fetched where it is missing."""
+        if name == "ict" and not self.has_ict():
+            with self._making(ICT_ARCHIVE):
+                if not self.has_ict():
+                    self._fetch_ict()
+        return self.face_model_path(name)
+
+    def has_ict(self) -> bool:
+        """Whether ICT-FaceKit is there, converted or not."""
+        return self.find(ICT_MODEL, *ICT_SOURCES) is not None
+
+    def how_ict(self) -> str:
+        """The commands that get it."""
+        return (
+            f"Get it with: {FETCH_COMMAND}  (that is: curl -L -o {ICT_ARCHIVE} {self.catalogue.ict_url}) "
+            "or put its folder FaceXModel into the assets folder; or use --face-model demo"
+        )
+
+    def ensure(self, face_model: str) -> None:
+        """Have everything that a run with ``face_model`` needs on this machine, fetching what is missing."""
+        self.ensure_landmarker()
+        if face_model != "demo":
+            self.ensure_face_model(face_model)
+
+    def _fetch_ict(self) -> None:
+        archive = self.store / ICT_ARCHIVE
+        try:
+            download(self.catalogue.ict_url, archive, None)
+        except UnreachableError as error:
+            raise RunError(f"{error}. {self.how_ict()}") from error
+        try:
+            digest = _source_digest(self._converted_ict(archive))
+        except RunError:
+            archive.unlink(missing_ok=True)
+            raise
+        if digest != self.catalogue.ict_sha256:
+            archive.unlink(missing_ok=True)
+            raise RunError(
+                f"{self.catalogue.ict_url} gave another ICT-FaceKit than expected: sha256 {digest}, not "
+                f"{self.catalogue.ict_sha256}; put it into the assets folder yourself to use it all the same"
+            )
+
+    def canonical_task(self) -> Path | None:
+        """The ``.task`` file whose canonical face dense correspondence is found with; None where there is none."""
+        from lrs3_loader.face.model.canonical import has_canonical_face
+
+        task = self.find(self.catalogue.task)
+        return task if task is not None and has_canonical_face(task) else None
+
+    def _converted_ict(self, source: Path) -> Path:
+        """The conversion of ``source``, made when the cache has none of this source by this converter."""
+        from lrs3_loader.face.model import correspondence, ict  # here, since face modules may import this one
+
+        task = self.canonical_task()
+        key = hashlib.sha256()
+        key.update(_contents_digest(source).encode())
+        key.update((file_sha256(task) if task else "").encode())
+        for module in (ict, correspondence):  # a changed converter converts anew
+            key.update(Path(str(module.__file__)).read_bytes())
+        path = self.store / f"ict-{key.hexdigest()[:16]}.npz"
+        if path.exists():
+            return path
+        with self._making(path.name):
+            if not path.exists():
+                logger.info("converting %s", source)
+                model = ict.convert_ict(source)
+                if model.source_sha256 != self.catalogue.ict_sha256:
+                    logger.warning("%s is another version of ICT-FaceKit than this package was checked with", source)
+                if task is not None:
+                    model = correspondence.with_dense(model, task)
+                with tempfile.TemporaryDirectory(dir=self.store, prefix=".ict-") as folder:
+                    model.save(Path(folder) / ICT_MODEL)
+                    os.replace(Path(folder) / ICT_MODEL, path)
+        return path
+
+    # Regression
+
+    def deep3d(self, checkpoint: Path) -> tuple[Path, Path]:
+        """Deep3DFaceRecon's checkpoint, as named or in an assets folder, and the standard face that goes with it.
+
+        Raises:
+            RunError: one of the two is not there; the message tells how to get it.
+        """
+        path = checkpoint if checkpoint.is_file() else self.find(checkpoint.name)
+        if path is None or not path.is_file():
+            raise RunError(
+                f"no Deep3D checkpoint {checkpoint}; {DEEP3D} is linked in the README of "
+                "https://github.com/sicxu/Deep3DFaceRecon_pytorch"
+            )
+        beside = [path.parent / STANDARD_FACE, path.parent / "BFM" / STANDARD_FACE]
+        standard = next((place for place in beside if place.is_file()), None)
+        standard = standard or self.find(STANDARD_FACE, f"BFM/{STANDARD_FACE}")
+        if standard is None:
+            raise RunError(
+                f"{STANDARD_FACE}, which {path.name} needs, lies neither beside it nor in {self._searched()}. "
+                f"Get it with: curl -L -o {shlex.quote(str(beside[0]))} {STANDARD_FACE_URL}"
+            )
+        return path, standard
+
+    # Speech encoders
+
+    def speech_encoder(self, name: str) -> str:
+        """What to give to ``from_pretrained``: a local folder where there is one, otherwise ``name`` itself.
+
+        A folder is looked for under ``name`` as it stands and, in the assets folders, under its last part
+        (``hubert-large-ls960-ft``).
+        """
+        if Path(name).is_dir():
+            return name
+        found = self.find(Path(name).name)
+        return str(found) if found is not None and found.is_dir() else name
+
+    def _searched(self) -> str:
+        return ", ".join(map(str, self.folders))
+
+    @contextmanager
+    def _making(self, name: str) -> Iterator[None]:
+        """Make a file of the store: its folder exists, one process at a time, disk trouble told plainly."""
+        try:
+            self.store.mkdir(parents=True, exist_ok=True)
+            with locked(self.store / name):
+                yield
+        except OSError as error:
+            raise RunError(
+                f"cannot write model files to {self.store}: {error.strerror or error}; free it up or name another "
+                "folder in $LRS3_LOADER_CACHE"
+            ) from error
+
+
+def _source_digest(model: Path) -> str:
+    from lrs3_loader.face.model.morphable import FaceModel
+
+    return FaceModel.load(model).source_sha256
+
+
+def _contents_digest(source: Path) -> str:
+    """Hash of an archive, or of the mesh files of an unpacked folder."""
+    if source.is_file():
+        return file_sha256(source)
+    files = [*source.rglob("*.obj"), *source.rglob("vertex_indices.json")]
+    lines = sorted(f"{path.relative_to(source).as_posix()} {file_sha256(path)}" for path in files)
+    return hashlib.sha256("\n".join(lines).encode("utf-8", "surrogateescape")).hexdigest()

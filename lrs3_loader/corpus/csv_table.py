@@ -1,0 +1,149 @@
+"""A corpus given as a csv file: one row a clip, so several clips may be stretches of one video.
+
+Columns, in any order, others ignored: ``path`` (relative to the folder of the csv file, or absolute), and where
+known ``split``, ``speaker``, ``start`` and ``end`` (seconds within the video) and ``text``.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from lrs3_loader.corpus.layouts import NO_NAME, Found, file_size, names_from_path
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.storage import Location, RemoteStore, Url
+
+
+@dataclass(frozen=True)
+class _Row:
+    line: int
+    path: str
+    split: str
+    speaker: str
+    start: float | None
+    end: float | None
+    text: str | None
+
+
+def read_clip_table(path: Location) -> list[Found]:
+    """The clips that a csv file lists.
+
+    Without a ``split`` the split is ``all``; without a ``speaker`` it is the first folder of the path, below the
+    folder of the csv file (where a path leads out of that: below the folder that all paths share). The utterance
+    is the rest of the path, with start and end in milliseconds where they are given.
+
+    Raises:
+        RunError: the file cannot be read as UTF-8 csv, has no ``path`` column, a row is malformed (the message names
+            the line), or none of the files it lists exists.
+    """
+    if isinstance(path, Url):
+        rows, known_sizes = _read_remote(path)
+        root = Path("/")
+    else:
+        rows, known_sizes = list(_read_rows(path, str(path))), None
+        root = path.parent
+    if not rows:
+        raise RunError(f"{path} lists no clips")
+    # Names come from normalised paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
+    absolute = [os.path.normpath(os.path.abspath(root / row.path)) for row in rows]
+    base = os.path.commonpath([os.path.abspath(root), *absolute])
+    if base != os.path.abspath(root):
+        base = os.path.commonpath([os.path.dirname(video) for video in absolute])
+    if known_sizes is None:
+        sizes = {row.path: file_size(root / row.path) for row in rows}
+    else:
+        sizes = {row.path: known_sizes.get(row.path, 0) for row in rows}
+    if not any(sizes.values()):
+        raise RunError(f"none of the files that {path} lists is there, such as {rows[0].path}")
+    return [
+        _found(row, os.path.relpath(video, base), sizes[row.path]) for row, video in zip(rows, absolute, strict=True)
+    ]
+
+
+def _found(row: _Row, below_base: str, num_bytes: int) -> Found:
+    if below_base == os.curdir:
+        raise RunError(f"line {row.line} of the csv file names a folder, not a video: {row.path}")
+    speaker, utterance = names_from_path(below_base)
+    if row.speaker and row.speaker != speaker and speaker != NO_NAME:
+        utterance = f"{speaker}_{utterance}"
+    for seconds in (row.start, row.end):
+        if seconds is not None:
+            utterance += f"_{round(seconds * 1000):07d}"
+    return Found(
+        split=row.split or NO_NAME,
+        speaker=row.speaker or speaker,
+        utterance=utterance,
+        video_path=row.path,
+        num_bytes=num_bytes,
+        text=row.text,
+        start_seconds=row.start,
+        end_seconds=row.end,
+        line=row.line,
+    )
+
+
+def _read_remote(path: Url) -> tuple[list[_Row], dict[str, int]]:
+    """The rows of a table on object storage, paths made plain, and the bytes of every file below its folder."""
+    root, _, name = path.rpartition("/")
+    store = RemoteStore(Url(root))
+    with store.at_hand(name) as folder:
+        rows = list(_read_rows(folder / name, str(path)))
+    for row in rows:
+        if os.path.isabs(row.path) or os.path.normpath(row.path).startswith(os.pardir):
+            raise RunError(f"{path}, line {row.line}: {row.path} does not lie below {root}")
+    return [dataclasses.replace(row, path=os.path.normpath(row.path)) for row in rows], store.tree()
+
+
+def _read_rows(path: Path, where: str) -> Iterator[_Row]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as stream:
+            reader = csv.DictReader(stream, strict=True)
+            reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
+            if "path" not in reader.fieldnames:
+                raise RunError(f"{where} has no column 'path'; it has {', '.join(reader.fieldnames) or 'none'}")
+            for fields in reader:
+                yield _parse_row(fields, reader.line_num)
+    except OSError as error:
+        raise RunError(f"cannot read {where}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise RunError(f"{where} is not UTF-8 text (byte {error.start})") from None
+    except (csv.Error, ValueError) as error:
+        raise RunError(f"{where}, line {reader.line_num}: {error}") from None
+
+
+def _parse_row(fields: dict[str, str | None], line: int) -> _Row:
+    if None in fields:
+        raise ValueError("more fields than columns")
+    values = {name: (value or "").strip() for name, value in fields.items()}
+    if not values["path"] or "\0" in values["path"]:
+        raise ValueError("no path")
+    start, end = _seconds(values, "start"), _seconds(values, "end")
+    if end is not None and end <= (start or 0.0):
+        raise ValueError(f"end {end} does not lie after start {start or 0.0}")
+    return _Row(
+        line=line,
+        path=values["path"],
+        split=values.get("split", ""),
+        speaker=values.get("speaker", ""),
+        start=start,
+        end=end,
+        text=values.get("text") or None,
+    )
+
+
+def _seconds(values: dict[str, str], name: str) -> float | None:
+    value = values.get(name)
+    if not value:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"{name} must be a number of seconds, got {value!r}")
+    return seconds

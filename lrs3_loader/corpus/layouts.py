@@ -1,0 +1,241 @@
+"""What is where in a corpus: one pass over the tree, and the rules that turn paths into names.
+
+A layout is a function ``FileTree -> list[Found]``. Each rule answers three questions about a video file: its split,
+its speaker, and what the utterance is called; the corpus module makes keys of the answers.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.storage import RemoteStore, Url
+
+VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+SOUND_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
+TRANSCRIPT_SUFFIX = ".txt"
+
+#: Folder names that are taken for splits where a layout does not prescribe them.
+SPLIT_NAMES = frozenset(
+    ["pretrain", "trainval", "train", "training", "val", "valid", "validation", "dev", "test", "testing", "main"]
+)
+NO_NAME = "all"  # the split or speaker of clips whose path tells none
+
+_VOXCELEB_SPEAKER = re.compile(r"id\d{5}")
+_VOXCELEB_VIDEO_FOLDERS = frozenset({"mp4", "video"})
+_VOXCELEB_SOUND_FOLDERS = frozenset({"aac", "m4a", "wav", "flac", "mp3", "audio"})
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A clip before its key is made: names as they stand in the corpus, paths relative to its root."""
+
+    split: str
+    speaker: str
+    utterance: str
+    video_path: str
+    num_bytes: int
+    sound_path: str | None = None
+    transcript_path: str | None = None
+    text: str | None = None
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+    line: int | None = None  # of the csv file, for messages
+
+    @property
+    def origin(self) -> str:
+        return self.video_path if self.line is None else f"{self.video_path} (line {self.line})"
+
+
+@dataclass(frozen=True)
+class FileTree:
+    """All files below a folder that may belong to a clip; paths are relative to it, with POSIX separators."""
+
+    videos: dict[str, int]  # path -> bytes
+    sounds: tuple[str, ...]
+    transcripts: frozenset[str]
+
+
+def read_tree(root: Path) -> FileTree:
+    """List a corpus in one pass of ``os.scandir``; only video files are asked for their size.
+
+    Hidden files and folders are passed over. A link to nowhere counts as a video of 0 bytes, so that it becomes a
+    reject rather than vanishing.
+
+    Raises:
+        RunError: ``root`` is not a folder, or a folder below it cannot be listed.
+    """
+    videos: dict[str, int] = {}
+    sounds: list[str] = []
+    transcripts: set[str] = set()
+    for entry, path in _walk(root):
+        suffix = _suffix(entry.name)
+        if suffix == TRANSCRIPT_SUFFIX:
+            transcripts.add(path)
+        elif suffix in VIDEO_SUFFIXES:
+            videos[path] = file_size(entry)
+        elif suffix in SOUND_SUFFIXES:
+            sounds.append(path)
+    return FileTree(videos, tuple(sounds), frozenset(transcripts))
+
+
+def list_tree(root: Url) -> FileTree:
+    """The same of a corpus on object storage: one listing, sizes included.
+
+    Raises:
+        RunError: it cannot be reached.
+    """
+    files = RemoteStore(root).tree()
+    kinds = {path: _suffix(path.rpartition("/")[2]) for path in files}
+    return FileTree(
+        videos={path: size for path, size in files.items() if kinds[path] in VIDEO_SUFFIXES},
+        sounds=tuple(path for path in files if kinds[path] in SOUND_SUFFIXES),
+        transcripts=frozenset(path for path in files if kinds[path] == TRANSCRIPT_SUFFIX),
+    )
+
+
+def file_size(file: os.PathLike[str]) -> int:
+    """Bytes of a file, 0 when it is not there: such a clip is rejected when it is decoded."""
+    try:
+        return os.stat(file).st_size
+    except OSError:
+        return 0
+
+
+def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
+    """Every file below ``root`` with its relative path; each real folder once, however many links lead to it.
+
+    Linked folders wait until all real ones are done and then come in sorted order. So the tree seen does not depend
+    on the order in which the file system lists it, and loops end.
+    """
+    seen: set[tuple[int, int]] = set()
+    folders, links = [""], list[str]()
+    while folders or links:
+        prefix = folders.pop() if folders else heapq.heappop(links)
+        try:
+            state = os.stat(root / prefix)
+            if (state.st_dev, state.st_ino) in seen:
+                continue
+            seen.add((state.st_dev, state.st_ino))
+            with os.scandir(root / prefix) as entries:
+                for entry in entries:
+                    path = prefix + entry.name
+                    if entry.name.startswith("."):
+                        continue
+                    if entry.is_dir(follow_symlinks=False):
+                        folders.append(path + "/")
+                    elif entry.is_symlink() and os.path.isdir(entry):
+                        heapq.heappush(links, path + "/")
+                    elif entry.is_symlink() or entry.is_file():
+                        yield entry, path
+        except OSError as error:
+            raise RunError(f"cannot list {root / prefix}: {error.strerror}") from error
+
+
+def guess_layout(tree: FileTree) -> str:
+    """Which layout a tree is in: ``voxceleb2``, ``lrs3``, or else ``folder``."""
+    if any(_is_voxceleb2(path.split("/")) for path in tree.videos):
+        return "voxceleb2"
+    if tree.videos and all(path.count("/") == 2 for path in tree.videos):
+        has_transcripts = any(_transcript_of(path) in tree.transcripts for path in tree.videos)
+        if has_transcripts or all(path.partition("/")[0] in SPLIT_NAMES for path in tree.videos):
+            return "lrs3"
+    return "folder"
+
+
+def _is_voxceleb2(parts: list[str]) -> bool:
+    named = len(parts) >= 3 and _VOXCELEB_SPEAKER.fullmatch(parts[-3]) is not None
+    return named or (len(parts) >= 4 and parts[-4] in _VOXCELEB_VIDEO_FOLDERS)
+
+
+def lrs3(tree: FileTree) -> list[Found]:
+    """``<split>/<speaker>/<utterance>.mp4``, transcripts beside the videos. LRS2 has the same shape."""
+    found = []
+    for path, num_bytes in tree.videos.items():
+        parts = path.split("/")
+        if len(parts) == 3:
+            transcript = _transcript_of(path)
+            found.append(
+                Found(
+                    split=parts[0],
+                    speaker=parts[1],
+                    utterance=_stem(parts[2]),
+                    video_path=path,
+                    num_bytes=num_bytes,
+                    transcript_path=transcript if transcript in tree.transcripts else None,
+                )
+            )
+    return found
+
+
+def voxceleb2(tree: FileTree) -> list[Found]:
+    """``[<split>/][mp4/]<speaker>/<video>/<utterance>.mp4``; sound in ``[<split>/]aac/...`` under the same names.
+
+    The published videos carry no sound track: each is paired with the sound file of equal split, speaker, video and
+    utterance. Without a split folder the split is ``all``.
+    """
+    sounds: dict[tuple[str, ...], str] = {}
+    preference = {suffix: rank for rank, suffix in enumerate(SOUND_SUFFIXES)}
+    for path in sorted(tree.sounds, key=lambda p: (preference[_suffix(p)], p)):
+        names = _voxceleb2_names(path, _VOXCELEB_SOUND_FOLDERS | _VOXCELEB_VIDEO_FOLDERS)
+        if names is not None:
+            sounds.setdefault(names, path)
+    found = []
+    for path, num_bytes in tree.videos.items():
+        names = _voxceleb2_names(path, _VOXCELEB_VIDEO_FOLDERS)
+        if names is not None:
+            split, speaker, video, utterance = names
+            found.append(Found(split, speaker, f"{video}_{utterance}", path, num_bytes, sounds.get(names)))
+    return found
+
+
+def _voxceleb2_names(path: str, kind_folders: frozenset[str]) -> tuple[str, str, str, str] | None:
+    """(split, speaker, video, utterance) of a path, or nothing when it is not shaped like one."""
+    *prefix, speaker, video, file = ["", "", *path.split("/")]
+    prefix = [part for part in prefix if part]
+    if prefix and prefix[-1] in kind_folders:
+        prefix.pop()
+    if not speaker or len(prefix) > 1:
+        return None
+    return prefix[0] if prefix else NO_NAME, speaker, video, _stem(file)
+
+
+def folder(tree: FileTree) -> list[Found]:
+    """Any tree: the first folder is the speaker, and what is below it the utterance (joined by ``_``).
+
+    Where every video lies below a folder with the name of a split (``train``, ``val``, ``test``...), that level is
+    the split; otherwise the split is ``all``. Videos outside any folder have the speaker ``all``: nothing tells who
+    they show, so such clips cannot be kept apart by speaker. A csv file can say more.
+    """
+    has_splits = all("/" in path and path.split("/")[0] in SPLIT_NAMES for path in tree.videos)
+    found = []
+    for path, num_bytes in tree.videos.items():
+        split, _, rest = path.partition("/") if has_splits else (NO_NAME, "", path)
+        speaker, utterance = names_from_path(rest)
+        found.append(Found(split, speaker, utterance, path, num_bytes))
+    return found
+
+
+def names_from_path(path: str) -> tuple[str, str]:
+    """(speaker, utterance) of a relative path: its first folder, and the rest joined by ``_``."""
+    *folders, file = PurePosixPath(path).parts
+    speaker, *below = folders or [NO_NAME]
+    return speaker, "_".join([*below, _stem(file)])
+
+
+def _stem(file: str) -> str:
+    return file.rpartition(".")[0]
+
+
+def _suffix(file: str) -> str:
+    """``.mp4`` for ``clip.MP4``, ``.`` and all for a name without a dot; several times faster than ``os.path``'s."""
+    return "." + file.rpartition(".")[2].lower()
+
+
+def _transcript_of(video_path: str) -> str:
+    return _stem(video_path) + TRANSCRIPT_SUFFIX

@@ -1,0 +1,190 @@
+"""A corpus on disk -> its clips, sorted by key.
+
+| layout | example | key |
+|---|---|---|
+| lrs3 | ``pretrain/0Fi83BHQsMA/00002.mp4`` + ``.txt`` | ``pretrain/0Fi83BHQsMA/00002`` |
+| voxceleb2 | ``dev/mp4/id00012/21Uxsk56VDQ/00001.mp4`` | ``dev/id00012/21Uxsk56VDQ_00001`` |
+| folder | ``anna/day1/take 3.mp4`` | ``all/anna/day1_take_3`` |
+| csv | ``clips.csv``: columns path, split, speaker, start, end, text | ``split/speaker/path_start_end`` |
+
+Which clips there are, their keys and their order depend on the names in the tree alone, never on the order in which
+the file system lists them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import re
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+from lrs3_loader.config import CorpusConfig
+from lrs3_loader.corpus import layouts
+from lrs3_loader.corpus.csv_table import read_clip_table
+from lrs3_loader.corpus.layouts import FileTree, Found
+from lrs3_loader.corpus.transcript import read_transcript
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.storage import Location, Url
+from lrs3_loader.types import Clip
+
+__all__ = [
+    "corpus_root",
+    "detect_layout",
+    "read_transcript",
+    "scan_corpus",
+]
+
+logger = logging.getLogger(__name__)
+
+_TREE_LAYOUTS: dict[str, Callable[[FileTree], list[Found]]] = {
+    "lrs3": layouts.lrs3,
+    "voxceleb2": layouts.voxceleb2,
+    "folder": layouts.folder,
+}
+_EXAMPLES = {
+    "lrs3": "<split>/<speaker>/<utterance>.mp4 with .txt beside, such as pretrain/0Fi83BHQsMA/00002.mp4",
+    "voxceleb2": "[<split>/][mp4/]<speaker>/<video>/<utterance>.mp4, such as dev/mp4/id00012/21Uxsk56VDQ/00001.mp4",
+    "folder": f"video files ({' '.join(layouts.VIDEO_SUFFIXES)}) at any depth",
+    "csv": "a .csv file with a column 'path' (and split, speaker, start, end, text where known)",
+}
+_MAX_LISTED = 20  # names listed in a message
+
+
+def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
+    """The clips chosen by ``config``, sorted by key.
+
+    Keys read ``split/speaker/utterance``; characters that a tar member or a WebDataset key cannot hold (dots,
+    white space, slashes, quotes, brackets...) are replaced by ``_``. ``config.limit`` keeps the first clips of each
+    split.
+
+    Raises:
+        RunError: no corpus is given or found there, two files would get the same key, or a split or speaker that was
+            asked for does not exist.
+    """
+    root = corpus_root(config)
+    assert config.corpus is not None
+    if _is_table(config.corpus):
+        layout, found = "csv", read_clip_table(config.corpus)
+    else:
+        tree = layouts.read_tree(root) if isinstance(root, Path) else layouts.list_tree(root)
+        layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout
+        found = _TREE_LAYOUTS[layout](tree)
+        _tell_left_out(tree, found, layout)
+    if not found:
+        raise _nothing_found(config.corpus, layout if config.layout != "auto" else None)
+    return _select(_name_clips(found), config)
+
+
+def corpus_root(config: CorpusConfig) -> Location:
+    """The folder or URL that the paths of the corpus's clips are relative to.
+
+    Raises:
+        RunError: no corpus is given, it does not exist, or it is a file where the layout needs a folder (or the
+            other way round).
+    """
+    path = config.corpus
+    if path is None:
+        raise RunError("no corpus given: name its folder or .csv file with --corpus")
+    if isinstance(path, Url):  # whether anything is there is seen when it is listed
+        return Url(path.rpartition("/")[0]) if _is_table(path) else path
+    if path.is_file():
+        if path.suffix.lower() == ".csv" and config.layout in ("auto", "csv"):
+            return path.parent
+        raise RunError(f"{path} is a file; layout {config.layout} needs {_EXAMPLES.get(config.layout, 'a folder')}")
+    if not path.is_dir():
+        raise RunError(f"no such corpus: {path}")
+    if config.layout == "csv":
+        raise RunError(f"{path} is a folder; layout csv needs {_EXAMPLES['csv']}")
+    return path
+
+
+def _is_table(path: Location) -> bool:
+    return path.lower().endswith(".csv") if isinstance(path, Url) else path.is_file()
+
+
+def detect_layout(root: Path) -> str:
+    """The layout ``auto`` stands for: ``csv`` for a file, otherwise judged by the tree below ``root``.
+
+    VoxCeleb2 is known by its ``id00012`` folders or its ``mp4`` folder; LRS3 by videos at exactly the third level,
+    with transcripts beside them or below folders named as splits; anything else is ``folder``.
+
+    Raises:
+        RunError: there is no such corpus, or no video in it.
+    """
+    corpus_root(CorpusConfig(corpus=root))
+    if root.is_file():
+        return "csv"
+    tree = layouts.read_tree(root)
+    if not tree.videos:
+        raise _nothing_found(root, None)
+    return layouts.guess_layout(tree)
+
+
+def _tell_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
+    left_out = sorted(set(tree.videos) - {item.video_path for item in found})
+    if left_out and found:
+        example = left_out[0]
+        logger.warning("%d video files do not fit layout %s and are left out: %s", len(left_out), layout, example)
+
+
+def _nothing_found(path: Location, layout: str | None) -> RunError:
+    wanted = _EXAMPLES if layout is None else {layout: _EXAMPLES[layout]}
+    looked_for = "".join(f"\n  {name}: {example}" for name, example in wanted.items())
+    return RunError(f"no clips found in {path}; looked for{looked_for}")
+
+
+def _name_clips(found: list[Found]) -> list[Clip]:
+    """Give each clip its key, sort, and refuse two of the same key."""
+    by_key: dict[str, Found] = {}
+    for item in found:
+        key = "/".join(key_part(name) for name in (item.split, item.speaker, item.utterance))
+        other = by_key.setdefault(key, item)
+        if other is not item:
+            first, second = sorted((other.origin, item.origin))
+            raise RunError(f"two clips would have the key {key}: {first} and {second}; rename or remove one")
+    names = [field.name for field in dataclasses.fields(Clip) if field.name != "key"]
+    return [Clip(key, **{name: getattr(by_key[key], name) for name in names}) for key in sorted(by_key)]
+
+
+_UNSAFE_ASCII = re.compile(r"[^A-Za-z0-9_+=@,~\-\x80-\U0010ffff]")
+
+
+def key_part(name: str) -> str:
+    """One part of a key: whatever a tar member, a shell or a WebDataset key trips over becomes ``_``.
+
+    Kept are ASCII letters, digits and ``_+=@,~-``, and printable characters beyond ASCII.
+    """
+    name = _UNSAFE_ASCII.sub("_", name)
+    if not name.isascii():
+        name = "".join(c if c.isprintable() and not c.isspace() else "_" for c in name)
+    return name or "_"
+
+
+def _select(clips: list[Clip], config: CorpusConfig) -> tuple[Clip, ...]:
+    if config.splits:
+        wanted = _check_names("split", config.splits, {clip.split for clip in clips})
+        clips = [clip for clip in clips if clip.split in wanted]
+    if config.speakers:
+        wanted = _check_names("speaker", config.speakers, {clip.speaker for clip in clips})
+        clips = [clip for clip in clips if clip.speaker in wanted]
+    if config.limit is None:
+        return tuple(clips)
+    taken: Counter[str] = Counter()
+    chosen = []
+    for clip in clips:
+        taken[clip.split] += 1
+        if taken[clip.split] <= config.limit:
+            chosen.append(clip)
+    return tuple(chosen)
+
+
+def _check_names(kind: str, wanted: tuple[str, ...], present: set[str]) -> set[str]:
+    chosen = {key_part(name) for name in wanted}
+    unknown = sorted(chosen - present)
+    if unknown:
+        listed = ", ".join(sorted(present)[:_MAX_LISTED])
+        more = f" and {len(present) - _MAX_LISTED} more" if len(present) > _MAX_LISTED else ""
+        raise RunError(f"no {kind} {', '.join(unknown)} in the corpus; there are {listed}{more}")
+    return chosen

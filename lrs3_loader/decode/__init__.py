@@ -1,0 +1,1 @@
+"""Clips -> frames and sound, in worker processes."""

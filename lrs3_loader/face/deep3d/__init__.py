@@ -1,0 +1,1 @@
+"""Coefficients of a face by a network: Deep3DFaceRecon."""

@@ -1,0 +1,118 @@
+"""Where Deep3DFaceRecon's network wants the face: from landmarks to a 224 x 224 crop of the resized frame.
+
+Five points of the face are matched with the same points of a standard 3D face under a scaled orthographic camera:
+
+    [x, y] = [[r1 . X + tx], [r2 . X + ty]]    solved for r1, r2, tx, ty in the least-squares sense
+
+(Dementhon and Davis, "Model-based object pose in 25 lines of code", 1995). The frame is resized by 102 over the mean
+length of r1 and r2, so that a decimetre of face takes 102 pixels, and cropped around (tx, ty), the standard face's
+origin. Heights count upwards from the lowest row here: y = H - 1 - row. Sizes and places are cut to whole pixels, in
+f64, at the same points as in the original, which makes its crops ours to the pixel.
+
+Letters: n frames, H W source size, S = 224.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
+from torch import Tensor
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.image.resample import resize_crop
+from lrs3_loader.runtime.transfer import to_device
+
+CROP_SIZE = 224
+PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
+MAX_RESIZED = 1 << 16  # pixels; a frame that would be enlarged beyond this holds no face but a dot
+NUM_POINTS = 5
+
+_EYES = ((36, 39), (42, 45))  # iBUG-68: outer and inner corners
+_OTHERS = (30, 48, 54)  # tip of the nose, corners of the mouth
+
+
+def five_points(landmarks: Tensor) -> Tensor:
+    """Middle of the eye in the left of the picture, of the other eye, tip of the nose, left and right mouth corner.
+
+    landmarks: iBUG-68, [..., 68, D]. Returns [..., 5, D] in the same units.
+    """
+    if landmarks.ndim < 2 or landmarks.shape[-2] != 68:
+        raise ValueError(f"landmarks must be [..., 68, D], got {list(landmarks.shape)}")
+    eyes = [(landmarks[..., a, :] + landmarks[..., b, :]) / 2 for a, b in _EYES]
+    return torch.stack([*eyes, *(landmarks[..., k, :] for k in _OTHERS)], -2)
+
+
+def load_standard_face(path: Path) -> Tensor:
+    """The five points of the standard face, f32 [5, 3], from Deep3DFaceReconstruction's ``similarity_Lm3D_all.mat``.
+
+    They are those of the Basel Face Model's mean: x right, y up, z to the viewer, decimetres. Raises ``RunError``
+    where the file is another one or damaged.
+    """
+    try:
+        landmarks = np.asarray(loadmat(path, appendmat=False)["lm"], dtype=np.float32)
+        if landmarks.shape != (68, 3):
+            raise ValueError(f"its lm is {list(landmarks.shape)}, not [68, 3]")
+        points = five_points(torch.from_numpy(landmarks))
+        _check_standard(points)
+    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MatReadError) as error:
+        detail = f"no {error}" if isinstance(error, KeyError) else error
+        raise RunError(f"{path} is not Deep3DFaceRecon's similarity_Lm3D_all.mat: {detail}") from error
+    return points
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """How each of n frames is resized and cropped. All on the CPU."""
+
+    resized: Tensor  # i64 [n, 2], width and height of the whole frame
+    corner: Tensor  # i64 [n, 2], left and top of the crop in it; it may lie partly outside
+    usable: Tensor  # bool [n]; elsewhere the landmarks were not finite or hardly apart, and the crop means nothing
+
+
+def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignment:
+    """The crop of every frame.
+
+    points: f32 [n, 5, 2], pixels of the source, y down, NaN where there is no face. standard: f32 [5, 3], not all in
+    one plane. Raises ``ValueError`` for other shapes.
+    """
+    if points.ndim != 3 or points.shape[1:] != (NUM_POINTS, 2):
+        raise ValueError(f"points must be [n, {NUM_POINTS}, 2], got {list(points.shape)}")
+    _check_standard(standard)
+    x, row = points.cpu().unbind(-1)
+    target = torch.stack([x, height - 1 - row], -1).double()  # the subtraction in f32, as in the original
+    ones = torch.ones(NUM_POINTS, 1, dtype=torch.float64)
+    solution = torch.linalg.pinv(torch.cat([standard.cpu().double(), ones], 1)) @ target  # [n, 4, 2]
+    centre = solution[:, 3]
+    scale = PIXELS_PER_UNIT / torch.linalg.vector_norm(solution[:, :3], dim=1).mean(1, keepdim=True)  # [n, 1]
+
+    size = torch.tensor([width, height], dtype=torch.float64)
+    resized = (size * scale).trunc()
+    away = torch.stack([centre[:, 0] - size[0] / 2, size[1] / 2 - centre[:, 1]], 1) * scale
+    corner = (resized / 2 - CROP_SIZE / 2 + away).trunc()
+    usable = ((resized >= 1) & (resized <= MAX_RESIZED) & (corner.abs() <= MAX_RESIZED)).all(1)
+    pick = usable[:, None]
+    return Alignment(resized.where(pick, 1.0).long(), corner.where(pick, 0.0).long(), usable)
+
+
+def crop_faces(frames: Tensor, alignment: Alignment) -> Tensor:
+    """Crops u8 [k, S, S, 3] of the k usable ones of the frames u8 [n, H, W, 3], on their device.
+
+    They are what Pillow's bicubic ``resize`` and ``crop`` give, to the last bit (see ``face.resample``).
+    """
+    usable = alignment.usable
+    if not usable.all():
+        frames = frames[to_device(usable.nonzero()[:, 0], frames.device)]
+    return resize_crop(frames, alignment.resized[usable], alignment.corner[usable], CROP_SIZE)
+
+
+def _check_standard(points: Tensor) -> None:
+    if points.shape != (NUM_POINTS, 3) or not torch.isfinite(points).all():
+        raise ValueError(f"the standard face must be {NUM_POINTS} finite 3D points, got {list(points.shape)}")
+    spread = torch.linalg.svdvals((points - points.mean(0)).double())
+    if spread[2] < 1e-3 * spread[0]:
+        raise ValueError("the points of the standard face lie in one plane")

@@ -1,0 +1,272 @@
+"""Deep3DFaceRecon's regression: 257 face coefficients from a picture, for batches of frames of many clips.
+
+A ResNet-50 reads the aligned 224 x 224 crop (see ``face.align``), levels / 255 without further normalisation, and
+seven linear heads give the coefficients of the Basel Face Model, of the pose and of the light. Frames do not depend on
+one another. A batch has a fixed number of frames B, so that results do not depend on what else is in it.
+
+Deng et al., "Accurate 3D Face Reconstruction with Weakly-Supervised Learning", 2019; He et al., "Deep Residual
+Learning for Image Recognition", 2016, with the stride in the 3x3 convolution, as torchvision has it.
+
+Letters: n frames, B frames of a batch, S = 224.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import fusion
+from torchvision.models import ResNet, resnet50
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_points, load_standard_face
+from lrs3_loader.face.landmarks.tracks import check_track, fill_gaps
+from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
+from lrs3_loader.io.files import file_sha256
+from lrs3_loader.io.torch_file import load_plain
+from lrs3_loader.runtime.memory import piecewise
+from lrs3_loader.runtime.transfer import Download, to_device
+
+#: Where each part lies in the 257 coefficients.
+COEFFICIENTS: dict[str, slice] = {
+    "id": slice(0, 80),
+    "exp": slice(80, 144),
+    "tex": slice(144, 224),
+    "angles": slice(224, 227),
+    "gamma": slice(227, 254),
+    "trans": slice(254, 257),
+}
+NUM_COEFFICIENTS = 257
+COEFF_CONVENTION = (
+    "id 80, exp 64, tex 80, angles rx,ry,rz[rad], gamma 3x9, trans[dm]; R=Rz@Ry@Rx; p=x@R.T+t; "
+    "x right,y up,z to viewer; in the 224x224 crop: u=112+1015*px/(10-pz); v=111-1015*py/(10-pz)"
+)
+_HEAD_WIDTHS = (80, 64, 80, 3, 27, 2, 1)  # the last two are trans
+_FEATURES = 2048
+_FAST_DTYPES = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Deep3DFiles:
+    """What the regression is made of, as read from disk."""
+
+    weights: Mapping[str, Tensor]  # the checkpoint's ``net_recon``
+    standard: Tensor  # f32 [5, 3], the standard face for the alignment
+    name: str
+    sha256: str  # of the checkpoint
+    standard_sha256: str
+
+
+def finish_coefficients(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
+    """A whole clip's coefficients [T, 257] with their gaps (NaN) filled: linearly, at the ends with the nearest.
+
+    Raises ``NoFaceError`` as ``finish_track`` does. The result holds no NaN.
+    """
+    measured = coefficients.isfinite().all(1)
+    filled = fill_gaps(coefficients, measured, max_gap_frames)
+    check_track(measured, filled.longest_gap, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
+    return filled.values
+
+
+def check_face_model(model: FaceModel) -> None:
+    """Raise ``ValueError`` for a face model whose coefficients are not those of the regression."""
+    widths = (model.num_id, model.num_exp)
+    if widths != _HEAD_WIDTHS[:2]:
+        raise ValueError(
+            "Deep3D's coefficients belong to the Basel Face Model with 80 identity and 64 expression modes; "
+            f"{model.name} has {widths[0]} and {widths[1]}"
+        )
+
+
+def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = False) -> Tensor:
+    """GeneFace's ``idexp_lm3d`` f32 [..., 68, 3] (decimetres x 10) of coefficients [..., 257], each frame for itself.
+
+    off_by_one: at the vertex after each landmark's own, as in GeneFace's published data, whose code takes the model's
+    landmark numbers, which count from 1, for ones that count from 0.
+    """
+    verts = model.landmark_verts + int(off_by_one)
+    basis = torch.cat([model.id_basis[verts], model.exp_basis[verts]], 2)  # [68, 3, 144]
+    shape = coefficients[..., : COEFFICIENTS["exp"].stop]
+    return IDEXP_SCALE * (shape @ basis.flatten(0, 1).T).unflatten(-1, basis.shape[:2])
+
+
+def load_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
+    """Read ``epoch_20.pth`` and ``similarity_Lm3D_all.mat``. Nothing in them is executed.
+
+    Raises ``RunError`` where one cannot be read or is no such file.
+    """
+    try:
+        content = load_plain(checkpoint)
+        weights = content["net_recon"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RunError(f"{checkpoint} is not a checkpoint of Deep3DFaceRecon_pytorch: {reason}") from error
+    points = load_standard_face(standard)
+    return Deep3DFiles(weights, points, checkpoint.stem, file_sha256(checkpoint), file_sha256(standard))
+
+
+class Deep3DNetwork(nn.Module):
+    """u8 [B, S, S, 3] -> f32 [B, 257]. ``weights`` as in the checkpoint; ``ValueError`` where they do not fit.
+
+    Batch normalisation is folded into the convolutions (in f64, off by less than 1e-5). With ``dtype`` bfloat16 or
+    float16 the convolutions run in that type, the pooling and the heads in f32.
+    """
+
+    def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        if dtype is not torch.float32 and dtype not in _FAST_DTYPES:
+            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
+        self.dtype = dtype
+        backbone = _load_backbone(weights)
+        self.stem = nn.Sequential(_fold(backbone.conv1, backbone.bn1), backbone.relu, backbone.maxpool)
+        blocks = [block for name in ("layer1", "layer2", "layer3", "layer4") for block in getattr(backbone, name)]
+        self.blocks = nn.Sequential(*(_fold_block(block) for block in blocks))
+        self.head = _load_heads(weights)
+        self.stem.to(dtype)
+        self.blocks.to(dtype)
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
+        self.requires_grad_(False)
+        self.eval()
+
+    def forward(self, crops: Tensor) -> Tensor:
+        # Bytes lie channels-last already.
+        pictures = crops.permute(0, 3, 1, 2).float().div(255).to(self.dtype)
+        features = self.blocks(self.stem(pictures)).float().mean((2, 3))
+        return self.head(features)
+
+
+@dataclass(frozen=True)
+class Aimed:
+    """A batch between ``aim`` and ``regress``."""
+
+    frames: list[Tensor]  # of each span
+    points: Download  # f32 [frames of all spans, 5, 2], NaN where no face was found
+
+
+class Deep3DRegressor(nn.Module):
+    """Landmarks and frames of one batch of spans -> coefficients; see the module docstring.
+
+    A GPU that is given the next batch to ``aim`` at before the host begins to ``regress`` this one never waits for it.
+
+    batch_size: B, frames that go through the network at a time. ``description`` says what made the numbers.
+    """
+
+    def __init__(
+        self,
+        files: Deep3DFiles,
+        device: torch.device | str = "cpu",
+        *,
+        batch_size: int = 8,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.network = Deep3DNetwork(files.weights, dtype)
+        self.standard = files.standard
+        self.description = {
+            "name": files.name,
+            "sha256": files.sha256,
+            "standard_face_sha256": files.standard_sha256,
+            "dtype": str(dtype).removeprefix("torch."),
+        }
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.to(self.device)
+
+    def forward(self, spans: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """Coefficients f32 [n, 257] of each span, on the device; NaN for frames without usable landmarks.
+
+        spans: pairs of frames, u8 [n, H, W, 3] on the device, any size, and their iBUG-68 landmarks, f32 [n, 68, 2],
+        in the frame's pixels, y down, NaN where no face was found.
+        """
+        return self.regress(self.aim(spans)) if spans else []
+
+    @torch.inference_mode()
+    def aim(self, spans: Sequence[tuple[Tensor, Tensor]]) -> Aimed:
+        """Begin a batch: its landmarks go to the host, where the crops are placed (``regress``)."""
+        for frames, landmarks in spans:
+            if landmarks.shape != (len(frames), 68, 2):
+                raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
+        points = torch.cat([five_points(landmarks).float() for _, landmarks in spans])
+        return Aimed([frames for frames, _ in spans], Download(points))
+
+    @torch.inference_mode()
+    def regress(self, aimed: Aimed) -> list[Tensor]:
+        """Coefficients of a batch begun, as ``forward`` gives them."""
+        lengths = [len(frames) for frames in aimed.frames]
+        crops, kept = [], []
+        for frames, points in zip(aimed.frames, aimed.points.wait().split(lengths), strict=True):
+            alignment = align(points, self.standard, *frames.shape[1:3])
+            crops.append(crop_faces(frames, alignment))
+            kept.append(alignment.usable)
+        usable = torch.cat(kept)
+        coefficients = torch.full((len(usable), NUM_COEFFICIENTS), torch.nan, device=self.device)
+        coefficients[to_device(usable.nonzero()[:, 0], self.device)] = self._regress(torch.cat(crops))
+        return list(coefficients.split(lengths))
+
+    def _regress(self, crops: Tensor) -> Tensor:
+        """u8 [k, S, S, 3] -> f32 [k, 257], B at a time; the last batch is filled up with black."""
+        results = [crops.new_zeros(0, NUM_COEFFICIENTS, dtype=torch.float32)]
+        with self._precision():
+            for part in crops.split(self.batch_size):
+                missing = crops.new_zeros(self.batch_size - len(part), CROP_SIZE, CROP_SIZE, 3)
+                results.append(torch.cat(piecewise(self.network, torch.cat([part, missing])))[: len(part)])
+        return torch.cat(results)
+
+    def _precision(self) -> contextlib.AbstractContextManager[None]:
+        if self.device.type != "cuda":
+            return contextlib.nullcontext()
+        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
+    with torch.device("meta"):  # 25 million weights need not be drawn at random first
+        backbone = resnet50(num_classes=1)
+    backbone.fc = nn.Identity()
+    own = {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
+    try:
+        backbone.load_state_dict(own, assign=True)
+    except RuntimeError as error:
+        raise ValueError(f"the checkpoint's backbone is no ResNet-50: {_first_detail(error)}") from error
+    return backbone.eval()
+
+
+def _load_heads(weights: Mapping[str, Tensor]) -> nn.Linear:
+    """The seven 1x1 convolutions as one linear layer."""
+    rows, offsets = [], []
+    for i, width in enumerate(_HEAD_WIDTHS):
+        row, offset = weights.get(f"final_layers.{i}.weight"), weights.get(f"final_layers.{i}.bias")
+        shapes = [None if value is None else tuple(value.shape) for value in (row, offset)]
+        if row is None or offset is None or shapes != [(width, _FEATURES, 1, 1), (width,)]:
+            raise ValueError(f"the checkpoint's head {i} must be a 1x1 convolution to {width} values, got {shapes}")
+        rows.append(row.flatten(1))
+        offsets.append(offset)
+    head = nn.Linear(_FEATURES, NUM_COEFFICIENTS, device="meta")
+    head.load_state_dict({"weight": torch.cat(rows).float(), "bias": torch.cat(offsets).float()}, assign=True)
+    return head
+
+
+def _fold_block(block: Any) -> nn.Module:
+    """A torchvision ``Bottleneck`` without its batch normalisations."""
+    for i in (1, 2, 3):
+        setattr(block, f"conv{i}", _fold(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")))
+        setattr(block, f"bn{i}", nn.Identity())
+    if block.downsample is not None:
+        block.downsample = _fold(*block.downsample)
+    return block
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
+    """Convolution and batch normalisation as one convolution."""
+    return fusion.fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).float()
+
+
+def _first_detail(error: RuntimeError) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[1] if len(lines) > 1 else lines[0]

@@ -1,0 +1,144 @@
+"""Gauss-Newton curvatures of frames without their Jacobians. Letters as in ``terms``.
+
+A landmark's ray has the derivatives ``a, b`` [3] by the place of its point on the model. Its share of the Hessian's
+expression block is ``basis^T (a a^T + b b^T) basis``: linear in the six numbers of a symmetric 3 x 3 matrix. So
+the blocks of all frames are one product of matrices, [frames, 6 K] times a table of the model's [6 K, pairs of modes].
+On one CPU thread that takes half the time of Jacobians and their squares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from lrs3_loader.face.fit.terms import POSE_SIZE, Basis, Residuals, State
+
+_AXES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
+
+
+class Products:
+    """Products of a basis' modes for every landmark, f32: made once for a model. Rows: axes first, then landmarks."""
+
+    def __init__(self, basis: Basis) -> None:
+        self._id, self._exp = basis.id, basis.exp
+        self.num_exp, self.num_id = basis.exp.shape[-1], basis.id.shape[-1]
+
+    @cached_property
+    def exp_exp(self) -> torch.Tensor:
+        """[6 K, E (E + 1) / 2], the pairs in the order of ``torch.triu_indices``."""
+        return _upper(self._exp)
+
+    @cached_property
+    def id_id(self) -> torch.Tensor:
+        """[6 K, I (I + 1) / 2] likewise."""
+        return _upper(self._id)
+
+    @cached_property
+    def id_exp(self) -> torch.Tensor:
+        """[6 K, I E]."""
+        parts = []
+        for a, b in _AXES:
+            product = self._id[:, a, :, None] * self._exp[:, b, None, :]
+            if a != b:
+                product = product + self._id[:, b, :, None] * self._exp[:, a, None, :]
+            parts.append(product.float())
+        return torch.cat(parts).flatten(1)
+
+    @cached_property
+    def flat(self) -> torch.Tensor:
+        """[3 K, E + I] the bases side by side."""
+        return torch.cat((self._exp, self._id), -1).transpose(0, 1).flatten(0, 1).float()
+
+    @cached_property
+    def exp_places(self) -> torch.Tensor:
+        """[E E] where the entries of an expression block are among the pairs."""
+        return _places(self.num_exp, self._exp.device)
+
+    @cached_property
+    def id_places(self) -> torch.Tensor:
+        """[I I] likewise."""
+        return _places(self.num_id, self._id.device)
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """Of the landmark term, f32, halved."""
+
+    frames: torch.Tensor  # [B, T, D, D]
+    border: torch.Tensor  # [B, T, I, D] between the identity and a frame, [B, T, 0, D] where that is known
+    id: torch.Tensor  # [B, I, I] of all frames together, or [B, 0, 0]
+
+
+def curvature(state: State, found: Residuals, products: Products, with_identity: bool) -> Curvature:
+    """Gauss-Newton approximation at a state with the residuals ``found``."""
+    batch, num_frames, num_points = found.weight.shape
+    shape = (batch * num_frames, num_points)
+    by_model_point, by_pose = _derivatives(state, found, shape)
+    (a, b), (pose_a, pose_b) = by_model_point, by_pose
+    six = torch.stack([a[:, i] * a[:, j] + b[:, i] * b[:, j] for i, j in _AXES], 1).flatten(1)
+    mixed = pose_a[:, :, None] * a[:, None] + pose_b[:, :, None] * b[:, None]  # [B T, 6, 3, K]
+    num_exp, num_id = products.num_exp, products.num_id if with_identity else 0
+    mixed = mixed.view(-1, 3 * num_points) @ products.flat[:, : num_exp + num_id]
+    mixed = mixed.view(batch, num_frames, POSE_SIZE, -1)
+
+    size = num_exp + POSE_SIZE
+    frames = six.new_empty(batch, num_frames, size, size)
+    frames[..., :num_exp, :num_exp] = (
+        (six @ products.exp_exp).index_select(1, products.exp_places).view(batch, num_frames, num_exp, -1)
+    )
+    frames[..., num_exp:, :num_exp] = mixed[..., :num_exp]
+    frames[..., :num_exp, num_exp:] = mixed[..., :num_exp].transpose(-1, -2)
+    both = torch.cat((pose_a, pose_b), -1)
+    frames[..., num_exp:, num_exp:] = (both @ both.transpose(-1, -2)).view(batch, num_frames, POSE_SIZE, POSE_SIZE)
+    if not with_identity:
+        return Curvature(frames, frames[..., :0, :], frames[:, 0, :0, :0])
+    border = (six @ products.id_exp).view(batch, num_frames, num_id, num_exp)
+    whole = six.view(batch, num_frames, -1).sum(1) @ products.id_id
+    return Curvature(
+        frames,
+        torch.cat((border, mixed[..., num_exp:].transpose(-1, -2)), -1),
+        whole.index_select(1, products.id_places).view(batch, num_id, num_id),
+    )
+
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+def _derivatives(state: State, found: Residuals, shape: tuple[int, int]) -> tuple[Pair, Pair]:
+    """Of a landmark's weighted ray, by its point on the model [n, 3, K] and by the pose [n, 6, K], x and y each.
+
+    ``shape`` is (n, K) for all frames in a row. Axes come before landmarks so that all of this runs along memory.
+    """
+    scale = (found.weight.sqrt() / found.depth).float().view(shape)
+    ray_x, ray_y = (ray.reshape(shape) for ray in found.rays.float().unbind(-1))
+    x, y, z = (turned.reshape(shape) * scale for turned in found.turned.float().unbind(-1))
+    first, second, third = state.rotation.float().view(-1, 3, 3, 1).unbind(1)  # rows of R, [n, 3, 1]
+    nothing = torch.zeros_like(scale)
+    # d(ray)/dP = [1 0 ray_x; 0 1 ray_y] / d
+    by_point_x = (first + third * ray_x[:, None]) * scale[:, None]
+    by_point_y = (second + third * ray_y[:, None]) * scale[:, None]
+    by_pose_x = (ray_x * y, z - ray_x * x, -y, scale, nothing, ray_x * scale)
+    by_pose_y = (ray_y * y - z, -ray_y * x, x, nothing, scale, ray_y * scale)
+    return (by_point_x, by_point_y), (torch.stack(by_pose_x, 1), torch.stack(by_pose_y, 1))
+
+
+def _upper(basis: torch.Tensor) -> torch.Tensor:
+    first, second = torch.triu_indices(basis.shape[-1], basis.shape[-1], device=basis.device)
+    parts = []
+    for a, b in _AXES:
+        product = basis[:, a, first] * basis[:, b, second]
+        if a != b:
+            product = product + basis[:, b, first] * basis[:, a, second]
+        parts.append(product.float())
+    return torch.cat(parts)
+
+
+def _places(size: int, device: torch.device) -> torch.Tensor:
+    """[size * size] where the entries of a symmetric matrix lie in its upper triangle."""
+    first, second = torch.triu_indices(size, size, device=device)
+    places = torch.empty(size, size, dtype=torch.int64, device=device)
+    places[first, second] = torch.arange(len(first), device=device)
+    places[second, first] = places[first, second]
+    return places.flatten()

@@ -1,0 +1,149 @@
+"""Which points a fit uses and how strongly each is believed: of iBUG's 68 and of MediaPipe's dense points.
+
+Letters: N frames of any clips, K points (landmarks first), I identity modes, E expression modes.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from lrs3_loader.face.fit.terms import Basis
+from lrs3_loader.face.fit.types import FitConfig, FitInput
+from lrs3_loader.face.geometry.camera import DISTANCE, Camera
+from lrs3_loader.face.geometry.topology import IBUG68
+from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+
+MOUTH = slice(48, 68)
+_EYES = slice(36, 48)
+_UPPER_LIDS = [37, 38, 43, 44]
+_CONTOUR = 17
+_INNER_LIPS = (62, 66)  # their middles, upper and lower
+# MediaPipe's points on the rings of the eyes and lips, both sides.
+_EYE_RINGS = (
+    33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7,
+    263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249,
+)  # fmt: skip
+_LIPS = (
+    61, 185, 40, 39, 37, 0, 267, 269, 270, 409, 291, 375, 321, 405, 314, 17, 84, 181, 91, 146,
+    78, 191, 80, 81, 82, 13, 312, 311, 310, 415, 308, 324, 318, 402, 317, 14, 87, 178, 88, 95,
+)  # fmt: skip
+# Sines of the yaw between which the contour's hidden side loses its weight: 20 and 50 degrees.
+_TURNING, _TURNED = 0.34, 0.77
+
+
+class FitPoints:
+    """The points of one face model and one config, on the model's device."""
+
+    def __init__(self, model: FaceModel, config: FitConfig) -> None:
+        """Raises ``ValueError`` where dense points are asked of a model without them."""
+        self.config = config
+        device = model.device
+        of_landmarks = landmark_weights(config)
+        self.landmarks = torch.nonzero(of_landmarks)[:, 0]  # those that count, on the CPU
+        self.inner_lips = torch.searchsorted(self.landmarks, torch.tensor(_INNER_LIPS)).tolist()  # among the points
+        weights = [of_landmarks[self.landmarks].to(device)]
+        columns = (model.landmark_mean, model.landmark_id_basis, model.landmark_exp_basis)
+        parts = [tuple(column[self.landmarks.to(device)] for column in columns)]
+        self.mesh_points = torch.zeros(0, dtype=torch.int64, device=device)
+        if config.dense:
+            if model.dense is None:
+                raise ValueError(f"the face model {model.name} has no dense correspondence: convert it again with one")
+            dense = _dense_weights(config).to(device) * model.dense.weight.double()
+            (self.mesh_points,) = torch.nonzero(dense, as_tuple=True)
+            weights.append(dense[self.mesh_points])
+            columns = (model.dense_mean, model.dense_id_basis, model.dense_exp_basis)
+            parts.append(tuple(column[self.mesh_points] for column in columns))
+        self.weights = torch.cat(weights)  # [K] f64
+        mean, id, exp = (torch.cat(column).double() for column in zip(*parts, strict=True))
+        self.basis = Basis(mean, id, exp, _bounds(model))
+
+    def rays(self, clip: FitInput, camera: Camera) -> torch.Tensor:
+        """[T, K, 2] f64: points from the principal point, y up, in focal lengths; 0 where not seen."""
+        pixels, seen = self._pixels(clip)
+        x, y = pixels.double().unbind(-1)
+        rays = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
+        return torch.where((seen > 0)[..., None], rays, 0.0)
+
+    def confidence(self, clip: FitInput) -> torch.Tensor:
+        """[T, K] f64 factors of the weights; 0 where not seen."""
+        return self._pixels(clip)[1]
+
+    def _pixels(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
+        pixels = clip.lm68[:, self.landmarks.to(clip.lm68.device)]
+        seen = torch.ones(pixels.shape[:2])
+        if clip.confidence is not None:
+            seen = clip.confidence.cpu()[:, self.landmarks]
+        if len(self.mesh_points):
+            if clip.lm468 is None:
+                raise ValueError("a dense fit needs lm468")
+            dense = clip.lm468[:, self.mesh_points.to(clip.lm468.device)]
+            pixels = torch.cat((pixels, dense), 1)
+            seen = torch.cat((seen, torch.isfinite(dense).all(-1).cpu().to(seen.dtype)), 1)
+        return pixels, (seen * clip.valid.cpu()[:, None]).double().to(pixels.device)
+
+    def precision(
+        self, confidence: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor, focal: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """([N, K] weight / variance of a ray, from the noise on the face and in the frame; [N] which share of that
+        variance is the same in all frames of a clip).
+
+        Args:
+            confidence: [N, K], as ``confidence`` gives it.
+            rotation: [N, 3, 3] about right; it tells which side of the contour a face in profile hides.
+            translation: [N, 3] about right.
+            focal: [N] pixels.
+        """
+        config = self.config
+        depth = DISTANCE - translation[:, 2]
+        steady = (config.noise_decimetres / depth).square() + (config.steady_px / focal).square()
+        variance = steady + (config.noise_px / focal).square()
+        precision = confidence * self.weights / variance[:, None]
+        contour = self.landmarks[self.landmarks < _CONTOUR]
+        precision[:, : len(contour)] *= _contour_visibility(rotation, config.far_side_weight)[:, contour]
+        return precision, steady / variance
+
+
+def landmark_weights(config: FitConfig) -> torch.Tensor:
+    """[68] f64."""
+    weights = torch.ones(NUM_LANDMARKS, dtype=torch.float64)
+    weights[_EYES] = config.eye_weight
+    weights[_UPPER_LIDS] = config.upper_lid_weight
+    weights[MOUTH] = config.mouth_weight
+    weights[: config.num_side_points] = config.side_weight
+    weights[_CONTOUR - config.num_side_points : _CONTOUR] = config.side_weight
+    return weights
+
+
+def _dense_weights(config: FitConfig) -> torch.Tensor:
+    """[468] f64, 0 for the points that are landmarks already."""
+    weights = torch.full((468,), config.dense_weight, dtype=torch.float64)
+    weights[list(_EYE_RINGS)] *= config.eye_weight
+    weights[list(_LIPS)] *= config.mouth_weight
+    weights[list(IBUG68)] = 0.0
+    return weights
+
+
+def _contour_visibility(rotation: torch.Tensor, least: float) -> torch.Tensor:
+    """[N, 17] factors: 1 in front and on the near side, falling to ``least`` on the far side of a profile."""
+    side = torch.sign(torch.arange(_CONTOUR, device=rotation.device) - _CONTOUR // 2).to(rotation.dtype)
+    hidden = ((rotation[:, 0, 2, None] * side - _TURNING) / (_TURNED - _TURNING)).clamp(0, 1)
+    return 1 - (1 - least) * hidden
+
+
+def identity_prior(model: FaceModel, config: FitConfig) -> torch.Tensor:
+    """[I, I] f64, for one frame: coefficients near 0, and the size (the landmarks' root mean square distance
+    from their centroid, to first order) near the mean face's."""
+    points = model.landmark_mean.double()
+    points = points - points.mean(0)
+    growth = torch.einsum("kc,kci->i", points, model.landmark_id_basis.double()) / points.square().sum()
+    prior = torch.diag(config.id_weight / model.id_sigma.double().square())
+    return prior + torch.outer(growth, growth) / config.size_sigma**2
+
+
+def _bounds(model: FaceModel) -> torch.Tensor:
+    """[2, E] f64."""
+    if model.exp_bounds is not None:
+        return model.exp_bounds.double()
+    infinite = torch.full((2, model.num_exp), torch.inf, dtype=torch.float64, device=model.device)
+    infinite[0] = -torch.inf
+    return infinite

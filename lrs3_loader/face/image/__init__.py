@@ -1,0 +1,1 @@
+"""Pieces cut out of pictures, warped and resampled."""

@@ -1,0 +1,80 @@
+"""Small square pictures of the face of every frame of a clip, kept until its landmarks are fitted.
+
+Frames are let go while a shard is read; a fit that looks at pixels needs the part with the face once more. What is kept
+of a clip is bounded: 48 KiB a frame, in memory up to ``MEMORY_BYTES`` and beyond it in a temporary file without a name.
+
+Letters: n frames, T frames of a clip, H W source size, S = 128.
+"""
+
+from __future__ import annotations
+
+import tempfile
+
+import numpy as np
+import torch
+
+from lrs3_loader.face.image.resample import resize_crop
+
+CROP_SIZE = 128
+MARGIN = 1.3  # side of the square over the larger extent of the landmarks
+MIN_SIDE_PX = 16.0  # of the square in the source: smaller faces are not enlarged further
+MEMORY_BYTES = 96 << 20  # of one clip; more lies on disk
+_FRAME_BYTES = CROP_SIZE * CROP_SIZE * 3
+
+
+def cut_faces(frames: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Squares around the faces, u8 [n, S, S, 3] on the CPU, black outside the frame; and where they lie, f32 [n, 4].
+
+    frames: u8 [n, H, W, 3]. landmarks: f32 [n, 68, 2], pixels of the source, y down, NaN where no face was found: the
+    picture is black there and its place NaN. A place is (x scale, y scale, x shift, y shift):
+    ``crop = scale * source + shift``, whole numbers at pixel centres on both sides.
+    """
+    num_frames, height, width = frames.shape[:3]
+    if landmarks.shape != (num_frames, 68, 2):
+        raise ValueError(f"landmarks must be [{num_frames}, 68, 2], got {list(landmarks.shape)}")
+    points = landmarks.detach().cpu().double()
+    usable = points.isfinite().all(-1).all(-1)
+    low, high = points.amin(1), points.amax(1)
+    side = (MARGIN * (high - low).amax(1, keepdim=True)).clamp(min=MIN_SIDE_PX)
+    size = torch.tensor([width, height], dtype=torch.float64)
+    resized = (size * CROP_SIZE / side).round().clamp(min=1).where(usable[:, None], 1.0)
+    scale = resized / size
+    corner = (((low + high) / 2 + 0.5) * scale - CROP_SIZE / 2).round().where(usable[:, None], 0.0)
+    place = torch.cat((scale, 0.5 * scale - 0.5 - corner), 1).float()
+    pictures = torch.zeros(num_frames, CROP_SIZE, CROP_SIZE, 3, dtype=torch.uint8)
+    if bool(usable.any()):
+        chosen = frames if bool(usable.all()) else frames[usable.nonzero()[:, 0].to(frames.device)]
+        pictures[usable] = resize_crop(chosen, resized[usable].long(), corner[usable].long(), CROP_SIZE).cpu()
+    return pictures, place.masked_fill(~usable[:, None], torch.nan)
+
+
+class FaceCrops:
+    """The squares of one clip, frame by frame in order: ``append`` while it is read, ``read`` afterwards."""
+
+    def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
+        self._pictures = tempfile.SpooledTemporaryFile(max_size=memory_bytes)  # noqa: SIM115  # lives as long as this
+        self._places: list[torch.Tensor] = []
+
+    def __len__(self) -> int:
+        return sum(map(len, self._places))
+
+    def append(self, pictures: torch.Tensor, places: torch.Tensor) -> None:
+        """The next frames, as ``cut_faces`` gives them."""
+        if pictures.shape != (len(places), CROP_SIZE, CROP_SIZE, 3) or pictures.dtype != torch.uint8:
+            raise ValueError(f"pictures must be u8 [{len(places)}, {CROP_SIZE}, {CROP_SIZE}, 3]")
+        self._pictures.seek(0, 2)
+        self._pictures.write(pictures.contiguous().numpy().tobytes())
+        self._places.append(places)
+
+    @property
+    def places(self) -> torch.Tensor:
+        """[T, 4] f32, see ``cut_faces``; NaN where there was no face."""
+        return torch.cat(self._places) if self._places else torch.zeros(0, 4)
+
+    def read(self, frames: torch.Tensor) -> torch.Tensor:
+        """u8 [n, S, S, 3] of the frames [n] i64."""
+        out = np.empty((len(frames), CROP_SIZE, CROP_SIZE, 3), dtype=np.uint8)
+        for row, frame in enumerate(frames.tolist()):
+            self._pictures.seek(frame * _FRAME_BYTES)
+            out[row] = np.frombuffer(self._pictures.read(_FRAME_BYTES), dtype=np.uint8).reshape(out.shape[1:])
+        return torch.from_numpy(out)

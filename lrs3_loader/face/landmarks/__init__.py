@@ -1,0 +1,1 @@
+"""Pictures -> landmarks, by the networks of MediaPipe's face landmarker."""

@@ -1,0 +1,166 @@
+"""TensorFlow Lite networks of the floating-point kind, read from their files and run as batched PyTorch modules.
+
+Tensors keep TensorFlow's order N H W C. A convolution sees them through a permuted view, which PyTorch knows as
+``channels_last``: nothing is copied around it. float16 weights behind DEQUANTIZE are made float32 once, at load.
+The file speaks of a batch of 1; here axis 0 of every tensor is a batch of any size.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lrs3_loader.face.landmarks.tflite_graph import Graph, read_graph
+from lrs3_loader.face.landmarks.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
+from lrs3_loader.runtime.memory import piecewise
+
+MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
+"""On a CPU a batch is run in slices: of as many items as keep a tensor in the cache, the more the smaller the tensors
+get, since each call of a small layer costs more than its arithmetic. Measured beside slices of 8: 0.73 of the time for
+layers of 128 x 128 by 4, 0.52 for those of 8 x 8 and less by 32. As long as batches are multiples of the largest slice,
+an item's result does not depend on the batch size."""
+
+Step = tuple[nn.Module, tuple[int, ...], int, tuple[int, ...]]
+"""A layer, the tensors it reads and the one it writes, and those that nothing needs after it."""
+
+
+class TFLiteModule(nn.Module):
+    """A ``.tflite`` network.
+
+    ``forward(x)`` takes f32 [N, *input_shape] and returns one f32 [N, ...] per output of the file, in the file's
+    order and with its shapes behind the batch axis. Weights are buffers; nothing is trainable.
+
+    Raises ``ValueError`` when built from damaged bytes, or from a network with an operator that is not supported
+    (the message names it). Whether weights themselves are damaged cannot be seen here: compare the file's hash.
+    """
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        graph = read_graph(data)
+        if len(graph.inputs) != 1 or len(graph.tensors[graph.inputs[0]].shape) < 2:
+            raise ValueError(f"a network with one batched input is expected, this one has {len(graph.inputs)}")
+        self._source = graph.inputs[0]
+        self._results = graph.outputs
+        self.input_shape: tuple[int, ...] = graph.tensors[self._source].shape[1:]
+        self.layers = nn.ModuleList()
+        self._reads: list[tuple[int, ...]] = []  # of each layer
+        self._writes: list[int] = []
+        self._shapes: dict[int, tuple[int, ...]] = {}  # of each tensor computed, without the batch axis
+        self._build(graph)
+        self._unused = self._last_uses()
+        self._add_in_place()
+        self._check_shapes()
+        self._steps: list[Step] = list(zip(self.layers, self._reads, self._writes, self._unused, strict=True))
+        self._stages = self._split()
+
+    @property
+    def output_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shape of each output without the batch axis."""
+        return tuple(self._shapes[i] for i in self._results)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
+            raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
+        if x.device.type == "cpu":
+            return self._run_in_slices(x)
+        parts = piecewise(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
+        return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
+
+    def _run_in_slices(self, x: Tensor) -> tuple[Tensor, ...]:
+        values = {self._source: x}
+        for steps, num_items in self._stages:
+            parts = [
+                _run(steps, {i: tensor[start : start + num_items] for i, tensor in values.items()})
+                for start in range(0, len(x), num_items)
+            ]
+            values = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
+        return self._outputs(values)
+
+    def _outputs(self, values: dict[int, Tensor]) -> tuple[Tensor, ...]:
+        return tuple(values[i] for i in self._results)
+
+    def _build(self, graph: Graph) -> None:
+        constants = {i: tensor.data for i, tensor in enumerate(graph.tensors) if tensor.data is not None}
+        final = set[int]()  # tensors that can be outputs only
+        self._shapes[self._source] = self.input_shape
+        for op in graph.operators:
+            if op.name == "DEQUANTIZE" and len(op.inputs) == 1 and op.inputs[0] in constants:
+                constants.update(dict.fromkeys(op.outputs, constants[op.inputs[0]].astype(np.float32)))
+                continue
+            layer = build_layer(op, graph, constants)
+            reads = tuple(i for i in op.inputs if i >= 0 and i not in constants)
+            write = op.outputs[0]
+            if not reads or not final.isdisjoint(reads) or any(i not in self._shapes for i in reads):
+                raise ValueError(f"damaged model file: {op.name} reads tensors {reads} that nothing has written")
+            if write in constants or write in self._shapes:
+                raise ValueError(f"damaged model file: {op.name} writes tensor {write} a second time")
+            if drops_batch(op):
+                final.add(write)
+            shape = graph.tensors[write].shape
+            self._shapes[write] = shape if drops_batch(op) else shape[1:]
+            self.layers.append(layer)
+            self._reads.append(reads)
+            self._writes.append(write)
+        if any(i not in self._shapes for i in self._results):
+            raise ValueError("damaged model file: an output is never written")
+
+    def _last_uses(self) -> list[tuple[int, ...]]:
+        """For each layer, the tensors that nothing after it needs."""
+        last: dict[int, int] = {}
+        for step, (reads, write) in enumerate(zip(self._reads, self._writes, strict=True)):
+            last.update(dict.fromkeys((*reads, write), step))
+        unused: list[list[int]] = [[] for _ in self._writes]
+        for tensor, step in last.items():
+            if tensor not in self._results:
+                unused[step].append(tensor)
+        return [tuple(tensors) for tensors in unused]
+
+    def _split(self) -> list[tuple[list[Step], int]]:
+        """Layers in stages, with how many items each runs at a time: as many as the largest tensor to come allows."""
+        sizes: list[int] = []
+        largest = 0
+        for reads, write in zip(reversed(self._reads), reversed(self._writes), strict=True):
+            largest = max(largest, *(4 * math.prod(self._shapes[i]) for i in (*reads, write)))
+            fitting = 1 << max(SLICE_BYTES // largest, 1).bit_length() - 1
+            sizes.insert(0, min(max(fitting, MIN_SLICE), MAX_SLICE))
+        grouped = itertools.groupby(zip(sizes, self._steps, strict=True), key=lambda pair: pair[0])
+        return [([step for _, step in group], size) for size, group in grouped]
+
+    def _add_in_place(self) -> None:
+        """Write sums over what a convolution gave, where nothing else reads that."""
+        made_by = dict(zip(self._writes, self.layers, strict=True))
+        for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
+            if not (isinstance(layer, Elementwise) and layer.is_sum):
+                continue
+            for position, tensor in enumerate(reads):
+                of_own = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
+                read_once = sum(tensor in others for others in self._reads) == 1
+                if of_own and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
+                    layer.add_into(position)
+                    break
+
+    def _check_shapes(self) -> None:
+        """Run once on a batch of none, which costs nothing: every tensor must come out in the shape the file states."""
+        values = {self._source: torch.empty(0, *self.input_shape)}
+        for layer, reads, write in zip(self.layers, self._reads, self._writes, strict=True):
+            try:
+                values[write] = layer(*[values[i] for i in reads])
+            except (RuntimeError, IndexError) as problem:
+                raise ValueError(f"damaged model file: tensor {write} cannot be computed: {problem}") from problem
+            got, stated = tuple(values[write].shape), (0, *self._shapes[write])
+            if got != stated:
+                raise ValueError(f"damaged model file: tensor {write} comes out as {got}, the file states {stated}")
+
+
+def _run(steps: Sequence[Step], values: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Run layers on tensors by number; what of these and of the new ones is still needed."""
+    for layer, reads, write, unused in steps:
+        values[write] = layer(*[values[i] for i in reads])
+        for i in unused:
+            del values[i]
+    return values

@@ -1,0 +1,1 @@
+"""Face models, and how they are made of other people's files."""

@@ -1,0 +1,122 @@
+"""MediaPipe's canonical face: the metric mesh that its 468 points are defined on.
+
+It lies in the ``.task`` file as ``geometry_pipeline_metadata_landmarks.binarypb``, a protocol buffer of the message
+``mediapipe.tasks.vision.face_geometry.proto.GeometryPipelineMetadata``; of it we read
+
+    1 canonical_mesh (Mesh3d): 1 vertex_type = 0 (x, y, z, u, v), 2 primitive_type = 0 (triangles),
+                               3 vertex_buffer (float), 4 index_buffer (uint32)
+
+Unit: centimetre. Axes as a face model's: x to the person's left, y up, z out of the face. The mesh is mirror symmetric.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
+
+MEMBER = "geometry_pipeline_metadata_landmarks.binarypb"
+_CANONICAL_MESH = 1
+_VERTEX_TYPE, _PRIMITIVE_TYPE, _VERTEX_BUFFER, _INDEX_BUFFER = 1, 2, 3, 4
+_FLOATS_PER_VERTEX = 5
+_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+
+
+@dataclass(frozen=True, eq=False)
+class CanonicalFace:
+    """The mesh of MediaPipe's face points."""
+
+    verts: np.ndarray  # [468, 3] f64, centimetres
+    triangles: np.ndarray  # [F, 3] i64, counter-clockwise seen from outside
+
+    def mirror(self) -> np.ndarray:
+        """[468] the number of each point's mirror image (of itself on the middle line)."""
+        gaps = self.verts[:, None] - self.verts[None] * [-1.0, 1.0, 1.0]
+        return np.square(gaps).sum(-1).argmin(1)
+
+
+def has_canonical_face(task: Path) -> bool:
+    """Whether a file is a ``.task`` that holds the canonical face."""
+    if not zipfile.is_zipfile(task):
+        return False
+    with zipfile.ZipFile(task) as archive:
+        return MEMBER in archive.namelist()
+
+
+def load_canonical_face(task: Path) -> CanonicalFace:
+    """Read it from ``face_landmarker.task``; ``RunError`` where the file is not one or holds something else."""
+    try:
+        with zipfile.ZipFile(task) as archive:
+            return parse_metadata(archive.read(MEMBER))
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise RunError(f"{task} is not a face_landmarker.task file with the canonical face: {error}") from error
+
+
+def parse_metadata(data: bytes) -> CanonicalFace:
+    """The mesh of a serialised ``GeometryPipelineMetadata``; ``ValueError`` where it is damaged or another mesh."""
+    mesh = [value for number, value in _fields(data) if number == _CANONICAL_MESH]
+    if not mesh or not isinstance(mesh[-1], bytes):
+        raise ValueError("no canonical mesh in the geometry metadata")
+    types, floats, indices = {_VERTEX_TYPE: 0, _PRIMITIVE_TYPE: 0}, [], []
+    for number, value in _fields(mesh[-1]):
+        if number in types and isinstance(value, int):
+            types[number] = value
+        elif number == _VERTEX_BUFFER and isinstance(value, bytes):
+            floats.append(value)  # four bytes each, or all of them packed
+        elif number == _INDEX_BUFFER:
+            indices += _varints(value) if isinstance(value, bytes) else [value]
+    if any(types.values()):
+        raise ValueError(f"the canonical mesh is of another type: {types}")
+    buffer = np.frombuffer(b"".join(floats), dtype="<f4").astype(np.float64)
+    if buffer.size != NUM_MESH_POINTS * _FLOATS_PER_VERTEX or not np.isfinite(buffer).all():
+        raise ValueError(f"the canonical mesh holds {buffer.size} floats, expected {NUM_MESH_POINTS} vertices")
+    triangles = np.array(indices, dtype=np.int64)
+    if triangles.size == 0 or triangles.size % 3 or triangles.max() >= NUM_MESH_POINTS:
+        raise ValueError("the canonical mesh's triangles do not fit its vertices")
+    return CanonicalFace(buffer.reshape(NUM_MESH_POINTS, -1)[:, :3], triangles.reshape(-1, 3))
+
+
+def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """(field number, value) of a protocol buffer message: whole numbers as int, anything else as its bytes."""
+    at = 0
+    while at < len(data):
+        tag, at = _varint(data, at)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, at = _varint(data, at)
+            yield tag >> 3, value
+            continue
+        if kind == _BYTES:
+            size, at = _varint(data, at)
+        elif kind in (_FIXED32, _FIXED64):
+            size = 4 if kind == _FIXED32 else 8
+        else:
+            raise ValueError(f"wire type {kind} in a protocol buffer")
+        if at + size > len(data):
+            raise ValueError("a protocol buffer ends inside a field")
+        yield tag >> 3, data[at : at + size]
+        at += size
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    """(value, place behind it) of a whole number of up to ten bytes of seven bits, the lowest first."""
+    value = 0
+    for place, byte in enumerate(data[at : at + 10]):
+        value |= (byte & 0x7F) << (7 * place)
+        if byte < 0x80:
+            return value, at + place + 1
+    raise ValueError("a protocol buffer ends inside a number")
+
+
+def _varints(data: bytes) -> list[int]:
+    values, at = [], 0
+    while at < len(data):
+        value, at = _varint(data, at)
+        values.append(value)
+    return values

@@ -1,0 +1,71 @@
+"""Published face models -> this package's own format, with dense correspondence where it can be had."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
+from lrs3_loader.face.model.bfm import convert_bfm_2009, convert_bfm_front
+from lrs3_loader.face.model.correspondence import with_dense, with_dense_index
+from lrs3_loader.face.model.flame import convert_flame
+from lrs3_loader.face.model.ict import convert_ict
+from lrs3_loader.face.model.morphable import FaceModel
+
+Kind = Literal["bfm-front", "bfm-2009", "flame", "ict"]
+
+
+def convert_face_model(
+    kind: Kind,
+    source: Path,
+    task: Path | None = None,
+    dense_index: Path | None = None,
+    flame_embedding: Path | None = None,
+    flame_jaw: bool = True,
+) -> FaceModel:
+    """Read the model of ``kind`` from ``source`` (see the readers for what that may be).
+
+    Dense correspondence: of ``dense_index`` where given, else registered with the canonical face of ``task``, a
+    ``face_landmarker.task``; none where neither is given. ``flame_embedding`` and ``flame_jaw`` as ``convert_flame``.
+
+    Raises ``RunError`` where a file is missing or not what it should be.
+    """
+    if kind == "flame":
+        model = convert_flame(source, flame_embedding, jaw=flame_jaw)
+    else:
+        readers = {"bfm-front": convert_bfm_front, "bfm-2009": convert_bfm_2009, "ict": convert_ict}
+        if kind not in readers:
+            raise ValueError(f"kind must be flame, {', '.join(readers)}, got {kind!r}")
+        model = readers[kind](source)
+    if dense_index is not None:
+        return with_dense_index(model, dense_index)
+    return model if task is None else with_dense(model, task)
+
+
+def save_face_model(model: FaceModel, path: Path) -> None:
+    """Write ``model`` to ``path``, whole or not at all; ``RunError`` where that fails or the name is not ``.npz``."""
+    if path.suffix != ".npz":
+        raise RunError(f"a face model's file must be called something.npz, got {path}")
+    try:
+        model.save(path)
+    except OSError as error:
+        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+def describe(model: FaceModel) -> str:
+    """A few lines for people: what the model has, and its licence."""
+    texture = "none" if model.tex_basis is None else f"{model.tex_basis.shape[2]} modes"
+    dense = "none"
+    if model.dense is not None:
+        dense = f"{model.dense.num_weighted} of {NUM_MESH_POINTS} points have a weight"
+    rows = {
+        "name": model.name,
+        "licence": model.licence,
+        "vertices": f"{model.num_vertices}, triangles {len(model.triangles)}",
+        "modes": f"{model.num_id} identity, {model.num_exp} expression",
+        "texture": texture,
+        "dense": dense,
+        "source": f"sha256 {model.source_sha256}",
+    }
+    return "\n".join(f"{name:9} {text}" for name, text in rows.items())

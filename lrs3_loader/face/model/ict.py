@@ -1,0 +1,207 @@
+"""ICT-FaceKit (USC Institute for Creative Technologies, MIT licence) as a neutral face model.
+
+The release is a folder ``FaceXModel`` of Wavefront OBJ files, one absolute mesh each, all of one topology:
+the generic neutral face, 100 identities and 53 ARKit-named expressions. A mode is a mesh less the neutral
+one. The first 9,409 of 26,719 vertices are the face; the rest (head, neck, mouth socket, eyes, teeth) is
+dropped. Unit of the release: centimetre. Axes as ours: x to the person's left, y up, z forward.
+
+Source of the layout: Li et al., "Learning Formation of Physically-Based Face Attributes" (CVPR 2020) and the
+release's own ``vertex_indices.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import torch
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+
+FOLDER = "FaceXModel"
+NEUTRAL = "generic_neutral_mesh.obj"
+INDICES = "vertex_indices.json"
+NUM_FACE_VERTICES = 9_409
+NUM_IDENTITIES = 100
+NUM_EXPRESSIONS = 53
+DECIMETRES_PER_UNIT = 0.1
+# Root mean square weight of each blendshape over speech, in three sizes. Guided by the scores of MediaPipe's blendshape
+# network over speaking faces (2,000 frames: 0.49 for browInnerUp to under 0.01 for cheekPuff and noseSneer), kept
+# coarse so as not to say more than that.
+LARGE_SIGMA, MEDIUM_SIGMA, SMALL_SIGMA = 0.3, 0.15, 0.05
+_LARGE = ("browInnerUp", "browOuterUp", "eyeBlink", "eyeSquint", "jawOpen", "mouthPucker", "mouthSmile")
+_SMALL = ("cheekPuff", "cheekSquint", "jawForward", "jawLeft", "jawRight", "mouthFrown", "noseSneer")
+
+_MAX_MEMBER_BYTES = 16 << 20  # the largest mesh has 2.7 MB
+_MAX_TOTAL_BYTES = 4 << 30  # the whole repository unpacks to 0.6 GB
+
+
+def convert_ict(source: Path) -> FaceModel:
+    """The face of ICT-FaceKit from a release: its folder, a tar (any compression) or a zip of the repository.
+
+    ``source_sha256`` is a hash over the names and contents of the files used, so it is the same for every
+    kind of container. Raises ``RunError`` that names ``source`` where files are missing, damaged or of
+    another layout.
+    """
+    try:
+        files, digest = _read_release(source)
+        return _build(files, digest)
+    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        raise RunError(f"cannot read ICT-FaceKit from {source}: {error}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise RunError(f"{source} does not hold ICT-FaceKit as released: {error}") from error
+
+
+def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
+    """The useful part of every file needed (OBJ: face vertices alone, but the neutral one whole), and the hash."""
+    files: dict[str, bytes] = {}
+    hashes: dict[str, str] = {}
+    for name, data in _members(source):
+        hashes[name] = hashlib.sha256(data).hexdigest()
+        files[name] = data if name in (NEUTRAL, INDICES) else _face_vertex_lines(name, data)
+    for name in (INDICES, NEUTRAL):
+        if name not in files:
+            raise ValueError(f"no {FOLDER}/{name} in it")
+    used = [
+        INDICES,
+        NEUTRAL,
+        *_identity_files(),
+        *(f"{name}.obj" for name in _expression_names(files[INDICES])),
+    ]
+    missing = [name for name in used if name not in files]
+    if missing:
+        raise ValueError(f"{len(missing)} files are missing, the first is {FOLDER}/{missing[0]}")
+    listing = "".join(f"{hashes[name]}  {name}\n" for name in sorted(used))
+    return files, hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _members(source: Path) -> Iterator[tuple[str, bytes]]:
+    """(file name, contents) of the OBJ and JSON files directly inside a folder called ``FaceXModel``."""
+    if source.is_dir():
+        folder = source if source.name == FOLDER else source / FOLDER
+        for path in sorted(folder.glob("*")):
+            if _wanted(PurePosixPath(FOLDER, path.name)) and path.is_file():
+                yield path.name, _bounded(path.name, path.stat().st_size, path.read_bytes)
+    elif zipfile.is_zipfile(source):
+        yield from _zip_members(source)
+    else:
+        yield from _tar_members(source)
+
+
+def _zip_members(source: Path) -> Iterator[tuple[str, bytes]]:
+    with zipfile.ZipFile(source) as archive:
+        for info in archive.infolist():
+            path = PurePosixPath(info.filename)
+            if _wanted(path) and not info.is_dir():
+                yield path.name, _bounded(path.name, info.file_size, partial(archive.read, info))
+
+
+def _tar_members(source: Path) -> Iterator[tuple[str, bytes]]:
+    total = 0
+    with tarfile.open(source, mode="r|*") as archive:
+        for info in archive:
+            total += info.size
+            if total > _MAX_TOTAL_BYTES:
+                raise ValueError(f"it unpacks to more than {_MAX_TOTAL_BYTES} bytes")
+            path = PurePosixPath(info.name)
+            if not (_wanted(path) and info.isreg()):
+                continue
+            stream = archive.extractfile(info)
+            assert stream is not None  # a regular file always has one
+            yield path.name, _bounded(path.name, info.size, stream.read)
+
+
+def _wanted(path: PurePosixPath) -> bool:
+    return path.parent.name == FOLDER and path.suffix in (".obj", ".json")
+
+
+def _bounded(name: str, size: int, read: Callable[[], bytes]) -> bytes:
+    if size > _MAX_MEMBER_BYTES:
+        raise ValueError(f"{name} has {size} bytes, over the limit of {_MAX_MEMBER_BYTES}")
+    return read()
+
+
+def _identity_files() -> list[str]:
+    return [f"identity{number:03d}.obj" for number in range(NUM_IDENTITIES)]
+
+
+def _expression_names(indices: bytes) -> list[str]:
+    names = json.loads(indices)["expressions"]
+    if len(names) != NUM_EXPRESSIONS or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"{INDICES} lists {len(names)} expressions, expected {NUM_EXPRESSIONS} names")
+    return names
+
+
+def _sigma(expression: str) -> float:
+    base = expression.removesuffix("_L").removesuffix("_R")
+    return LARGE_SIGMA if base in _LARGE else SMALL_SIGMA if base in _SMALL else MEDIUM_SIGMA
+
+
+def _build(files: dict[str, bytes], digest: str) -> FaceModel:
+    expressions = _expression_names(files[INDICES])
+    identities = [name.removesuffix(".obj") for name in _identity_files()]
+    landmarks = np.asarray(json.loads(files[INDICES])["idx_to_landmark_verts"])
+    if landmarks.shape != (NUM_LANDMARKS,) or landmarks.min() < 0 or landmarks.max() >= NUM_FACE_VERTICES:
+        raise ValueError(f"{INDICES} must name {NUM_LANDMARKS} landmark vertices inside the face part")
+    neutral = _parse_vertices(NEUTRAL, _face_vertex_lines(NEUTRAL, files[NEUTRAL]))
+    centre = neutral[landmarks].mean(0)
+    centre[0] = 0.0  # the mesh is symmetric about x = 0; the average is off by rounding alone
+
+    def modes(names: list[str]) -> torch.Tensor:
+        meshes = [_parse_vertices(name, files[f"{name}.obj"]) - neutral for name in names]
+        return torch.from_numpy((np.stack(meshes, axis=-1) * DECIMETRES_PER_UNIT).astype(np.float32))
+
+    return FaceModel(
+        name="ict",
+        licence="MIT",
+        source_sha256=digest,
+        mean=torch.from_numpy(((neutral - centre) * DECIMETRES_PER_UNIT).astype(np.float32)),
+        id_basis=modes(identities),
+        exp_basis=modes(expressions),
+        id_sigma=torch.ones(NUM_IDENTITIES),
+        exp_sigma=torch.tensor([_sigma(name) for name in expressions]),
+        triangles=_triangles(files[NEUTRAL]),
+        landmark_verts=torch.from_numpy(landmarks.astype(np.int64)),
+        id_names=tuple(identities),
+        exp_names=tuple(expressions),
+        exp_bounds=torch.tensor([[0.0], [1.0]]).repeat(1, NUM_EXPRESSIONS),
+    )
+
+
+def _face_vertex_lines(name: str, data: bytes) -> bytes:
+    """The first 9,409 ``v x y z`` lines as bare numbers."""
+    start = data.find(b"\nv ") + 1
+    lines = data[start:].split(b"\n", NUM_FACE_VERTICES)[:NUM_FACE_VERTICES]
+    if start == 0 or len(lines) < NUM_FACE_VERTICES or not all(line.startswith(b"v ") for line in lines):
+        raise ValueError(f"{name} does not begin with {NUM_FACE_VERTICES} vertices in a row")
+    return b" ".join(line[2:] for line in lines)
+
+
+def _parse_vertices(name: str, numbers: bytes) -> np.ndarray:
+    """[9409, 3] f64, centimetres."""
+    values = np.array(numbers.split(), dtype=np.float64)
+    if values.size != 3 * NUM_FACE_VERTICES or not np.isfinite(values).all():
+        raise ValueError(f"{name} does not hold three finite coordinates a vertex")
+    return values.reshape(-1, 3)
+
+
+def _triangles(data: bytes) -> torch.Tensor:
+    """[F, 3] i64: the polygons (mostly quads) that lie inside the face part, as fans of triangles."""
+    triangles: list[tuple[int, int, int]] = []
+    for line in data[data.find(b"\nf ") + 1 :].split(b"\n"):
+        if not line.startswith(b"f "):
+            continue
+        corners = [int(corner.split(b"/", 1)[0]) - 1 for corner in line.split()[1:]]
+        if max(corners) < NUM_FACE_VERTICES:
+            triangles.extend((corners[0], second, third) for second, third in pairwise(corners[1:]))
+    if not triangles:
+        raise ValueError(f"{NEUTRAL} has no polygons inside its first {NUM_FACE_VERTICES} vertices")
+    return torch.tensor(triangles)

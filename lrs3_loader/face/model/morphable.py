@@ -1,0 +1,331 @@
+"""Linear 3D morphable face models (3DMM) in one neutral form, whatever they were converted from.
+
+    vertices(id, exp) = mean + id_basis . id + exp_basis . exp
+
+Shape letters: V vertices, F triangles, I identity modes, E expression modes, ``...`` any leading dimensions.
+
+Unit: decimetre (the outer corners of an adult's eyes are about 0.9 apart). Axes, for a face that looks into
+the camera: x to the right of the picture (the person's left), y up, z out of the face towards the camera.
+Origin: the centroid of the mean face's 68 landmark vertices, unless the model's published coefficients need
+another one. Triangles are wound counter-clockwise seen from outside. "mean" is the face of zero coefficients;
+for blendshape models such as ICT-FaceKit it is the generic neutral face.
+
+The file format is an ``.npz`` without pickles; its keys are the fields of ``FaceModel`` plus ``format``.
+Texts are arrays of unicode. What a model need not have is left out where there is none: ``exp_bounds``, the texture
+(``tex_mean``, ``tex_basis``) and the dense correspondence (``dense_triangle``, ``dense_barycentric`` and
+``dense_weight``).
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.model.dense import DensePoints
+from lrs3_loader.io.files import ZIP_DAMAGE, atomic_write
+from lrs3_loader.io.safe_load import DAMAGE
+
+FORMAT = "lrs3_loader face model 1"
+UNIT = "decimetre"
+NUM_LANDMARKS = 68
+IDEXP_SCALE = 10.0  # GeneFace stores decimetres x 10
+MAX_FILE_BYTES = 4 << 30  # unpacked; a full BFM with 35,709 vertices takes 62 MB
+
+_TEXTS = ("name", "licence", "source_sha256", "unit")
+_NAME_LISTS = ("id_names", "exp_names")
+_FLOATS = ("mean", "id_basis", "exp_basis", "id_sigma", "exp_sigma")
+_INTS = ("triangles", "landmark_verts")
+_OPTIONAL_FLOATS = ("exp_bounds", "tex_mean", "tex_basis")
+_DENSE = ("dense_triangle", "dense_barycentric", "dense_weight")
+
+
+@dataclass(frozen=True, eq=False)
+class FaceModel:
+    """One linear face model; tensors all on one device (see ``to``). Checked when built.
+
+    Raises ``ValueError`` for shapes that do not fit together, indices out of range, values that are not
+    finite, and for a face in another unit or other axes than the module says (the 68 landmarks tell).
+    """
+
+    name: str
+    licence: str  # SPDX identifier where there is one
+    source_sha256: str  # hash of what it was converted from (64 hex digits)
+    mean: torch.Tensor  # [V, 3] f32, decimetres
+    id_basis: torch.Tensor  # [V, 3, I] f32, decimetres per unit of coefficient
+    exp_basis: torch.Tensor  # [V, 3, E] f32, decimetres per unit of coefficient
+    id_sigma: torch.Tensor  # [I] f32 > 0, standard deviation of each coefficient over people (1 where it can be)
+    exp_sigma: torch.Tensor  # [E] f32 > 0, root mean square of each coefficient over speech
+    triangles: torch.Tensor  # [F, 3] i64, vertex numbers from 0
+    landmark_verts: torch.Tensor  # [68] i64, the vertex of each iBUG-68 landmark, in iBUG's order
+    id_names: tuple[str, ...]  # I names
+    exp_names: tuple[str, ...]  # E names
+    exp_bounds: torch.Tensor | None = None  # [2, E] f32, lowest and highest value (blendshapes: 0 and 1)
+    unit: str = UNIT
+    dense: DensePoints | None = None  # where MediaPipe's 468 points lie
+    tex_mean: torch.Tensor | None = None  # [V, 3] f32, mean colour: red, green, blue in 0..1
+    tex_basis: torch.Tensor | None = None  # [V, 3, X] f32, colour per unit of coefficient; with tex_mean or not at all
+
+    def __post_init__(self) -> None:
+        _check_shapes(self)
+        _check_values(self)
+        _check_geometry(self)
+
+    @property
+    def num_vertices(self) -> int:
+        return len(self.mean)
+
+    @property
+    def num_id(self) -> int:
+        return self.id_basis.shape[2]
+
+    @property
+    def num_exp(self) -> int:
+        return self.exp_basis.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def to(self, device: torch.device | str) -> FaceModel:
+        """The same model with its tensors on ``device``."""
+        moved = {name: getattr(self, name).to(device) for name in (*_FLOATS, *_INTS, *self._optional_floats())}
+        return replace(self, **moved, dense=None if self.dense is None else self.dense.to(device))
+
+    def _optional_floats(self) -> tuple[str, ...]:
+        return tuple(name for name in _OPTIONAL_FLOATS if getattr(self, name) is not None)
+
+    def with_geneface_keypoints(self) -> FaceModel:
+        """The same model with every landmark one vertex further on, as GeneFace reads BFM's keypoints.
+
+        It takes BFM's keypoint numbers, which start at 1, for numbers that start at 0. Use it for ``idexp_lm3d`` (and
+        whatever else is read at the landmarks) that must match GeneFace's released data, and for nothing else.
+
+        Raises ``ValueError`` where a shifted landmark leaves the mesh.
+        """
+        return replace(self, landmark_verts=self.landmark_verts + 1)
+
+    @cached_property
+    def landmark_mean(self) -> torch.Tensor:
+        """[68, 3] the mean face's landmarks."""
+        return self.mean[self.landmark_verts]
+
+    @cached_property
+    def landmark_id_basis(self) -> torch.Tensor:
+        """[68, 3, I] rows of ``id_basis`` at the landmarks."""
+        return self.id_basis[self.landmark_verts]
+
+    @cached_property
+    def landmark_exp_basis(self) -> torch.Tensor:
+        """[68, 3, E] rows of ``exp_basis`` at the landmarks."""
+        return self.exp_basis[self.landmark_verts]
+
+    def vertices(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """All vertices [..., V, 3] in decimetres for ``id`` [..., I] and ``exp`` [..., E]; both broadcast."""
+        return self.mean + _offsets(self.id_basis, id) + _offsets(self.exp_basis, exp)
+
+    def landmarks(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """The 68 landmark vertices alone, [..., 68, 3] in decimetres; arguments as for ``vertices``."""
+        return self.landmark_mean + self.landmark_offsets(id, exp)
+
+    def landmark_offsets(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """``landmarks`` less the mean face's, [..., 68, 3] in decimetres."""
+        return _offsets(self.landmark_id_basis, id) + _offsets(self.landmark_exp_basis, exp)
+
+    def idexp_lm3d(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """GeneFace's ``idexp_lm3d`` [..., 68, 3]: landmark offsets from the mean face, decimetres times 10."""
+        return IDEXP_SCALE * self.landmark_offsets(id, exp)
+
+    @cached_property
+    def dense_mean(self) -> torch.Tensor:
+        """[468, 3] the mean face's dense points; like all that is dense, ``ValueError`` for a model without them."""
+        return self._at_dense(self.mean)
+
+    @cached_property
+    def dense_id_basis(self) -> torch.Tensor:
+        """[468, 3, I] ``id_basis`` at the dense points."""
+        return self._at_dense(self.id_basis.flatten(1)).unflatten(-1, self.id_basis.shape[1:])
+
+    @cached_property
+    def dense_exp_basis(self) -> torch.Tensor:
+        """[468, 3, E] ``exp_basis`` at the dense points."""
+        return self._at_dense(self.exp_basis.flatten(1)).unflatten(-1, self.exp_basis.shape[1:])
+
+    def dense_points(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """MediaPipe's 468 points on the face, [..., 468, 3] in decimetres; arguments as for ``vertices``.
+
+        Points of weight 0 (``dense.weight``) have no meaning.
+        """
+        return self.dense_mean + _offsets(self.dense_id_basis, id) + _offsets(self.dense_exp_basis, exp)
+
+    def dense_normals(self, vertices: torch.Tensor) -> torch.Tensor:
+        """Unit normals [..., 468, 3] at the dense points of ``vertices`` [..., V, 3]."""
+        return torch.nn.functional.normalize(self._at_dense(self.normals(vertices)), dim=-1)
+
+    def _at_dense(self, values: torch.Tensor) -> torch.Tensor:
+        if self.dense is None:
+            raise ValueError(f"the face model {self.name} has no dense correspondence")
+        return self.dense.interpolate(values, self.triangles)
+
+    def normals(self, vertices: torch.Tensor) -> torch.Tensor:
+        """Unit vertex normals [..., V, 3], outwards, of ``vertices`` [..., V, 3]: area-weighted sums.
+
+        Sums by ``index_add``, whose order on a GPU may change the last bits from call to call.
+        """
+        corners = vertices[..., self.triangles, :]
+        first, second, third = corners.unbind(-2)
+        area_normals = torch.linalg.cross(second - first, third - first)
+        sums = torch.zeros_like(vertices)
+        for corner in range(3):
+            sums = sums.index_add(-2, self.triangles[:, corner], area_normals)
+        return torch.nn.functional.normalize(sums, dim=-1)
+
+    def save(self, path: Path) -> None:
+        """Write the model as a neutral ``.npz``, whole or not at all; the same model gives the same bytes."""
+        arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
+        arrays |= {name: np.array(getattr(self, name)) for name in _TEXTS}
+        arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in _NAME_LISTS}
+        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.float32) for name in _FLOATS}
+        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in _INTS}
+        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.float32) for name in self._optional_floats()}
+        if self.dense is not None:
+            arrays |= {name: getattr(self.dense, name.removeprefix("dense_")).cpu().numpy() for name in _DENSE}
+        with atomic_write(path) as file:  # a handle: numpy would append .npz to a name without it
+            np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
+
+    @classmethod
+    def load(cls, path: Path) -> FaceModel:
+        """Read a neutral ``.npz`` onto the CPU; ``RunError`` names the path and what is wrong with it."""
+        try:
+            arrays = _read_npz(path)
+            return _from_arrays(arrays)
+        except OSError as error:
+            raise RunError(f"cannot read the face model {path}: {error.strerror or error}") from error
+        except (*ZIP_DAMAGE, *DAMAGE) as error:
+            detail = error.args[0] if error.args else error
+            raise RunError(f"{path} is not a face model in this package's format: {detail}") from error
+
+
+def _offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    """``basis`` [V, 3, M] times ``coefficients`` [..., M] -> [..., V, 3]."""
+    if coefficients.shape[-1] != basis.shape[2]:
+        raise ValueError(f"expected {basis.shape[2]} coefficients, got {tuple(coefficients.shape)}")
+    flat = coefficients @ basis.reshape(-1, basis.shape[2]).T
+    return flat.unflatten(-1, basis.shape[:2])
+
+
+def _check_shapes(model: FaceModel) -> None:
+    num_vertices, num_id, num_exp = len(model.mean), len(model.id_names), len(model.exp_names)
+    want = {
+        "mean": (num_vertices, 3),
+        "id_basis": (num_vertices, 3, num_id),
+        "exp_basis": (num_vertices, 3, num_exp),
+        "id_sigma": (num_id,),
+        "exp_sigma": (num_exp,),
+        "landmark_verts": (NUM_LANDMARKS,),
+        "triangles": (model.triangles.shape[0], 3),
+    }
+    if (model.tex_mean is None) != (model.tex_basis is None):
+        raise ValueError("tex_mean and tex_basis go together")
+    if model.exp_bounds is not None:
+        want["exp_bounds"] = (2, num_exp)
+    if model.tex_mean is not None and model.tex_basis is not None:
+        want |= {"tex_mean": (num_vertices, 3), "tex_basis": (num_vertices, 3, model.tex_basis.shape[-1])}
+    for name, shape in want.items():
+        tensor = getattr(model, name)
+        dtype = torch.int64 if name in _INTS else torch.float32
+        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+            raise ValueError(f"{name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+    if num_vertices == 0 or num_id == 0 or num_exp == 0:
+        raise ValueError("a face model needs vertices, identity modes and expression modes")
+
+
+def _check_values(model: FaceModel) -> None:
+    if model.dense is not None and int(model.dense.triangle.max()) >= len(model.triangles):
+        raise ValueError(
+            f"dense triangles must lie in 0..{len(model.triangles) - 1}, got {int(model.dense.triangle.max())}"
+        )
+    for name in (*_FLOATS, *model._optional_floats()):
+        if not torch.isfinite(getattr(model, name)).all():
+            raise ValueError(f"{name} holds values that are not finite")
+    for name in _INTS:
+        index = getattr(model, name)
+        if index.numel() and (int(index.min()) < 0 or int(index.max()) >= len(model.mean)):
+            raise ValueError(f"{name} must lie in 0..{len(model.mean) - 1}, got {int(index.min())}..{int(index.max())}")
+    for name in ("id_sigma", "exp_sigma"):
+        if not (getattr(model, name) > 0).all():
+            raise ValueError(f"{name} must be above 0")
+    if model.exp_bounds is not None and not (model.exp_bounds[0] < model.exp_bounds[1]).all():
+        raise ValueError("exp_bounds must hold finite lowest values below the highest ones")
+    for name in _NAME_LISTS:
+        names = getattr(model, name)
+        if len(set(names)) != len(names):
+            raise ValueError(f"{name} must be unique")
+    if len(model.source_sha256) != 64 or set(model.source_sha256) - set("0123456789abcdef"):
+        raise ValueError(f"source_sha256 must be 64 hex digits, got {model.source_sha256!r}")
+    if model.unit != UNIT:
+        raise ValueError(f"unit must be {UNIT!r}, got {model.unit!r}")
+
+
+def _check_geometry(model: FaceModel) -> None:
+    """Unit and axes, read off the mean face's landmarks: the usual mistakes of a converter show here."""
+    points = model.landmark_mean.cpu()
+    eye_distance = float((points[45] - points[36]).norm())
+    if not 0.4 < eye_distance < 1.6:
+        raise ValueError(f"outer eye corners are {eye_distance:.3g} apart; about 0.9 is expected: unit not {UNIT}?")
+    if not points[45, 0] > points[36, 0]:
+        raise ValueError("landmark 45 must lie to the right of landmark 36: x axis or landmark order is mirrored")
+    if not points[27, 1] > points[8, 1]:
+        raise ValueError("landmark 27 (nose bridge) must lie above landmark 8 (chin): y axis is upside down")
+    if not points[30, 2] > points[[36, 45], 2].mean():
+        raise ValueError("landmark 30 (nose tip) must lie in front of the eye corners: z axis is reversed")
+    if not points.mean(0).norm() < 1.5:
+        raise ValueError("the landmarks' centroid lies more than 1.5 decimetres from the origin: model not centred?")
+
+
+def _read_npz(path: Path) -> dict[str, np.ndarray]:
+    with zipfile.ZipFile(path) as archive:
+        unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > MAX_FILE_BYTES:
+        raise ValueError(f"it would unpack to {unpacked} bytes, over the limit of {MAX_FILE_BYTES}")
+    with np.load(path, allow_pickle=False) as file:
+        return {name: file[name] for name in file.files}
+
+
+def _from_arrays(arrays: dict[str, np.ndarray]) -> FaceModel:
+    if str(arrays.get("format")) != FORMAT:
+        raise ValueError(f"its format reads {str(arrays.get('format'))!r}, expected {FORMAT!r}")
+    missing = sorted({*_TEXTS, *_NAME_LISTS, *_FLOATS, *_INTS} - set(arrays))
+    if missing:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    floats = {name: _tensor(name, arrays[name], "f", torch.float32) for name in _FLOATS}
+    ints = {name: _tensor(name, arrays[name], "iu", torch.int64) for name in _INTS}
+    optional = {name: _tensor(name, arrays[name], "f", torch.float32) for name in _OPTIONAL_FLOATS if name in arrays}
+    texts = {name: str(arrays[name]) for name in _TEXTS}
+    lists = {name: tuple(str(text) for text in arrays[name].ravel()) for name in _NAME_LISTS}
+    return FaceModel(**texts, **lists, **floats, **ints, **optional, dense=_dense(arrays))  # type: ignore[arg-type]
+
+
+def _dense(arrays: dict[str, np.ndarray]) -> DensePoints | None:
+    """The dense correspondence, which files older than it do not have."""
+    present = [name for name in _DENSE if name in arrays]
+    if not present:
+        return None
+    if len(present) < len(_DENSE):
+        raise ValueError(f"it lacks {', '.join(sorted({*_DENSE} - {*present}))}")
+    return DensePoints(
+        triangle=_tensor(_DENSE[0], arrays[_DENSE[0]], "iu", torch.int64),
+        barycentric=_tensor(_DENSE[1], arrays[_DENSE[1]], "f", torch.float32),
+        weight=_tensor(_DENSE[2], arrays[_DENSE[2]], "f", torch.float32),
+    )
+
+
+def _tensor(name: str, array: np.ndarray, kinds: str, dtype: torch.dtype) -> torch.Tensor:
+    if array.dtype.kind not in kinds:
+        raise ValueError(f"{name} has the type {array.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)

@@ -1,0 +1,1 @@
+"""A face model fitted to the colours of pictures."""

@@ -1,0 +1,127 @@
+"""What a person looks like in one clip: a colour for every vertex, and the light, from frames whose shape is known.
+
+    colour of vertex v in frame k = albedo[v] * shading(normal of v in k; light)      (face.lighting)
+
+Both are fitted in turns to the colours seen in a few frames, by least squares with weights that let go of what does not
+fit (highlights, a hand, hair). A model with texture modes has its albedo in their span, the modes' coefficients having
+unit standard deviation. Without such modes every vertex has an albedo of its own, held a little to its neighbours'. In
+that case only the product of light and albedo is determined: the mean shading is set to 1, so the albedo is the mean
+colour.
+
+Letters: K frames, V vertices of ``face.region``, X texture modes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lrs3_loader.face.photometric.lighting import FLAT, NUM_HARMONICS, harmonics
+from lrs3_loader.face.photometric.region import Region
+
+NOISE = 0.03  # of colours, in 0..1: sensor, compression, what shading leaves out
+MISALIGNMENT_PX = 1.0  # of the crop, between frames as the landmark fit leaves them
+_ROUNDS = 16
+_LIGHT_PRIOR = 0.001  # of the observations' weight: pulls the light towards an even one of the same brightness
+_NEIGHBOUR_WEIGHT = 0.5  # of a vertex' neighbours against one frame in which it is seen
+_UNSEEN_SPREAD = 0.5  # of the colour of a vertex that is hardly ever seen: what it says counts for nothing
+_MIN_SEEN = 3.0  # frames
+_MIN_SHADING = 0.05
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """Of one clip."""
+
+    albedo: torch.Tensor  # [V, 3] f32, about 0..1
+    light: torch.Tensor  # [9, 3] f32, of ``face.lighting``
+    variance: torch.Tensor  # [V] f32, of a vertex' colour about what this says, mean over the channels
+
+    def colours(self, normals: torch.Tensor) -> torch.Tensor:
+        """Colours [..., V, 3] for unit normals [..., V, 3] in camera axes."""
+        shading = (harmonics(normals) @ self.light).clamp(min=_MIN_SHADING)
+        return self.albedo * shading
+
+
+def estimate_appearance(
+    colours: torch.Tensor, slopes: torch.Tensor, seen: torch.Tensor, normals: torch.Tensor, region: Region
+) -> Appearance:
+    """Albedo and light from what is seen of each vertex.
+
+    Args:
+        colours: [K, V, 3] in 0..1.
+        slopes: [K, V] mean square over the channels of the picture's gradient there, per pixel of the crop. Frames are
+            yet to be aligned to one another: differences that ``MISALIGNMENT_PX`` explains do not count as variance, or
+            the features of the face would weigh least.
+        seen: [K, V] bool; elsewhere colours mean nothing.
+        normals: [K, V, 3] unit, camera axes.
+    """
+    basis = harmonics(normals)
+    weight = seen.to(colours.dtype)
+    mean = (weight[..., None] * colours).sum((0, 1)) / weight.sum().clamp(min=1)
+    albedo = mean.expand(colours.shape[1], 3)
+    light = torch.zeros(NUM_HARMONICS, 3, dtype=colours.dtype, device=colours.device)
+    light[0] = FLAT
+    trust = weight
+    for _ in range(_ROUNDS):
+        light = _fit_light(colours, albedo, basis, trust)
+        shading = (basis @ light).clamp(min=_MIN_SHADING)
+        if region.tex_basis is None:
+            level = (weight[..., None] * shading).sum((0, 1)) / weight.sum().clamp(min=1)
+            light, shading = light / level, shading / level
+            albedo = _fit_albedo(colours, shading, trust, region, mean)
+        else:
+            albedo = _fit_texture(colours, shading, trust, region)
+        excess = (colours - albedo * shading).square().mean(-1) / (4 * NOISE**2)
+        trust = weight / (1 + excess)
+    residual = (colours - albedo * shading).square().mean(-1)
+    count = weight.sum(0)
+    unexplained = (weight * (residual - MISALIGNMENT_PX**2 / 2 * slopes)).sum(0) / count.clamp(min=1)
+    rarely = ((_MIN_SEEN - count) / _MIN_SEEN).clamp(min=0)
+    return Appearance(albedo, light, unexplained.clamp(min=0) + rarely * _UNSEEN_SPREAD**2)
+
+
+def _fit_light(colours: torch.Tensor, albedo: torch.Tensor, basis: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
+    """[9, 3], each channel by itself: least squares, with a prior for an even light."""
+    columns = []
+    prior = _LIGHT_PRIOR * torch.eye(NUM_HARMONICS, dtype=torch.float64, device=colours.device)
+    rows = basis.flatten(0, 1).double()
+    for channel in range(3):
+        paint = albedo[:, channel].expand(len(colours), -1)
+        strength = (trust * paint.square()).flatten().double()
+        scale = strength.sum().clamp(min=1e-9)
+        moments = (strength[:, None] * rows).T @ rows / scale
+        target = ((trust * paint * colours[..., channel]).flatten().double()[:, None] * rows).sum(0) / scale
+        even = target[0] / moments[0, 0].clamp(min=1e-9)
+        pull = torch.zeros_like(target)
+        pull[0] = even
+        columns.append(torch.linalg.solve(moments + prior, target + prior @ pull))
+    return torch.stack(columns, 1).to(colours.dtype)
+
+
+def _fit_albedo(
+    colours: torch.Tensor, shading: torch.Tensor, trust: torch.Tensor, region: Region, mean: torch.Tensor
+) -> torch.Tensor:
+    """[V, 3] a colour for each vertex, weighted with what its neighbours have."""
+    strength = (trust[..., None] * shading.square()).sum(0)
+    total = (trust[..., None] * shading * colours).sum(0)
+    own = torch.where(strength > 1e-6, total / strength.clamp(min=1e-6), mean)
+    return (total + _NEIGHBOUR_WEIGHT * region.smoothed(own)) / (strength + _NEIGHBOUR_WEIGHT)
+
+
+def _fit_texture(colours: torch.Tensor, shading: torch.Tensor, trust: torch.Tensor, region: Region) -> torch.Tensor:
+    """[V, 3] the model's mean colour and its modes, coefficients of unit standard deviation."""
+    assert region.tex_mean is not None
+    assert region.tex_basis is not None
+    num_modes = region.tex_basis.shape[-1]
+    strength = ((trust[..., None] * shading.square()).sum(0) / NOISE**2).flatten().double()
+    total = ((trust[..., None] * shading * colours).sum(0) / NOISE**2).flatten().double()
+    modes = region.tex_basis.flatten(0, 1).double()
+    # Vertices of a smooth texture are no independent observations: they count as many as there are modes, squared.
+    share = min(1.0, num_modes**2 / len(modes))
+    moments = share * (strength[:, None] * modes).T @ modes
+    target = share * modes.T @ (total - strength * region.tex_mean.flatten().double())
+    eye = torch.eye(num_modes, dtype=torch.float64, device=colours.device)
+    coefficients = torch.linalg.solve(moments + eye, target).to(colours.dtype)
+    return region.tex_mean + region.tex_basis @ coefficients

@@ -1,0 +1,161 @@
+"""Draws a fitted face over the crops of its clip: what is seen of it, in which colours, and where it is to be compared.
+
+Letters: n frames, S side of a crop, R of the drawing, V vertices of ``face.region``, P samples.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from lrs3_loader.face.geometry.camera import DISTANCE, Camera
+from lrs3_loader.face.image.crops import CROP_SIZE
+from lrs3_loader.face.photometric import render
+from lrs3_loader.face.photometric.appearance import NOISE, Appearance, estimate_appearance
+from lrs3_loader.face.photometric.region import Region
+from lrs3_loader.face.photometric.render import Hits
+from lrs3_loader.face.photometric.terms import Samples, blurred, sample, slices, with_gradients
+
+_DEPTH_SLACK = 0.03  # decimetres: a vertex this far behind what is drawn at its pixel still counts as seen
+_MIN_FACING = 0.15  # cosine between a vertex' normal and the way to the camera
+
+
+@dataclass(frozen=True)
+class Views:
+    """Frames in which the face is to be drawn."""
+
+    vertices: torch.Tensor  # [n, V, 3] f32, the region in model space
+    rotation: torch.Tensor  # [n, 3, 3] f32
+    translation: torch.Tensor  # [n, 3] f32
+    pictures: torch.Tensor  # [n, S, S, 3] u8 crops
+    pinhole: torch.Tensor  # [n, 4] f32: focal lengths and centre, pixels of the crop
+    frame: torch.Tensor  # [n, 4] f32: left, top, right, bottom of the source frame, pixels of the crop
+    usable: torch.Tensor  # [n] bool: there is a crop
+
+    @classmethod
+    def of(
+        cls,
+        vertices: torch.Tensor,
+        rotation: torch.Tensor,
+        translation: torch.Tensor,
+        crops: tuple[torch.Tensor, torch.Tensor],
+        size: tuple[int, int],
+    ) -> Views:
+        """``crops``: pictures [n, S, S, 3] and places [n, 4] as ``image.crops``; ``size``: height, width of the
+        source."""
+        pictures, places = crops
+        usable = places.isfinite().all(1)
+        scale, shift = torch.where(usable[:, None], places, places.new_tensor([1.0, 1.0, 0.0, 0.0])).split(2, 1)
+        camera = Camera.for_frame(*size)
+        centre = scale.new_tensor([camera.centre_x_px, camera.centre_y_px])
+        last = scale.new_tensor([size[1] - 1.0, size[0] - 1.0])
+        device = vertices.device
+        return cls(
+            vertices,
+            rotation.float(),
+            translation.float(),
+            pictures.to(device),
+            torch.cat((scale * camera.focal_px, scale * centre + shift), 1).to(device),
+            torch.cat((shift, scale * last + shift), 1).to(device),
+            usable.to(device),
+        )
+
+    @classmethod
+    def cat(cls, parts: list[Views]) -> Views:
+        return cls(*(torch.cat([getattr(part, name) for part in parts]) for name in cls.__dataclass_fields__))
+
+    def __getitem__(self, part: slice) -> Views:
+        return Views(*(getattr(self, name)[part] for name in self.__dataclass_fields__))
+
+    def __len__(self) -> int:
+        return len(self.vertices)
+
+    def placed(self) -> torch.Tensor:
+        """[n, V, 3] vertices in camera space."""
+        return self.vertices @ self.rotation.transpose(-1, -2) + self.translation[:, None]
+
+    def pixels(self, placed: torch.Tensor) -> torch.Tensor:
+        """[n, V, 2] of points in camera space, in the crop."""
+        ray = placed[..., :2] / (DISTANCE - placed[..., 2:])
+        focal, centre = self.pinhole[:, None].split(2, -1)
+        return centre + focal * ray * ray.new_tensor([1.0, -1.0])
+
+    def inside(self, pixel: torch.Tensor) -> torch.Tensor:
+        """[n, P] whether ``pixel`` [n, P, 2] lies on the crop, on the source frame, and there is a crop."""
+        low, high = self.frame[:, None].split(2, -1)
+        on_frame = (pixel >= low.clamp(min=0)) & (pixel <= high.clamp(max=CROP_SIZE - 1))
+        return on_frame.all(-1) & self.usable[:, None]
+
+    def normals(self, region: Region) -> torch.Tensor:
+        """[n, V, 3] unit normals in camera axes."""
+        return region.normals(self.vertices) @ self.rotation.transpose(-1, -2)
+
+    def hits(self, region: Region, size: int) -> Hits:
+        """What is seen in a drawing of ``size`` x ``size`` pixels over the crop."""
+        cameras = render.make_cameras(self.rotation, self.translation, self.pinhole, CROP_SIZE, CROP_SIZE)
+        return render.rasterize(self.vertices, region.triangles, cameras, size, size)
+
+
+def find_appearance(views: Views, region: Region, size: int) -> Appearance:
+    """Albedo and light from keyframes, drawn with ``size`` x ``size`` pixels to see what is hidden."""
+    parts = [_vertex_colours(views[part], region, size) for part in slices(len(views), region.device)]
+    colours, slopes, seen, normals = (torch.cat(column) for column in zip(*parts, strict=True))
+    return estimate_appearance(colours, slopes, seen, normals, region)
+
+
+def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tensor, ...]:
+    """Of the vertices, what ``estimate_appearance`` takes."""
+    placed, normals = views.placed(), views.normals(region)
+    pixel = views.pixels(placed)
+    drawn = views.hits(region, size).depth
+    cell = ((pixel + 0.5) * (size / CROP_SIZE)).floor().clamp(0, size - 1).long()
+    behind = torch.take_along_dim(drawn.flatten(1), cell[..., 1] * size + cell[..., 0], 1)
+    to_camera = torch.nn.functional.normalize(placed.new_tensor([0.0, 0.0, DISTANCE]) - placed, dim=-1)
+    facing = (normals * to_camera).sum(-1) > _MIN_FACING
+    seen = facing & (DISTANCE - placed[..., 2] <= behind + _DEPTH_SLACK) & views.inside(pixel)
+    values = sample(with_gradients(blurred(views.pictures)), pixel)
+    return values[..., :3], values[..., 3:].square().sum(-1) / 3, seen, normals
+
+
+def draw_samples(views: Views, looks: list[Appearance], region: Region, size: int, num_samples: int) -> Samples:
+    """Points of the surface that are seen, and the colours that ``looks`` give them, one look a frame."""
+    parts = []
+    for part in slices(len(views), region.device):
+        albedo, light, variance = (torch.stack([getattr(look, name) for look in looks[part]]) for name in _LOOK)
+        coloured = Appearance(albedo, light, variance).colours(views[part].normals(region))
+        values = torch.cat((coloured, variance[..., None]), -1)
+        parts.append(_draw_slice(views[part], values, region, size, num_samples))
+    corners, barycentric, colour, precision, pixel = (torch.cat(column) for column in zip(*parts, strict=True))
+    return Samples(corners, barycentric, colour, precision, pixel, views.pinhole, views.pictures)
+
+
+_LOOK = ("albedo", "light", "variance")
+
+
+def _draw_slice(
+    views: Views, values: torch.Tensor, region: Region, size: int, num_samples: int
+) -> tuple[torch.Tensor, ...]:
+    """The fields of ``Samples`` up to ``pixel``; ``values`` [n, V, 4] are colours and their variance."""
+    hits = views.hits(region, size)
+    at = (torch.arange(size, device=region.device) + 0.5) * (CROP_SIZE / size) - 0.5
+    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2).expand(len(views), -1, -1)
+    seen = (hits.triangle.flatten(1) >= 0) & views.inside(grid)
+    chosen, used = spread_evenly(seen, num_samples)
+    triangle = torch.take_along_dim(hits.triangle.flatten(1), chosen, 1).clamp(min=0)
+    barycentric = torch.take_along_dim(hits.barycentric.flatten(1, 2), chosen[..., None], 1)
+    corners = region.triangles[triangle]
+    found = torch.take_along_dim(values, corners.flatten(1)[..., None], 1).unflatten(1, corners.shape[1:])
+    found = (found * barycentric[..., None]).sum(2)
+    precision = used / (NOISE**2 + found[..., 3])
+    return corners, barycentric, found[..., :3], precision, torch.take_along_dim(grid, chosen[..., None], 1)
+
+
+def spread_evenly(seen: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Numbers [n, count] of true entries of ``seen`` [n, Q] in their order, evenly spread where there are more than
+    ``count``; and which are real [n, count], where there are fewer."""
+    total = seen.sum(1, keepdim=True)
+    order = torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)
+    number = torch.arange(count, device=seen.device)
+    rank = torch.where(total > count, number * total // count, number)
+    return torch.take_along_dim(order, rank.clamp(max=seen.shape[1] - 1), 1), number < total

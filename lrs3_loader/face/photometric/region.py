@@ -1,0 +1,95 @@
+"""The part of a face model that is compared with pixels: the face from chin to forehead, between the ears.
+
+Letters: V vertices and F triangles of the part, I identity modes, E expression modes, X texture modes, n frames.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from lrs3_loader.face.model.morphable import FaceModel
+
+SIDE_REACH = 1.0  # half widths of the landmarks, from their middle line
+ABOVE_REACH = 0.2  # heights of the landmarks, above the brows
+BELOW_REACH = 0.02  # and below the chin
+MIN_FACING = 0.2  # z of the mean face's normals: what looks aside is seen at a grazing angle or not at all
+
+
+class Region:
+    """That part of one model, on the model's device, with its own numbers of vertices and triangles."""
+
+    def __init__(self, model: FaceModel) -> None:
+        chosen = _chosen_triangles(model)
+        if not bool(chosen.any()):
+            raise ValueError(f"the face model {model.name} has no triangles between its landmarks")
+        self.verts, numbers = torch.unique(model.triangles[chosen], return_inverse=True)
+        self.triangles = numbers.view(-1, 3)  # [F, 3]
+        self.mean = model.mean[self.verts]  # [V, 3]
+        self.id_basis = model.id_basis[self.verts]  # [V, 3, I]
+        self.exp_basis = model.exp_basis[self.verts]  # [V, 3, E]
+        self.tex_mean = None if model.tex_mean is None else model.tex_mean[self.verts]  # [V, 3]
+        self.tex_basis = None if model.tex_basis is None else model.tex_basis[self.verts]  # [V, 3, X]
+        self._around = _triangles_around(self.triangles, len(self.verts))  # [V, K], F stands for none
+
+    @property
+    def device(self) -> torch.device:
+        return self.mean.device
+
+    def __len__(self) -> int:
+        return len(self.verts)
+
+    def neutral(self, id: torch.Tensor) -> torch.Tensor:
+        """Vertices [..., V, 3] of the identity ``id`` [..., I] without expression."""
+        return self.mean + (id.to(self.mean.dtype) @ self.id_basis.flatten(0, 1).T).unflatten(-1, (-1, 3))
+
+    def expressed(self, neutral: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """Vertices [n, V, 3] of ``neutral`` [n, V, 3] with the expression ``exp`` [n, E]."""
+        return neutral + (exp.to(self.mean.dtype) @ self.exp_basis.flatten(0, 1).T).unflatten(-1, (-1, 3))
+
+    def normals(self, vertices: torch.Tensor) -> torch.Tensor:
+        """Unit normals [n, V, 3], outwards, of ``vertices`` [n, V, 3]: area-weighted means, summed in a fixed order."""
+        first, second, third = (vertices[:, self.triangles[:, corner]] for corner in range(3))
+        areas = torch.linalg.cross(second - first, third - first)
+        areas = torch.cat((areas, torch.zeros_like(areas[:, :1])), 1)
+        sums = torch.zeros_like(vertices)
+        for column in self._around.unbind(1):
+            sums = sums + areas[:, column]
+        return torch.nn.functional.normalize(sums, dim=-1)
+
+    def smoothed(self, values: torch.Tensor) -> torch.Tensor:
+        """[V, D] each vertex' mean over the triangles around it of the triangle's mean of ``values`` [V, D]."""
+        means = values[self.triangles].mean(1)
+        means = torch.cat((means, torch.zeros_like(means[:1])))
+        there = (self._around < len(self.triangles)).to(values.dtype)
+        return means[self._around].sum(1) / there.sum(1, keepdim=True)
+
+
+def _chosen_triangles(model: FaceModel) -> torch.Tensor:
+    """[F of the model] bool."""
+    points = model.landmark_mean
+    low, high = points.amin(0), points.amax(0)
+    middle, half = (low[0] + high[0]) / 2, (high[0] - low[0]) / 2
+    height = high[1] - low[1]
+    inside = (
+        ((model.mean[:, 0] - middle).abs() <= SIDE_REACH * half)
+        & (model.mean[:, 1] <= high[1] + ABOVE_REACH * height)
+        & (model.mean[:, 1] >= low[1] - BELOW_REACH * height)
+        & (model.mean[:, 2] >= low[2])
+    )
+    first, second, third = model.mean[model.triangles].unbind(1)
+    facing = torch.nn.functional.normalize(torch.linalg.cross(second - first, third - first), dim=-1)[:, 2]
+    return inside[model.triangles].all(1) & (facing >= MIN_FACING)
+
+
+def _triangles_around(triangles: torch.Tensor, num_verts: int) -> torch.Tensor:
+    """[V, K] numbers of the triangles at each vertex, rising, filled up with the number of triangles."""
+    corners = triangles.cpu().numpy()
+    owner, triangle = corners.ravel(), np.repeat(np.arange(len(corners)), 3)
+    order = np.argsort(owner, kind="stable")
+    owner, triangle = owner[order], triangle[order]
+    count = np.bincount(owner, minlength=num_verts)
+    place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
+    around = np.full((num_verts, int(count.max())), len(corners))
+    around[owner, place] = triangle
+    return torch.from_numpy(around).to(triangles.device)

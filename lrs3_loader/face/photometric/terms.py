@@ -1,0 +1,203 @@
+"""The photometric term of a fit: points of the surface have the colour that the picture shows where they lie.
+
+A sample is a point of the surface, fixed by a triangle and its place in it, that was seen in a frame when the frame was
+last drawn. With ``u(x)`` the pixel where it lies under the unknowns x, ``c`` its colour (albedo times shading) and s^2
+the variance of that colour, minimised is, besides the landmark term (``fit.terms``),
+
+    sum over samples   k rho(|picture(u(x)) - c|^2 / (3 s^2)),   rho as in ``fit.terms``
+
+k lowers the weight of pixels, whose errors are far from independent. By the chain rule the derivative by x is the
+picture's gradient times that of u. Colours and visibility are kept while x moves, and found anew by the next drawing.
+
+Letters: B sequences, T frames, N = B T of them in a row, P samples of a frame, V vertices of ``face.region``, E
+expression modes, D = E + 6, S side of a crop, n frames of a slice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+
+from lrs3_loader.face.fit.curvature import Curvature
+from lrs3_loader.face.fit.solver import Problem
+from lrs3_loader.face.fit.terms import POSE_SIZE, Residuals, State
+from lrs3_loader.face.geometry.camera import DISTANCE
+from lrs3_loader.face.image.crops import CROP_SIZE
+from lrs3_loader.face.photometric.region import Region
+
+_SLICE = {"cpu": 4}  # frames at a time: what fits the cache
+_SLICE_ELSEWHERE = 64  # bounds memory: 8 MB a frame
+_BLUR = (0.25, 0.5, 0.25)
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is compared, N frames."""
+
+    corners: torch.Tensor  # [N, P, 3] i64, vertices of the region
+    barycentric: torch.Tensor  # [N, P, 3] f32
+    colour: torch.Tensor  # [N, P, 3] f32, in 0..1
+    precision: torch.Tensor  # [N, P] f32, 1 / variance of the colour; 0 where there is no sample
+    pixel: torch.Tensor  # [N, P, 2] f32, where it was seen, in the crop
+    pinhole: torch.Tensor  # [N, 4] f32, focal lengths and centre of the crop's camera, pixels
+    pictures: torch.Tensor  # [N, S, S, 3] u8 crops
+
+    def error(self) -> torch.Tensor:
+        """[N] mean absolute difference of picture and colour over the samples and channels, 0..1; NaN without any."""
+        errors = []
+        for part in slices(len(self.pixel), self.pixel.device):
+            shown = sample(planes(self.pictures[part]), self.pixel[part])
+            difference = (shown - self.colour[part]).abs().mean(-1)
+            used = self.precision[part] > 0
+            errors.append((difference * used).sum(1) / used.sum(1))  # 0 / 0 is NaN
+        return torch.cat(errors)
+
+
+def slices(num_frames: int, device: torch.device) -> Iterator[slice]:
+    """All frames, a few at a time."""
+    step = _SLICE.get(device.type, _SLICE_ELSEWHERE)
+    for start in range(0, num_frames, step):
+        yield slice(start, start + step)
+
+
+def planes(pictures: torch.Tensor) -> torch.Tensor:
+    """u8 [n, S, S, 3] -> f32 [n, 3, S, S] in 0..1."""
+    return pictures.permute(0, 3, 1, 2).float() / 255
+
+
+def blurred(pictures: torch.Tensor) -> torch.Tensor:
+    """The same, [1 2 1] / 4 in both directions: gradients hold further, and noise counts less."""
+    values = planes(pictures)
+    kernel = values.new_tensor(_BLUR)
+    size = values.shape[-1]
+    flat = torch.nn.functional.pad(values, (1, 1, 1, 1), mode="replicate")
+    flat = sum(weight * flat[..., k : k + size] for k, weight in enumerate(kernel))
+    return torch.stack([weight * flat[..., k : k + size, :] for k, weight in enumerate(kernel)]).sum(0)
+
+
+def with_gradients(values: torch.Tensor) -> torch.Tensor:
+    """[n, C, S, S] -> [n, 3 C, S, S]: values, and their derivatives along x and along y by central differences."""
+    padded = torch.nn.functional.pad(values, (1, 1, 1, 1), mode="replicate")
+    along_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
+    along_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
+    return torch.cat((values, along_x, along_y), 1)
+
+
+def sample(values: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
+    """[n, P, C] of ``values`` [n, C, S, S] at ``pixel`` [n, P, 2], bilinear; beyond the border its values."""
+    grid = pixel[:, :, None] * (2 / (values.shape[-1] - 1)) - 1
+    found = torch.nn.functional.grid_sample(values, grid, "bilinear", "border", align_corners=True)
+    return found[..., 0].transpose(1, 2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhotometricProblem(Problem):
+    """Sequences of known identity, to be fitted to landmarks and pixels."""
+
+    region: Region
+    surface: torch.Tensor  # [B, V, 3] f32, the region of the known identities without expression
+    samples: Samples
+    pixel_weight: float  # k of the module docstring
+    outlier: float  # the number of standard deviations beyond which a sample pulls with a constant force
+    _known: list[tuple[State, torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
+
+    def cost(self, state: State, found: Residuals) -> torch.Tensor:
+        parts = []
+        for part in slices(len(self.samples.pixel), self.region.device):
+            _, ray, _ = self._place(state, part)
+            colours = sample(blurred(self.samples.pictures[part]), self._pixel(ray, part))
+            parts.append(self._robust(colours - self.samples.colour[part], part)[0].sum(1))
+        photometric = torch.cat(parts).double().view(state.exp.shape[:2]).sum(1)
+        return super().cost(state, found) + photometric
+
+    def gradient(self, state: State, found: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
+        by_frames, by_id = super().gradient(state, found)
+        return by_frames + self._linearised(state)[0].double(), by_id
+
+    def curvature(self, state: State, found: Residuals) -> Curvature:
+        landmarks = super().curvature(state, found)
+        return Curvature(landmarks.frames + self._linearised(state)[1], landmarks.border, landmarks.id)
+
+    def _linearised(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
+        """Half the gradient [B, T, D] and half the Gauss-Newton Hessian [B, T, D, D] of the photometric term, f32."""
+        if not self._known or self._known[0][0] is not state:
+            parts = [self._linearise(state, part) for part in slices(len(self.samples.pixel), self.region.device)]
+            gradient, hessian = (torch.cat(column) for column in zip(*parts, strict=True))
+            shape = state.exp.shape[:2]
+            self._known[:] = [(state, gradient.unflatten(0, shape), hessian.unflatten(0, shape))]
+        return self._known[0][1:]
+
+    def _linearise(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        turned, ray, depth = self._place(state, part)
+        pinhole = self.samples.pinhole[part, None]
+        pixel = self._pixel(ray, part)
+        values = sample(with_gradients(blurred(self.samples.pictures[part])), pixel)
+        colours, along_x, along_y = values.split(3, -1)
+        inside = (pixel >= 0) & (pixel <= CROP_SIZE - 1)  # beyond the border colours no longer change
+        along_x, along_y = along_x * inside[..., :1], along_y * inside[..., 1:]
+        difference = colours - self.samples.colour[part]
+        _, weight = self._robust(difference, part)
+        slopes = torch.stack((along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2]), 2)  # [n, P, 2, 3] by the ray
+        force = weight[..., None] * (slopes @ difference[..., None])[..., 0]  # [n, P, 2]
+        tensor = weight[..., None, None] * (slopes @ slopes.transpose(-1, -2))  # [n, P, 2, 2]
+        jacobian = self._ray_jacobian(state, part, turned, ray, depth)  # [n, P, 2, D]
+        flat = jacobian.flatten(1, 2)
+        gradient = (force.flatten(1)[:, None] @ flat)[:, 0]
+        hessian = (tensor @ jacobian).flatten(1, 2).transpose(-1, -2) @ flat
+        return gradient, (hessian + hessian.transpose(-1, -2)) / 2
+
+    def _ray_jacobian(
+        self, state: State, part: slice, turned: torch.Tensor, ray: torch.Tensor, depth: torch.Tensor
+    ) -> torch.Tensor:
+        """[n, P, 2, D]: see ``fit.terms`` for the derivatives."""
+        nothing, inverse = torch.zeros_like(depth), 1 / depth
+        by_place = torch.stack(
+            (
+                torch.stack((inverse, nothing, ray[..., 0] * inverse), -1),
+                torch.stack((nothing, inverse, ray[..., 1] * inverse), -1),
+            ),
+            -2,
+        )  # [n, P, 2, 3]
+        rotation = state.rotation.flatten(0, 1)[part].float()
+        by_point = by_place @ rotation[:, None]
+        corners, share = self.samples.corners[part], self.samples.barycentric[part]
+        modes = sum(share[..., k, None, None] * self.region.exp_basis[corners[..., k]] for k in range(3))
+        by_turn = torch.linalg.cross(turned[..., None, :].expand_as(by_place), by_place)
+        return torch.cat((by_point @ modes, by_turn, by_place), -1)
+
+    def _place(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Of the samples: R X [n, P, 3], ray [n, P, 2], depth [n, P]."""
+        num_frames = state.exp.shape[1]
+        frames = torch.arange(len(self.samples.pixel), device=self.region.device)[part]
+        exp = state.exp.flatten(0, 1)[part]
+        shape = self.region.expressed(self.surface[frames // num_frames], exp)
+        corners = self.samples.corners[part]
+        points = torch.take_along_dim(shape, corners.flatten(1)[..., None], 1).unflatten(1, corners.shape[1:])
+        points = (points * self.samples.barycentric[part][..., None]).sum(2)
+        turned = points @ state.rotation.flatten(0, 1)[part].float().transpose(-1, -2)
+        placed = turned + state.translation.flatten(0, 1)[part, None].float()
+        depth = DISTANCE - placed[..., 2]
+        return turned, placed[..., :2] / depth[..., None], depth
+
+    def _pixel(self, ray: torch.Tensor, part: slice) -> torch.Tensor:
+        pinhole = self.samples.pinhole[part, None]
+        return torch.stack(
+            (
+                pinhole[..., 2] + pinhole[..., 0] * ray[..., 0],
+                pinhole[..., 3] - pinhole[..., 1] * ray[..., 1],
+            ),
+            -1,
+        )
+
+    def _robust(self, difference: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        """(cost, weight of the square of a channel's difference), [n, P] each."""
+        precision = self.samples.precision[part] / 3
+        squared = precision * difference.square().sum(-1)
+        root = (1 + squared / self.outlier**2).sqrt()
+        cost = 2 * squared / (root + 1)  # 2 c^2 (root - 1), without its cancellation
+        return self.pixel_weight * cost, self.pixel_weight * precision / root
+
+
+assert POSE_SIZE == 6  # the columns that follow the expression's in a Jacobian

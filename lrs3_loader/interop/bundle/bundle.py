@@ -1,0 +1,251 @@
+"""Moving whole sets: a run or a binarised folder as an archive in parts, and back.
+
+``pack`` writes a plain tar (features hardly compress), so that ``cat NAME.tar.part_* | tar x`` unpacks it anywhere, and
+a manifest with the sha256 of every part. ``unpack`` reads such parts, and the zip parts that others publish, as one
+file, without joining them on disk.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+import os
+import shutil
+import stat
+import tarfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import IO, cast
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.interop.bundle.archive import Archive, Member, damage_named, open_archive
+from lrs3_loader.interop.bundle.part_names import order_parts
+from lrs3_loader.interop.bundle.parts import (
+    MANIFEST_SUFFIX,
+    Manifest,
+    PartsReader,
+    PartsWriter,
+    check_manifest,
+    check_sizes,
+)
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
+
+logger = logging.getLogger(__name__)
+
+_BLOCK = 1 << 20
+_MIN_PART_BYTES = 1024
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What ``unpack`` did."""
+
+    out: Path
+    num_written: int
+    num_there: int  # files that were there before, whole
+    num_bytes: int  # written
+
+
+def pack(
+    source: Path,
+    dest: Path,
+    part_size: int,
+    name: str | None = None,
+    progress: Callable[[int], object] = lambda num_bytes: None,
+) -> Path:
+    """Write ``source`` as ``dest/NAME.tar.part_0000`` ... and ``dest/NAME.tar.manifest.json``, which comes last.
+
+    The same files give the same parts. Left out are shards in flight and temporary files.
+
+    Args:
+        source: a run, or any folder of plain files.
+        dest: made if needed; not inside ``source``.
+        part_size: bytes of each part but the last.
+        name: of the archive and the one folder in it; the source's when not given.
+        progress: told of bytes as they are written.
+
+    Returns:
+        Path of the manifest.
+
+    Raises:
+        RunError: nothing to pack, a link or device in ``source``, or parts of that name already in ``dest``.
+        ValueError: a part size under 1 KiB.
+    """
+    if part_size < _MIN_PART_BYTES:
+        raise ValueError(f"part_size must be at least {_MIN_PART_BYTES} bytes, got {part_size}")
+    source = source.resolve()
+    name = name or source.name
+    if dest.resolve().is_relative_to(source):
+        raise RunError(f"{dest} lies inside {source}; choose another folder for the parts")
+    files = list_files(source)
+    archive = f"{name}.tar"
+    dest.mkdir(parents=True, exist_ok=True)
+    there = sorted(dest.glob(f"{archive}*"))
+    if there:
+        raise RunError(f"{there[0]} is already there; remove it, or choose another folder or --name")
+    with (
+        PartsWriter(dest, archive, part_size) as writer,
+        tarfile.open(fileobj=cast(IO[bytes], writer), mode="w|", bufsize=_BLOCK, format=tarfile.PAX_FORMAT) as tar,
+    ):
+        for path in files:
+            _add(tar, source, path, name)
+            progress((source / path).stat().st_size)
+    manifest = Manifest(archive, name, len(files), tuple(writer.parts))
+    manifest_path = dest / f"{archive}{MANIFEST_SUFFIX}"
+    with atomic_write(manifest_path) as file:
+        file.write(manifest.to_json().encode())
+    return manifest_path
+
+
+def list_files(source: Path) -> list[PurePosixPath]:
+    """What of a folder belongs into an archive, sorted.
+
+    Raises:
+        RunError: no such folder, nothing in it, or anything but plain files.
+    """
+    is_run = RunFolder.exists(source)
+    found = []
+    for folder, names, files in os.walk(source, onerror=_cannot_list):
+        here = Path(folder)
+        if is_run and here == source and "tmp" in names:
+            names.remove("tmp")
+        for name in names + files:
+            mode = (here / name).lstat().st_mode
+            if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+                raise RunError(f"{here / name} is a link or a device; only plain files can be packed")
+        kept = [name for name in files if not (name.startswith(".") and name.endswith(".tmp"))]
+        if is_run and here == source and LOCK_NAME in kept:
+            kept.remove(LOCK_NAME)
+        found += [PurePosixPath((here / name).relative_to(source)) for name in kept]
+    if not found:
+        raise RunError(f"{source} holds no files")
+    return sorted(found)
+
+
+def _cannot_list(error: OSError) -> None:
+    raise RunError(f"cannot read {error.filename}: {error.strerror}")
+
+
+def _add(tar: tarfile.TarFile, source: Path, path: PurePosixPath, top: str) -> None:
+    """One file, under a header without clock, user and host."""
+    with open(source / path, "rb") as file:
+        info = tarfile.TarInfo(f"{top}/{path}")
+        info.size = os.fstat(file.fileno()).st_size
+        try:
+            tar.addfile(info, file)
+        except OSError as error:
+            raise RunError(f"cannot pack {source / path}: {error}") from error
+
+
+def unpack(
+    paths: Sequence[Path],
+    out: Path,
+    progress: Callable[[int], object] = lambda num_bytes: None,
+) -> Unpacked:
+    """Unpack the parts of one archive into ``out``; call it again to resume.
+
+    Every part is checked before anything is written: against the manifest where there is one, otherwise by numbering
+    and size, and the list of members in any case. Each file appears whole or not at all; files that are there with
+    the contents they should have are left. Folders that all files of the archive share are left away, so that ``--out
+    data/binary/lrs3`` gives ``data/binary/lrs3/train.data``, however it was packed.
+
+    Args:
+        paths: the parts in any order, and the manifest if wanted (one beside the parts is found).
+        out: made if needed.
+        progress: told of bytes as they are checked and as they are unpacked.
+
+    Raises:
+        RunError: a part is missing, short or damaged, the archive is refused (see ``archive``), or does not fit on
+            the disk. Nothing has been written then, except where only a member's own check sum is wrong: the files
+            before it stay.
+    """
+    manifest, parts = _find_manifest(paths)
+    if manifest is None:
+        parts = order_parts(parts)
+        check_sizes(parts)
+        logger.info("no manifest: parts are checked by their numbering and sizes, members by their check sums")
+    else:
+        parts = check_manifest(parts, manifest, progress)
+    name = manifest.archive if manifest else parts[0].name
+    with PartsReader(parts) as reader:
+        archive = open_archive(reader, name)
+        depth = _shared_depth(archive.members) if manifest is None else 1
+        if manifest and any(member.path.parts[:-1][:1] != (manifest.top,) for member in archive.members):
+            raise RunError(f"{name} is not the archive that its manifest describes: not all is in {manifest.top}/")
+        targets = {member: out.joinpath(*member.path.parts[depth:]) for member in archive.members}
+        _check_targets(out, targets)
+        num_written = num_bytes = 0
+        for member, target in targets.items():
+            with damage_named(f"{member.path} in {name}"):
+                if not _is_there(archive, member, target):
+                    _write(archive, member, target)
+                    num_written += 1
+                    num_bytes += member.num_bytes
+            progress(member.num_bytes)
+    return Unpacked(out, num_written, len(targets) - num_written, num_bytes)
+
+
+def _find_manifest(paths: Sequence[Path]) -> tuple[Manifest | None, list[Path]]:
+    """The manifest, given or beside the parts, and the parts."""
+    given = [path for path in paths if path.name.endswith(MANIFEST_SUFFIX)]
+    parts = [path for path in paths if path not in given]
+    if len(given) > 1:
+        raise RunError(f"two manifests given: {given[0]} and {given[1]}")
+    if given and not parts:
+        manifest = Manifest.read(given[0])
+        return manifest, [given[0].parent / part.name for part in manifest.parts]
+    if not given and parts:
+        beside = parts[0].parent.glob(f"*{MANIFEST_SUFFIX}") if parts[0].parent.is_dir() else ()
+        given = [path for path in beside if parts[0].name.startswith(path.name.removesuffix(MANIFEST_SUFFIX))]
+    return (Manifest.read(given[0]) if given else None), parts
+
+
+def _shared_depth(members: Sequence[Member]) -> int:
+    """How many leading folders all files have in common."""
+    levels = zip(*(member.path.parent.parts for member in members), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
+
+
+def _check_targets(out: Path, targets: dict[Member, Path]) -> None:
+    """Room on the disk, and no link that is already there leading out of ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    root = out.resolve()
+    for folder in {target.parent for target in targets.values()}:
+        if not folder.resolve().is_relative_to(root):
+            raise RunError(f"refused: {folder} is a link that leads out of {out}")
+    missing = sum(member.num_bytes for member, target in targets.items() if _size(target) != member.num_bytes)
+    free = shutil.disk_usage(out).free
+    if missing > free:
+        raise RunError(f"{missing} bytes to unpack, {free} free in {out}; nothing was written")
+
+
+def _size(path: Path) -> int | None:
+    try:
+        found = path.lstat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+
+def _is_there(archive: Archive, member: Member, target: Path) -> bool:
+    """Whether a file with just these contents was unpacked before. Reads both: no check sum vouches for more."""
+    if _size(target) != member.num_bytes:
+        return False
+    with archive.open(member) as packed, open(target, "rb") as unpacked:
+        return all(block == unpacked.read(len(block)) for block in _blocks(packed))
+
+
+def _write(archive: Archive, member: Member, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(target) as file, archive.open(member) as packed:
+        written = sum(file.write(block) for block in _blocks(packed))
+        if written != member.num_bytes:
+            raise RunError(f"{member.path} unpacks to {written} bytes, {member.num_bytes} were announced")
+
+
+def _blocks(file: IO[bytes]) -> Iterator[bytes]:
+    while block := file.read(_BLOCK):
+        yield block

@@ -1,0 +1,1 @@
+"""GeneFace's binarised sets: writing and reading them."""

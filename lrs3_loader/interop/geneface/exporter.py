@@ -1,0 +1,228 @@
+"""A run as a set that GeneFace trains from: ``train.data``, ``val.data`` and what lies beside them.
+
+DEST/
+  train.data, val.data              items (see ``indexed`` and ``item``)
+  sizes_train.npy, sizes_val.npy    [n] i64, mel rows of each item; without them GeneFace reads the whole set first
+  spk_id2spk_idx.npy                {speaker: number}, saved as GeneFace saves it
+  export.json                       what was exported and how; written last: its presence says that the set is whole
+
+Samples pass through one at a time, in the order of the run's plan.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.interop.geneface.indexed import IndexedWriter
+from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
+from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
+from lrs3_loader.interop.settings import ExportOptions
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.run.folder import RunFolder
+
+logger = logging.getLogger(__name__)
+
+EXPORT_FORMAT = "lrs3_loader geneface export 1"
+RECORD = "export.json"
+HUBERT_WIDTH = 1024  # GeneFace's networks are built for HuBERT-large
+_EVERY = 100
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What an export wrote."""
+
+    num_train: int
+    num_val: int
+    dropped: dict[str, int]  # why -> clips
+    num_bytes: int  # of both .data files, the 32 MiB of their heads included
+    notes: tuple[str, ...]  # what a user of the set has to know
+
+
+def export_geneface(
+    folder: RunFolder,
+    dest: Path,
+    options: ExportOptions,
+    face_model: FaceModel | None = None,
+    progress: Callable[[int], object] = lambda count: None,
+) -> ExportReport:
+    """Write a run as a GeneFace set.
+
+    Args:
+        folder: the run; it must be finished unless ``options.partial``.
+        dest: made if needed.
+        face_model: the run's, for ``options.items.keypoint_off_by_one`` only.
+        progress: told of clips as they pass.
+
+    Raises:
+        RunError: the run is not finished, ``dest`` already holds a set, or a sample lacks a field.
+    """
+    _check_model(folder, face_model)
+    maker = ItemMaker(options.items, face_model)
+    chosen = _Chosen(folder, options)
+    _prepare(dest, options.overwrite)
+    dropped: Counter[str] = Counter()
+    notes: dict[str, Any] = {}
+    with ExitStack() as stack:
+        sets = {name: _SetWriter(stack, dest, name) for name in ("train", "val")}
+        for sample in chosen.samples():
+            progress(1)
+            if not notes:
+                notes = _notes(sample, folder)
+            speaker = sample["__key__"].split("/")[1]
+            try:
+                item = maker(sample, chosen.speaker_index[speaker])
+            except NotExportedError as reason:
+                dropped[str(reason)] += 1
+                continue
+            sets["val" if chosen.is_validation(sample["__key__"]) else "train"].add(item)
+        for writer in sets.values():
+            writer.finish()
+    with atomic_write(dest / "spk_id2spk_idx.npy") as file:
+        write_dict_npy(file, chosen.speaker_index)
+    report = ExportReport(
+        num_train=len(sets["train"]),
+        num_val=len(sets["val"]),
+        dropped=dict(dropped),
+        num_bytes=sum(writer.num_bytes for writer in sets.values()),
+        notes=(*notes.get("texts", []), *_count_notes(sets, dropped)),
+    )
+    record = {
+        "format": EXPORT_FORMAT,
+        "run": folder.run_hash,
+        "coeff": notes.get("coeff", {}),
+        "models": {name: value.get("name", value.get("model")) for name, value in folder.record["models"].items()},
+        "options": asdict(options),
+        "report": asdict(report),
+    }
+    with atomic_write(dest / RECORD) as file:
+        file.write((json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+    for note in report.notes:
+        logger.warning("%s", note)
+    return report
+
+
+class _SetWriter:
+    """One ``.data`` file and its sizes; both appear when the stack closes."""
+
+    def __init__(self, stack: ExitStack, dest: Path, name: str):
+        self._items = IndexedWriter(stack.enter_context(atomic_write(dest / f"{name}.data")))
+        self._sizes_file: IO[bytes] = stack.enter_context(atomic_write(dest / f"sizes_{name}.npy"))
+        self._sizes: list[int] = []
+        self.name = name
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    @property
+    def num_bytes(self) -> int:
+        return self._items.num_bytes
+
+    def add(self, item: dict[str, Any]) -> None:
+        self._items.add(item)
+        self._sizes.append(len(item["mel"]))
+
+    def finish(self) -> None:
+        self._items.finish()
+        np.lib.format.write_array(self._sizes_file, np.array(self._sizes, dtype=np.int64), allow_pickle=False)
+
+
+class _Chosen:
+    """The clips to export: where each goes, and the numbers of their speakers."""
+
+    def __init__(self, folder: RunFolder, options: ExportOptions):
+        self._folder = folder
+        splits = {clip.split for shard in folder.shards for clip in shard.clips}
+        unknown = set(options.splits) - splits
+        if unknown:
+            raise RunError(f"no split {', '.join(sorted(unknown))} in the run; there are {', '.join(sorted(splits))}")
+        self._splits = set(options.splits) or splits
+        published = folder.published()
+        num_left = len(folder.shards) - len(published)
+        if num_left and not options.partial:
+            raise RunError(
+                f"{num_left} of {len(folder.shards)} shards of {folder.path} are still to be extracted: "
+                "finish the run, or export what is there with --partial"
+            )
+        self._shards = [shard for shard in folder.shards if shard.name in published]
+        clips = [clip for shard in folder.shards for clip in shard.clips if clip.split in self._splits]
+        self.speaker_index = {name: number for number, name in enumerate(sorted({clip.speaker for clip in clips}))}
+        if options.validation == "every100":
+            held_out = {clip.key for clip in clips[::_EVERY]}
+            self.is_validation: Callable[[str], bool] = held_out.__contains__
+        else:
+            speakers = held_out_speakers(self._exportable_speakers(), options.val_fraction)
+            self.is_validation = lambda key: key.split("/")[1] in speakers
+
+    def _exportable_speakers(self) -> set[str]:
+        """Speakers with a clip that is long enough to be exported."""
+        ledgers = (self._folder.ledger(shard) for shard in self._shards)
+        keys = (key for ledger in ledgers for key, frames in ledger.samples if 2 * frames - 1 >= MIN_MEL_ROWS)
+        return {key.split("/")[1] for key in keys if key.split("/")[0] in self._splits}
+
+    def samples(self) -> Iterator[dict[str, Any]]:
+        for shard in self._shards:
+            if shard.clips[0].split in self._splits:
+                yield from self._folder.samples(shard)
+
+
+def held_out_speakers(speakers: set[str], fraction: float) -> set[str]:
+    """About ``fraction`` of the speakers: those whose hash lies in that share of its range.
+
+    A speaker's place depends on the name alone, so sets made from parts of a corpus agree. Of two speakers or more at
+    least one is held out, and not all.
+    """
+    ranked = sorted((hashlib.sha256(name.encode()).digest(), name) for name in speakers)
+    bound = round(fraction * 2**64).to_bytes(8, "big")
+    count = sum(digest[:8] < bound for digest, _ in ranked)
+    count = min(max(count, 1), len(ranked) - 1)
+    return {name for _, name in ranked[: max(count, 0)]}
+
+
+def _check_model(folder: RunFolder, face_model: FaceModel | None) -> None:
+    known = folder.record["models"].get("face_model", {}).get("sha256")
+    if face_model is not None and known is not None and face_model.source_sha256 != known:
+        raise RunError(f"face model {face_model.name} is not the one that {folder.path} was fitted with")
+
+
+def _prepare(dest: Path, overwrite: bool) -> None:
+    dest.mkdir(parents=True, exist_ok=True)
+    there = [name for name in (RECORD, "train.data", "val.data") if (dest / name).exists()]
+    if there and not overwrite:
+        raise RunError(f"{dest} already holds {there[0]}; choose another folder, or replace the set with --overwrite")
+    (dest / RECORD).unlink(missing_ok=True)  # from here on the set there is not whole
+    for left_behind in dest.glob(".*.data.*.tmp"):  # by an export that was killed; they can be large
+        left_behind.unlink()
+
+
+def _notes(sample: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
+    """What a first sample tells about the whole set."""
+    models = folder.record["models"]
+    coeff = describe_coeff(sample, models.get("face_model", {}).get("name", "the face model"))
+    texts = [coeff["note"]] if coeff["layout"] != "deep3d" else []
+    width = sample["hubert"].shape[1] if "hubert" in sample else 0
+    if width != HUBERT_WIDTH:
+        texts.append(f"hubert has {width} columns; GeneFace's networks expect {HUBERT_WIDTH} (HuBERT-large)")
+    if models.get("speech", {}).get("untrained"):
+        texts.append("hubert comes from an untrained demo encoder: its numbers mean nothing")
+    return {"coeff": coeff, "texts": texts}
+
+
+def _count_notes(sets: dict[str, _SetWriter], dropped: Counter[str]) -> Iterator[str]:
+    for reason, count in sorted(dropped.items()):
+        yield f"{count} clips left out: {reason}"
+    for name, writer in sets.items():
+        if not len(writer):
+            yield f"{name}.data is empty: too few clips or speakers for this validation rule"

@@ -1,0 +1,89 @@
+"""Files that are either there whole or not there at all, their hashes, and the time written into them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO
+
+from lrs3_loader.io.disk import output_file, writing
+
+#: What reading a damaged zip file raises.
+ZIP_DAMAGE = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    NotImplementedError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_PIECE = 1 << 20  # bytes read at a time
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's contents, hex; read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while piece := file.read(_PIECE):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def utc_now() -> str:
+    """The time now as ISO 8601 in UTC, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
+    return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable: a rename survives a power cut only after this."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+    """Open a file that appears under ``path`` only if the block ends without an exception.
+
+    Written under a temporary name in ``scratch`` (the same file system as ``path``; its own folder when not given),
+    flushed to disk, then renamed: readers see the old file or the new one, never a part. A killed process leaves at
+    most a temporary file behind.
+
+    Raises:
+        RunError: the disk refuses; the message names ``path`` and the remedy.
+    """
+    with writing(path):
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
+    temporary = Path(name)
+    try:
+        with output_file(handle, path) as file:
+            yield file
+            with writing(path):
+                file.flush()
+                os.fsync(file.fileno())
+        with writing(path):
+            os.chmod(temporary, 0o666 & ~_umask())
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):  # the disk may refuse this, too
+            temporary.unlink(missing_ok=True)
+        raise
+    with writing(path):
+        sync_folder(path.parent)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,1 @@
+"""One launch of a run, from the command line to its summary."""

@@ -1,0 +1,52 @@
+"""What a launch prints when it ends, and what is said of a run's rejects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
+from lrs3_loader.types import FRAMES_PER_SECOND
+
+if TYPE_CHECKING:  # which brings all the models along
+    from lrs3_loader.launch.runner import Outcome
+
+NUM_EXAMPLES = 3  # rejects shown per reason
+
+
+def describe(outcome: Outcome) -> str:
+    """What was written, how fast, and which clips were rejected for what."""
+    totals = outcome.totals
+    rate = outcome.num_frames / max(outcome.seconds, 1e-9)
+    lines = [
+        f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} of "
+        f"{totals.num_planned_shards} shards, {totals.num_frames} frames, {totals.num_bytes / 1e6:.1f} MB "
+        f"in {outcome.folder.path}",
+        f"this launch: {outcome.num_frames} frames in {outcome.seconds:.1f} s, {rate:.0f} frames/s, "
+        f"{rate / FRAMES_PER_SECOND:.1f}x real time",
+    ]
+    if outcome.padding:
+        shares = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in outcome.padding.items())
+        lines.append(f"batches were filled up with nothing to {shares}")
+    return "\n".join(lines + describe_rejects(totals))
+
+
+def describe_rejects(totals: Totals) -> list[str]:
+    """A line per reason, most frequent first, and a few examples under each."""
+    lines = []
+    for reason, count in totals.reasons.most_common():
+        lines.append(f"  {count} rejected: {reason}")
+        examples = [(key, text) for key, found, text in totals.rejects if found == reason]
+        lines += [f"    {key}: {text}" for key, text in examples[:NUM_EXAMPLES]]
+        if count > NUM_EXAMPLES:
+            lines.append(f"    ... and {count - NUM_EXAMPLES} more (see {reason!r} in the ledgers)")
+    return lines
+
+
+def describe_demo(folder: RunFolder) -> str:
+    """How well the demo's mouth opening was recovered, against the truth it was drawn from."""
+    from lrs3_loader.demo.corpus import TRUTH_FOLDER, mouth_recovery
+
+    landmarks = {sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in folder.samples(shard)}
+    truth = demo_corpus_folder(folder.path) / TRUTH_FOLDER
+    recovery = mouth_recovery(truth, landmarks)
+    return f"mouth opening against the truth: correlation {recovery.overall:.3f} over {len(landmarks)} clips"

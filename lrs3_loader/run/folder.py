@@ -1,0 +1,261 @@
+"""A run: what was asked for, which clips it covers, and which shards are done. In a folder, or on object storage.
+
+OUT/
+  run.json         config, plan hash, model files, software
+  manifest.jsonl   one line per clip, sorted, with the shard it belongs to
+  shards/          pretrain-000000.tar ...
+  ledger/          pretrain-000000.json ... appears after its tar
+  index.jsonl      of large runs: what the ledgers say, in one file; may be deleted
+  tmp/             of local runs: shards in flight
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.storage import Location, Store, local_path, store_at
+from lrs3_loader.run.ledger_index import LedgerIndex, Summary
+from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest, read_manifest
+from lrs3_loader.run.shards import (
+    LEDGER_FOLDER,
+    TAR_FOLDER,
+    Ledger,
+    check_shard,
+    ledger_name,
+    publish_shard,
+    read_ledger,
+    read_shard,
+    tar_name,
+)
+from lrs3_loader.types import ClipFeatures, Reject, Shard
+
+RECORD_FILE = "run.json"
+MANIFEST_FILE = "manifest.jsonl"
+
+
+class RunFolder:
+    """One output folder or URL. Create it with ``create``, find it again with ``open``."""
+
+    def __init__(self, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]):
+        self.store: Store = store_at(path)
+        self.record = record  # run.json
+        self.shards = shards if isinstance(shards, Manifest) else Manifest.of(shards)
+        self._index = LedgerIndex(self.store)
+
+    @property
+    def name(self) -> str:
+        """The last part of where it lies."""
+        return self.path.absolute().name if isinstance(self.path, Path) else self.path.rpartition("/")[2]
+
+    @property
+    def path(self) -> Location:
+        return self.store.root
+
+    @classmethod
+    def exists(cls, path: str | Path) -> bool:
+        try:
+            store_at(path).read(RECORD_FILE)
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        return True
+
+    @classmethod
+    def create(cls, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]) -> RunFolder:
+        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun.
+
+        ``record["plan_sha256"]`` is the hash of these shards.
+        """
+        store = store_at(path)
+        try:
+            store.create([TAR_FOLDER, LEDGER_FOLDER])
+            with store.write(MANIFEST_FILE) as file:
+                file.writelines(line.encode("ascii") for line in manifest_lines(shards))
+            with store.write(RECORD_FILE) as file:
+                file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+        except RunError as error:
+            raise RunError(f"{error}; or choose another --out") from error
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """Open a run that was begun before.
+
+        Raises:
+            RunError: no run there, or its files are damaged.
+        """
+        store = store_at(path)
+        try:
+            record = json.loads(store.read(RECORD_FILE))
+            digest = record["plan_sha256"]
+            run_hash(record)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
+        with store.at_hand(MANIFEST_FILE) as folder:
+            return cls(path, record, _checked_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
+
+    @property
+    def run_hash(self) -> str:
+        """Names what decides the bytes: equal hashes, equal shards."""
+        return run_hash(self.record)
+
+    def tar_path(self, shard: Shard) -> Path:
+        """Of a local run; ``tar_url`` is for any."""
+        return local_path(self.path, "opening tars by path") / tar_name(shard.name)
+
+    def ledger_path(self, shard: Shard) -> Path:
+        return local_path(self.path, "opening ledgers by path") / ledger_name(shard.name)
+
+    def tar_url(self, shard: Shard) -> str:
+        """Path or URL of a shard's tar."""
+        return self.store.where(tar_name(shard.name))
+
+    def tar_size(self, shard: Shard) -> int:
+        """Bytes of a shard's tar (``FileNotFoundError`` where there is none)."""
+        return self.store.size(tar_name(shard.name))
+
+    def ledger(self, shard: Shard) -> Ledger:
+        """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
+        return read_ledger(self.store, shard.name)
+
+    def ledgers(self) -> Iterator[Ledger]:
+        """All ledgers there are, in plan order, many read at a time."""
+        names = [ledger_name(shard) for shard in self.shards.names]
+        for name, data in self.store.read_many(names):
+            yield Ledger.parse(data, self.store.where(name))
+
+    def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
+        """The samples of a published shard (see ``shards.read_shard``); its tar is fetched first where it is remote."""
+        with self.store.at_hand(tar_name(shard.name)) as folder:
+            yield from read_shard(folder / tar_name(shard.name))
+
+    def summaries(self) -> list[Summary]:
+        """Of the shards whose ledger is there and whose tar has the size it says, sorted by name.
+
+        Two listings and what ``LedgerIndex`` reads, none of a tar: ``check`` is the one that reads all.
+        """
+        tars = self.store.listing(TAR_FOLDER)
+        sizes = {name.removesuffix(".tar"): state.num_bytes for name, state in tars.items() if name.endswith(".tar")}
+        run = self.run_hash
+        ledgers = self._index.summaries()
+        return [found for found in ledgers if found.run == run and sizes.get(found.shard) == found.num_bytes]
+
+    def published(self) -> set[str]:
+        """Names of those shards."""
+        return {summary.shard for summary in self.summaries()}
+
+    def pending(self) -> list[int]:
+        """Indices of the shards still to be done, in plan order."""
+        done = self.published()
+        return [index for index, name in enumerate(self.shards.names) if name not in done]
+
+    def with_rejects(self, reasons: Sequence[str] = ()) -> list[int]:
+        """Indices of published shards that hold rejects (of the given reasons, if any)."""
+        wanted = set(reasons)
+        found = {summary.shard: set(summary.reasons) for summary in self.summaries() if summary.rejects}
+        chosen = {name for name, present in found.items() if not wanted or present & wanted}
+        return [index for index, name in enumerate(self.shards.names) if name in chosen]
+
+    def save_index(self) -> None:
+        """Keep what the ledgers last said in one file, where there are many."""
+        self._index.save()
+
+    def publish(
+        self,
+        shard: Shard,
+        results: Iterable[ClipFeatures | Reject],
+        timings: dict[str, float],
+        provenance: dict[str, Any],
+    ) -> Ledger:
+        """Write one shard and its ledger, whole or not at all (see ``shards.publish_shard``)."""
+        return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
+
+    def clear_scratch(self) -> None:
+        """Remove what killed processes left in flight. Only for rank 0, before any rank writes."""
+        self.store.clear_scratch()
+
+    def check(self) -> Iterator[tuple[Shard, list[str]]]:
+        """Re-read every shard against its ledger; yields each shard with what is wrong with it."""
+        for shard in self.shards:
+            try:
+                ledger = self.ledger(shard)
+            except FileNotFoundError:
+                yield shard, [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
+                continue
+            except RunError as error:
+                yield shard, [str(error)]
+                continue
+            problems = check_shard(shard, self.store, ledger)
+            if ledger.run != self.run_hash:
+                problems.append(f"ledger of {shard.name} belongs to another run")
+            yield shard, problems
+
+    def totals(self) -> Totals:
+        """Sums over all published shards."""
+        found = self.summaries()
+        return Totals(
+            num_shards=len(found),
+            num_planned_shards=len(self.shards),
+            num_samples=sum(summary.num_samples for summary in found),
+            num_frames=sum(summary.num_frames for summary in found),
+            num_bytes=sum(summary.num_bytes for summary in found),
+            rejects=tuple(reject for summary in found for reject in summary.rejects),
+            reasons=sum((summary.reasons for summary in found if summary.rejects), Counter()),
+        )
+
+
+def _checked_manifest(path: Path, digest: str, where: str) -> Manifest:
+    try:
+        manifest = open_manifest(path)
+        if manifest.sha256() == digest:
+            return manifest
+    except OSError as error:
+        raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
+    except ValueError:
+        pass  # the next line says which line it is
+    try:
+        read_manifest(path)
+    except RunError as error:
+        raise RunError(str(error).replace(str(path), where)) from None
+    raise RunError(f"{where} was changed since the run began; begin another run")
+
+
+@dataclasses.dataclass(frozen=True)
+class Totals:
+    """What a run amounts to so far."""
+
+    num_shards: int
+    num_planned_shards: int
+    num_samples: int
+    num_frames: int
+    num_bytes: int
+    rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
+    reasons: Counter[str]
+
+
+def demo_corpus_folder(out: Location) -> Path:
+    """Where the corpus of a demo run lives: inside its output folder."""
+    return local_path(out, "a demo run") / "demo-corpus"
+
+
+def run_hash(record: dict[str, Any]) -> str:
+    """Hash of the parts of ``run.json`` that decide bytes: config, plan, model files (not software versions)."""
+    deciding = {name: record[name] for name in ("config", "plan_sha256", "models", "device_type")}
+    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def differences(old: Any, new: Any, name: str = "") -> list[str]:
+    """Where two nested configs differ, a line each: ``name: old -> new``."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        names = sorted(old.keys() | new.keys())
+        lines = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
+        return [line for part in lines for line in part]
+    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]

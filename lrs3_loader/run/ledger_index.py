@@ -1,0 +1,102 @@
+"""What all ledgers of a run say, without reading all of them each time.
+
+Ledgers decide what is done, but a run of 100,000 shards has as many, and a launch cannot begin by reading them one by
+one. What is asked of all at once is kept beside them in ``index.jsonl``, a line a shard. That file is never believed on
+its own: a line counts where the listing of ``ledger/`` shows the very file that it was taken from, by size and stamp
+(time or tag); every other ledger is read. It may be deleted at any time, and small runs have none.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections import Counter
+from dataclasses import dataclass
+
+from lrs3_loader.io.storage import FileState, Store
+from lrs3_loader.run.shards import LEDGER_FOLDER, Ledger
+
+logger = logging.getLogger(__name__)
+
+INDEX_FILE = "index.jsonl"
+SAVE_FROM = 1_000  # ledgers; fewer are read as fast
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Of one ledger: all but its list of samples, timings and provenance."""
+
+    shard: str
+    run: str
+    num_bytes: int
+    num_samples: int
+    num_frames: int
+    rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
+
+    @classmethod
+    def of(cls, ledger: Ledger) -> Summary:
+        return cls(ledger.shard, ledger.run, ledger.num_bytes, len(ledger.samples), ledger.num_frames, ledger.rejects)
+
+    @property
+    def reasons(self) -> Counter[str]:
+        return Counter(reason for _, reason, _ in self.rejects)
+
+
+class LedgerIndex:
+    """Summaries of a run's ledgers, kept up to date by listing them."""
+
+    def __init__(self, store: Store):
+        self._store = store
+        self._known: dict[str, tuple[FileState, Summary]] | None = None  # by the ledger's file name
+        self._num_unsaved = 0
+
+    def summaries(self) -> list[Summary]:
+        """Of all ledgers there are now, sorted by shard.
+
+        One listing, one read of the index in the life of this object, and one read for each ledger that is new.
+
+        Raises:
+            RunError: a file in the folder is no ledger.
+        """
+        files = self._store.listing(LEDGER_FOLDER)
+        files = {name: files[name] for name in sorted(files) if name.endswith(".json")}
+        if self._known is None:
+            self._known = self._load() if len(files) >= SAVE_FROM else {}
+        old = self._known
+        known = {name: old[name] for name, state in files.items() if name in old and old[name][0] == state}
+        new = [name for name in files if name not in known]
+        for name, data in self._store.read_many([f"{LEDGER_FOLDER}/{name}" for name in new]):
+            file_name = name.rpartition("/")[2]
+            ledger = Ledger.parse(data, self._store.where(name))
+            known[file_name] = files[file_name], Summary.of(ledger)
+        self._num_unsaved += len(new) + len(old.keys() - files.keys())
+        self._known = known
+        return [known[name][1] for name in files if name in known]  # one may have been removed since it was listed
+
+    def save(self) -> None:
+        """Write what was last seen, where there are enough ledgers to be worth it and something has changed."""
+        if self._known is None or len(self._known) < SAVE_FROM or not self._num_unsaved:
+            return
+        with self._store.write(INDEX_FILE) as file:
+            for name, (state, summary) in self._known.items():
+                line = [name, state.num_bytes, state.stamp, *dataclasses.astuple(summary)]
+                file.write(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n")
+        self._num_unsaved = 0
+
+    def _load(self) -> dict[str, tuple[FileState, Summary]]:
+        try:
+            lines = self._store.read(INDEX_FILE).splitlines()
+        except FileNotFoundError:
+            return {}
+        try:
+            return dict(_parse(line) for line in lines)
+        except (ValueError, TypeError) as error:
+            logger.warning("%s is damaged (%s): reading the ledgers", self._store.where(INDEX_FILE), error)
+            return {}
+
+
+def _parse(line: bytes) -> tuple[str, tuple[FileState, Summary]]:
+    name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects = json.loads(line)
+    found = tuple((key, reason, message) for key, reason, message in rejects)
+    return name, (FileState(size, stamp), Summary(shard, run, num_bytes, num_samples, num_frames, found))

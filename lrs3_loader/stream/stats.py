@@ -1,0 +1,189 @@
+"""Mean and deviation of every field of a run, for normalising: one streaming pass, parts of it mergeable.
+
+Sums of squares lose all digits where the mean is large against the deviation; here each part keeps its own mean and
+squared deviations from it, and parts are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample
+variance" (1983).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.stream import ShardStream
+from lrs3_loader.types import FIELDS
+
+FILE_NAME = "stats.json"
+_VERSION = 1
+_NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # the others are interpolated where no face was found
+
+
+@dataclass(frozen=True)
+class Moments:
+    """Of rows of K numbers: how many, their mean, and the sum of squared deviations from it, each in f64."""
+
+    count: int
+    mean: np.ndarray  # [K]
+    squares: np.ndarray  # [K]
+
+    @classmethod
+    def of(cls, rows: np.ndarray) -> Moments:
+        """Of rows [N, K], N > 0."""
+        rows = rows.astype(np.float64)
+        mean = rows.mean(0)
+        return cls(len(rows), mean, np.square(rows - mean).sum(0))
+
+    def merge(self, other: Moments) -> Moments:
+        """Of both sets of rows together."""
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        squares = self.squares + other.squares + np.square(shift) * (self.count * other.count / count)
+        return Moments(count, mean, squares)
+
+    @property
+    def deviation(self) -> np.ndarray:
+        """[K] standard deviation (over all rows: divided by N)."""
+        return np.sqrt(self.squares / self.count)
+
+
+@dataclass(frozen=True)
+class RunStats:
+    """Moments of every field over some samples.
+
+    A field's rows are flattened to K numbers: 80 of ``mel``, 204 of ``idexp_lm3d``. ``f0`` counts voiced rows only;
+    fields of the face count only frames in which one was found.
+    """
+
+    num_samples: int = 0
+    num_frames: int = 0
+    fields: Mapping[str, Moments] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, sample: Mapping[str, Any]) -> RunStats:
+        """Of one sample of the ``raw`` stream."""
+        found = {name: _rows(name, sample) for name in FIELDS if name in sample and name != "valid"}
+        moments = {name: Moments.of(rows) for name, rows in found.items() if len(rows)}
+        return cls(1, int(sample["json"]["num_frames"]), moments)
+
+    def merge(self, other: RunStats) -> RunStats:
+        """Over both sets of samples.
+
+        Raises:
+            ValueError: a field is of different widths in the two (another speech encoder, another face model).
+        """
+        merged = dict(self.fields)
+        for name, moments in other.fields.items():
+            mine = merged.get(name)
+            if mine is not None and mine.mean.shape != moments.mean.shape:
+                raise ValueError(f"{name} has {len(mine.mean)} numbers a row here and {len(moments.mean)} there")
+            merged[name] = moments if mine is None else mine.merge(moments)
+        return RunStats(self.num_samples + other.num_samples, self.num_frames + other.num_frames, merged)
+
+    def to_json(self) -> str:
+        fields = {
+            name: {
+                "unit": FIELDS[name].unit,
+                "count": moments.count,
+                "mean": moments.mean.tolist(),
+                "deviation": moments.deviation.tolist(),
+            }
+            for name, moments in self.fields.items()
+        }
+        plain = {"version": _VERSION, "num_samples": self.num_samples, "num_frames": self.num_frames, "fields": fields}
+        return json.dumps(plain, indent=1, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> RunStats:
+        """Read back what ``to_json`` wrote.
+
+        Raises:
+            ValueError: it is nothing of the kind.
+        """
+        try:
+            plain = json.loads(text)
+            if plain["version"] != _VERSION:
+                raise ValueError(f"version {plain['version']} of the figures, {_VERSION} is known")
+            fields = {name: _moments(values) for name, values in plain["fields"].items()}
+            return cls(int(plain["num_samples"]), int(plain["num_frames"]), fields)
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"no figures of a run: {error}") from error
+
+
+def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
+    """Over all samples, in one pass, holding one at a time."""
+    total = RunStats()
+    for sample in samples:
+        total = total.merge(RunStats.of(sample))
+    return total
+
+
+def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
+    """Compute a local run's figures and write them beside its shards, as ``stats.json``.
+
+    Raises:
+        RunError: no run there, not finished (unless ``partial``), or a bad tar.
+    """
+    stream = ShardStream(run, "raw", shuffle=False, partial=partial, rank=0, world_size=1)
+    try:
+        stats = compute_stats(stream)
+    except ValueError as error:
+        raise RunError(f"{run}: its samples do not go together: {error}") from error
+    path = run / FILE_NAME
+    with atomic_write(path) as file:
+        file.write(stats.to_json().encode())
+    return path, stats
+
+
+def read_stats(run: Path) -> RunStats:
+    """A run's figures.
+
+    Raises:
+        RunError: there are none, or they are damaged.
+    """
+    path = run / FILE_NAME
+    try:
+        return RunStats.from_json(path.read_text())
+    except FileNotFoundError:
+        raise RunError(f"{path} is not there: lrs3-loader export stats {run} writes it") from None
+    except ValueError as error:
+        raise RunError(f"{path} is damaged: {error}") from error
+
+
+def describe(stats: RunStats) -> str:
+    """A line per field: rows, and the range of means and deviations over its numbers."""
+    lines = [f"{stats.num_samples} samples, {stats.num_frames} frames"]
+    for name, moments in stats.fields.items():
+        mean, deviation = moments.mean, moments.deviation
+        lines.append(
+            f"  {name:<12} {moments.count} rows of {len(mean)}: mean {mean.min():.4g} to {mean.max():.4g}, "
+            f"deviation {deviation.min():.4g} to {deviation.max():.4g} ({FIELDS[name].unit})"
+        )
+    return "\n".join(lines)
+
+
+def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:
+    """The rows [N, K] of a field that count."""
+    array = sample[name]
+    if name == "id":
+        return array[None]
+    if name == "f0":
+        return array[array > 0][:, None]
+    if name not in _NO_FACE_NEEDED and "valid" in sample:
+        array = array[sample["valid"]]
+    return array.reshape(len(array), -1)
+
+
+def _moments(values: Mapping[str, Any]) -> Moments:
+    count = int(values["count"])
+    mean, deviation = (np.array(values[key], dtype=np.float64) for key in ("mean", "deviation"))
+    if mean.ndim != 1 or mean.shape != deviation.shape or count < 1:
+        raise ValueError("mean and deviation must be rows of the same length, over at least one row")
+    return Moments(count, mean, np.square(deviation) * count)

@@ -1,0 +1,70 @@
+"""The curves beside the pictures: how the mouth moved, how well the fit follows, which expressions did it.
+
+Letters: T frames, E expression modes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.viz.preview.subject import Subject
+
+NUM_EXPRESSIONS = 6
+_UPPER_LIP, _LOWER_LIP = 62, 66  # middles of the inner lips
+_MOUTH = slice(48, 68)
+
+
+@dataclass(frozen=True)
+class Measures:
+    """Curves over a clip's frames; errors and openings in percent of the face's size."""
+
+    fitted: np.ndarray  # [T, 68, 2] f32, the model's landmarks in source pixels
+    error: np.ndarray  # [T], mean distance of the 68 landmarks to the fit; NaN where no face was found
+    mouth_error: np.ndarray  # [T], the same over the mouth's 20
+    opening: np.ndarray  # [T], distance of the inner lips, as detected
+    fitted_opening: np.ndarray  # [T], as fitted
+    expressions: dict[str, np.ndarray]  # the modes that move the landmarks most in this clip, [T] each
+
+
+def measure(subject: Subject) -> Measures:
+    arrays = subject.arrays
+    id, exp, pose = (torch.from_numpy(arrays[name]) for name in ("id", "exp", "pose"))
+    camera = Camera.for_frame(subject.height, subject.width)
+    fitted = project(subject.model.landmarks(id, exp), pose, camera).numpy()
+    lm68, valid = arrays["lm68"], arrays["valid"]
+    size = face_size(lm68)
+    distance = 100 * np.linalg.norm(fitted - lm68, axis=2) / size[:, None]
+    distance[~valid] = np.nan
+    return Measures(
+        fitted=fitted,
+        error=distance.mean(1),
+        mouth_error=distance[:, _MOUTH].mean(1),
+        opening=100 * mouth_opening(lm68) / size,
+        fitted_opening=100 * mouth_opening(fitted) / size,
+        expressions=strongest_expressions(subject),
+    )
+
+
+def face_size(lm68: np.ndarray) -> np.ndarray:
+    """[T] pixels: the geometric mean of the width and height of the landmarks [T, 68, 2]."""
+    return np.sqrt(np.ptp(lm68, axis=1).prod(1))
+
+
+def mouth_opening(lm68: np.ndarray) -> np.ndarray:
+    """[T] pixels: the distance of the inner lips."""
+    return np.linalg.norm(lm68[:, _UPPER_LIP] - lm68[:, _LOWER_LIP], axis=1)
+
+
+def strongest_expressions(subject: Subject) -> dict[str, np.ndarray]:
+    """The modes whose spread over the clip moves the landmarks most, the strongest first.
+
+    The motion of mode e is the standard deviation of its coefficient times the length of its basis at the 68 landmarks.
+    """
+    exp, model = subject.arrays["exp"], subject.model
+    motion = exp.std(0) * model.landmark_exp_basis.flatten(0, 1).norm(dim=0).numpy()
+    chosen = np.argsort(-motion, kind="stable")[:NUM_EXPRESSIONS]
+    return {model.exp_names[mode]: exp[:, mode] for mode in chosen}

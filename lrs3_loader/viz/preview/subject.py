@@ -1,0 +1,235 @@
+"""What is shown: the features of one clip, the face model they are of, and the video where there is one.
+
+From a clip file, which is extracted on the spot by the extraction's own classes, or from a sample of a run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from lrs3_loader.assets.locate import Assets
+from lrs3_loader.audio.f0 import f0_praat
+from lrs3_loader.config import CorpusConfig, DecodeConfig, FaceConfig, LandmarkConfig, RunConfig, SpeechConfig, resolve
+from lrs3_loader.corpus.scan import corpus_root, key_part
+from lrs3_loader.decode.clip_queue import ChunkRequest
+from lrs3_loader.decode.dataset import ClipDataset
+from lrs3_loader.errors import RunError
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extract.models import Models, load_face_model
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.io.storage import local_path
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ("mel", "f0", "lm68", "valid", "id", "exp", "pose")
+NUM_SUGGESTIONS = 5
+DEMO_SPEECH = SpeechConfig(model="demo")  # extraction wants an encoder; its rows are not shown
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One clip to be shown. Arrays as ``types.FIELDS``."""
+
+    name: str
+    arrays: dict[str, np.ndarray]
+    meta: dict[str, Any]  # the sample's json
+    model: FaceModel  # on the CPU
+    video: Video | None
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.arrays["lm68"])
+
+    @property
+    def height(self) -> int:
+        """Of the source frame, in pixels."""
+        return int(self.meta["source"]["height"])
+
+    @property
+    def width(self) -> int:
+        return int(self.meta["source"]["width"])
+
+    @property
+    def speech_name(self) -> str:
+        """The speech encoder in a few words, as far as the sample knows it."""
+        speech = self.meta.get("models", {}).get("speech", {})
+        name = str(speech.get("model", "")).rsplit("/", 1)[-1]
+        return f"{name} (untrained)" if speech.get("untrained") else name
+
+
+class Video:
+    """The frames and the sound of one clip, decoded in this process; frames may be gone through again and again."""
+
+    def __init__(self, clip: Clip, root: Path, config: DecodeConfig) -> None:
+        """Decodes the first chunk. Raises ``RunError`` with the reason for a clip that cannot be decoded."""
+        self._dataset = ClipDataset(root, config, f0_praat)
+        self._clip = clip
+        self._first = self._decode(0)
+        assert self._first.head is not None
+        self.num_frames = self._first.num_frames
+        self.waveform = self._first.head.waveform.numpy()
+
+    def chunks(self) -> Iterator[DecodedChunk]:
+        chunk = self._first
+        yield chunk
+        while not chunk.is_last:
+            chunk = self._decode(chunk.stop)
+            yield chunk
+
+    def frames(self) -> Iterator[np.ndarray]:
+        """[H, W, 3] u8, one after another."""
+        for chunk in self.chunks():
+            yield from chunk.frames.numpy()
+
+    def _decode(self, start: int) -> DecodedChunk:
+        chunk = self._dataset[ChunkRequest(self._clip, start)]
+        if isinstance(chunk, Reject):
+            raise RunError(f"cannot show this clip ({chunk.reason}): {chunk.message}")
+        return chunk
+
+
+def from_file(path: Path, face_model: str, assets: Assets, device: torch.device, speech: str | None = None) -> Subject:
+    """Decode a clip and extract it, as a run would; however few frames hold a face, they are shown.
+
+    Args:
+        speech: a speech encoder whose rows are to be shown as well.
+
+    Raises:
+        RunError: no such file, no video, no sound, no face at all, or a model file is missing.
+    """
+    decode = DecodeConfig()
+    clip = Clip(f"preview/clip/{key_part(path.stem)}", path.name, path.stat().st_size)
+    video = Video(clip, path.parent, decode)
+    lenient = LandmarkConfig(min_valid_fraction=0.0, max_gap_frames=decode.max_frames)
+    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model))
+    config = replace(config, speech=DEMO_SPEECH if speech is None else SpeechConfig(model=speech))
+    config = resolve(config, device.type)
+    assets.ensure(face_model)
+    models = Models.load(config, assets, device)
+    (found,) = Extractor(config, models, device).extract(video.chunks(), {}, lambda **counts: None)
+    if isinstance(found, Reject):
+        raise RunError(f"cannot show this clip ({found.reason}): {found.message}")
+    name = "/".join(path.parts[-3:])
+    shown = {field: array for field, array in found.arrays.items() if field != "hubert" or speech is not None}
+    return Subject(name, shown, dict(found.meta), models.face_model.to("cpu"), video)
+
+
+def from_run(
+    path: str | Path,
+    key: str,
+    assets: Assets,
+    *,
+    face_model: str | None = None,
+    corpus: Path | None = None,
+    video: bool = True,
+) -> Subject:
+    """A sample of a run, with its video where the corpus is still there.
+
+    Args:
+        face_model: where the run's face model is now, if not where it was.
+        corpus: where the corpus is now, if not where it was.
+        video: whether to look for the video at all.
+
+    Raises:
+        RunError: no run there, no such key in it (the nearest ones are listed), the clip was rejected or not
+            extracted yet, a sample without a fit, or another face model than the run's.
+    """
+    folder = RunFolder.open(path)
+    shard, clip = _find_clip(folder, key)
+    sample = _read_sample(folder, shard, key)
+    missing = [name for name in NEEDED if name not in sample]
+    if missing:
+        raise RunError(f"{key} has no {', '.join(missing)}: nothing to draw a fit from")
+    model = model_of_run(folder, face_model, assets)
+    meta = sample["json"]
+    arrays = {name: array for name, array in sample.items() if name not in ("__key__", "json")}
+    found = _video_of_run(folder, clip, corpus, int(meta["num_frames"])) if video else None
+    return Subject(key, arrays, meta, model, found)
+
+
+def list_keys(path: str | Path) -> list[str]:
+    """All keys that a run planned, sorted."""
+    return sorted(clip.key for shard in RunFolder.open(path).shards for clip in shard.clips)
+
+
+def _find_clip(folder: RunFolder, key: str) -> tuple[Shard, Clip]:
+    for shard in folder.shards:
+        for clip in shard.clips:
+            if clip.key == key:
+                return shard, clip
+    raise RunError(f"no key {key} in {folder.path}; the nearest are {', '.join(nearest(key, list_keys(folder.path)))}")
+
+
+def nearest(key: str, keys: list[str]) -> list[str]:
+    """The keys most like ``key``: those that contain it first."""
+    containing = [other for other in keys if key in other][:NUM_SUGGESTIONS]
+    similar = difflib.get_close_matches(key, keys, n=NUM_SUGGESTIONS, cutoff=0.0)
+    return list(dict.fromkeys([*containing, *similar]))[:NUM_SUGGESTIONS]
+
+
+def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
+    try:
+        ledger = folder.ledger(shard)
+    except FileNotFoundError as error:
+        raise RunError(f"{key} is not extracted yet: its shard {shard.name} is not published") from error
+    for rejected, reason, message in ledger.rejects:
+        if rejected == key:
+            raise RunError(f"{key} was rejected ({reason}): {message}")
+    for sample in folder.samples(shard):
+        if sample["__key__"] == key:
+            return sample
+    raise RunError(f"{folder.tar_url(shard)} does not hold {key} although its ledger says so; verify the run")
+
+
+def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:
+    """The face model that a run's coefficients are of, on the CPU.
+
+    Args:
+        face_model: where it is now, if not where it was.
+        fetch: whether it may be fetched where it is not on this machine.
+
+    Raises:
+        RunError: the run names none, it is not here, or what is here is another one.
+    """
+    name = face_model or folder.record["config"].get("face", {}).get("face_model")
+    if name is None:
+        raise RunError(f"{folder.path} does not say which face model it was made with: name it with --face-model")
+    if fetch and name != "demo":
+        assets.ensure_face_model(name)
+    model = load_face_model(FaceConfig(name), assets)
+    theirs = folder.record["models"].get("face_model", {})
+    if theirs and model.source_sha256 != theirs["sha256"]:
+        raise RunError(
+            f"the run's face model was {theirs['name']} with sha256 {theirs['sha256'][:12]}..., {name} here has "
+            f"{model.source_sha256[:12]}...: name the right one with --face-model"
+        )
+    return model
+
+
+def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video | None:
+    """The sample's video; without it (and a word in the log) where the corpus is gone or has changed."""
+    settings = folder.record["config"]
+    layout = settings["corpus"]["layout"]
+    place = corpus or Path(settings["corpus"]["corpus"])
+    if corpus is None and not place.exists():
+        logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
+        return None
+    root = local_path(corpus_root(replace(CorpusConfig(), corpus=place, layout=layout)), "showing a clip")
+    if not (root / clip.video_path).is_file():
+        logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
+        return None
+    video = Video(clip, root, DecodeConfig(**settings["decode"]))
+    if video.num_frames != num_frames:
+        logger.warning("%s has changed since the run: showing features alone", clip.video_path)
+        return None
+    return video

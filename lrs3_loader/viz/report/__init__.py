@@ -1,0 +1,48 @@
+"""A run as one self-contained HTML page: what is in it, how fast it was made, what was refused, and how it looks.
+
+measures      what is measured of every clip, and histograms that hold any number of values
+timeline      who made which shard when, on an axis without the pauses between launches
+collect       one pass over ledgers and shards -> Findings
+figures       numbers -> inline SVG
+gallery       a few clips drawn without any picture of a person
+page          Findings -> HTML
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.viz.report.collect import Findings, Progress, collect
+from lrs3_loader.viz.report.gallery import Card, ModelLoader, draw_cards
+from lrs3_loader.viz.report.page import render
+
+__all__ = ["Card", "Findings", "collect", "draw_cards", "render", "write_report"]
+
+FILE_NAME = "report.html"
+
+
+def write_report(
+    folder: RunFolder, page: Path, *, sample: int | None, gallery: int, load_model: ModelLoader, progress: Progress
+) -> Findings:
+    """Write ``page``, whole or not at all.
+
+    Args:
+        sample: measure this many clips, evenly spread over the run (all when None).
+        gallery: clips to draw.
+        load_model: gives the run's face model, or raises ``RunError``; then no meshes are drawn.
+        progress: told of every clip that was read.
+
+    Raises:
+        RunError: the page cannot be written.
+    """
+    findings = collect(folder, sample=sample, num_picks=gallery, progress=progress)
+    cards, remark = draw_cards(folder, findings.picks, load_model)
+    try:
+        with atomic_write(page) as file:
+            file.write(render(findings, cards, remark).encode("utf-8", "replace"))
+    except OSError as error:
+        raise RunError(f"cannot write {page}: {error.strerror}") from error
+    return findings

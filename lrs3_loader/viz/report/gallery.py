@@ -1,0 +1,139 @@
+"""A few clips drawn without any picture of a person: landmarks, the fitted mesh, mel spectrogram and pitch."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.stream.tarindex import DamagedError, TarIndex
+from lrs3_loader.types import FRAMES_PER_SECOND
+from lrs3_loader.viz.overlay import LANDMARK_LINES
+from lrs3_loader.viz.preview.chart import MEL_RANGE, PITCH_TOP_HZ, heat
+from lrs3_loader.viz.preview.measures import mouth_opening
+from lrs3_loader.viz.preview.mesh import MeshPainter
+from lrs3_loader.viz.preview.view import View
+from lrs3_loader.viz.report import figures
+from lrs3_loader.viz.report.collect import Pick, read_fields
+
+ModelLoader = Callable[[], FaceModel]
+PANEL_PX = 200
+MAX_MEL_COLUMNS = 1200  # longer clips are averaged down to this many
+_FIELDS = frozenset({"mel", "f0", "lm68", "valid", "id", "exp", "pose"})
+_FIT_FIELDS = frozenset({"id", "exp", "pose"})
+_NUM_SHADES = 64  # of the mel spectrogram
+
+
+@dataclass(frozen=True)
+class Card:
+    """One clip; pictures are SVG text or data URIs, None where its sample lacks what they show."""
+
+    key: str
+    why: str
+    facts: str
+    landmarks: str | None  # SVG
+    mesh: str | None  # data URI
+    mel: str | None  # data URI
+    pitch: str | None  # SVG that lies over the mel spectrogram
+    frame: int | None  # the one that landmarks and mesh show: mouth widest
+
+
+def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader) -> tuple[list[Card], str]:
+    """A card for each pick that can still be read, and why there are no meshes (or nothing)."""
+    if not picks:
+        return [], ""
+    model, remark = None, ""
+    try:
+        model = load_model()
+    except RunError as error:
+        remark = f"No meshes: {error}"
+    cards = []
+    for pick in picks:
+        try:
+            index = TarIndex(folder.tar_path(pick.shard))
+            try:
+                sample = read_fields(index, pick.index, _FIELDS)
+            finally:
+                index.close()
+        except DamagedError:
+            continue  # it was read a moment ago: named among the damaged only if that failed
+        cards.append(draw_card(pick, sample, model))
+    return cards, remark
+
+
+def draw_card(pick: Pick, sample: dict[str, Any], model: FaceModel | None) -> Card:
+    """Draw one sample; without a ``model``, or without a fit in the sample, there is no mesh."""
+    frame = landmarks = mesh = mel = pitch = None
+    if "lm68" in sample:
+        found = sample.get("valid", np.ones(len(sample["lm68"]), dtype=bool))
+        frame = int(np.argmax(np.where(found, mouth_opening(sample["lm68"]), -1.0)))
+        landmarks, mesh = _draw_face(sample, frame, model)
+    if "mel" in sample:
+        mel = _mel_picture(sample["mel"])
+        pitch = figures.pitch(sample["f0"], PITCH_TOP_HZ) if "f0" in sample else None
+    return Card(pick.key, pick.why, _facts(sample), landmarks, mesh, mel, pitch, frame)
+
+
+def _facts(sample: dict[str, Any]) -> str:
+    meta = sample["json"]
+    quality = meta.get("quality", {})
+    parts = [f"{meta['num_frames'] / FRAMES_PER_SECOND:.1f} s"]
+    if "relative_error" in quality:
+        parts.append(f"fit error {100 * quality['relative_error']:.2f} %")
+    if "valid" in sample:
+        parts.append(f"face in {sample['valid'].mean():.0%}")
+    return " · ".join(parts)
+
+
+def _draw_face(sample: dict[str, Any], frame: int, model: FaceModel | None) -> tuple[str, str | None]:
+    """Landmarks of one frame as SVG, and the mesh in the same view as a data URI."""
+    points = sample["lm68"][frame]
+    source = sample["json"].get("source", {})
+    low, high = points.min(0), points.max(0)
+    side = max(16, int(np.ceil(1.3 * float((high - low).max()))))
+    left, top = np.rint((low + high - side + 1) / 2).astype(int)
+    view = View(int(left), int(top), side, PANEL_PX)
+    mesh = fitted = None
+    if model is not None and sample.keys() >= _FIT_FIELDS and "height" in source:
+        id, exp, pose = (torch.from_numpy(np.array(sample[name], np.float32)) for name in ("id", "exp", "pose"))
+        camera = Camera.for_frame(int(source["height"]), int(source["width"]))
+        fitted = view.to_panel(project(model.landmarks(id, exp[frame]), pose[frame], camera).numpy())
+        picture = view.blank()
+        MeshPainter(model, id, camera, view).draw(picture, exp[frame], pose[frame], 1.0)
+        mesh = data_uri(Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).quantize(48))
+    shown = view.to_panel(points)
+    lines = [
+        np.concatenate([shown[first:stop], shown[first : first + 1]]) if closed else shown[first:stop]
+        for first, stop, closed in LANDMARK_LINES
+    ]
+    return figures.landmarks(lines, shown, fitted, PANEL_PX), mesh
+
+
+def _mel_picture(mel: np.ndarray) -> str:
+    """[2T, 80] as a picture of as many columns and rows, low notes at the bottom."""
+    if len(mel) > MAX_MEL_COLUMNS:
+        edges = np.linspace(0, len(mel), MAX_MEL_COLUMNS + 1).astype(int)
+        mel = np.add.reduceat(mel, edges[:-1], axis=0) / np.diff(edges)[:, None]
+    low, high = MEL_RANGE
+    share = np.clip((mel.T[::-1] - low) / (high - low), 0, 1)
+    picture = Image.fromarray(np.rint(share * (_NUM_SHADES - 1)).astype(np.uint8), "P")
+    palette = heat(np.arange(_NUM_SHADES) / (_NUM_SHADES - 1))
+    picture.putpalette((palette * 255 + 0.5).astype(np.uint8).tobytes())
+    return data_uri(picture)
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as the value of ``src``."""
+    buffer = io.BytesIO()
+    picture.save(buffer, "png", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
