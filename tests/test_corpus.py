@@ -11,14 +11,8 @@ import numpy as np
 import pytest
 
 from lrs3_loader.config import CorpusConfig
-from lrs3_loader.corpus.scan import (
-    corpus_root,
-    detect_layout,
-    key_part,
-    read_transcript,
-    scan_corpus,
-)
-from lrs3_loader.corpus.transcript import MAX_BYTES
+from lrs3_loader.corpus.scan import corpus_root, detect_layout, key_part, scan_corpus
+from lrs3_loader.corpus.transcript import MAX_BYTES, read_transcript
 from lrs3_loader.errors import BadTranscriptError, RunError
 from lrs3_loader.types import Clip, Transcript
 

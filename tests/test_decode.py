@@ -16,7 +16,8 @@ import torch
 
 import media_files as files
 from lrs3_loader.config import DecodeConfig, WorkerConfig
-from lrs3_loader.decode.dataset import ChunkRequest, ClipDataset, ClipLoader
+from lrs3_loader.decode.dataset import ChunkRequest, ClipDataset
+from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.errors import REASONS
 from lrs3_loader.types import Clip, DecodedChunk, Reject
 from pitch_stubs import CRASHES, HANGS, HANGS_WITH_LOCK, RAISES, SLOW, crash_once, flat_pitch, tricky_pitch
@@ -323,7 +324,7 @@ sys.path.insert(0, {tests!r})
 from pitch_stubs import tricky_pitch
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.types import Clip
-from lrs3_loader.decode.dataset import ClipLoader
+from lrs3_loader.decode.loader import ClipLoader
 from multiprocessing import active_children
 
 if __name__ == "__main__":

@@ -18,8 +18,7 @@ from conftest import REPO
 from fault_tools import long, remount, small_disk
 from lrs3_loader import demo
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.disk import output_file, writing
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, output_file, writing
 from lrs3_loader.run.folder import RunFolder
 from run_factory import begin_run, make_run, publish
 from whole_runs import command, shard_bytes

@@ -32,7 +32,8 @@ from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader
 from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
 from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.shards import Ledger, read_shard
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from media_files import noise, write_media
 from run_factory import make_run

@@ -7,14 +7,8 @@ from multiprocessing.reduction import ForkingPickler
 import pytest
 import torch
 
-from lrs3_loader.runtime.memory import (
-    hand_back_freed_memory,
-    in_shared_memory,
-    keep_freed_memory,
-    pack,
-    piecewise,
-    unpack,
-)
+from lrs3_loader.decode.shared_memory import in_shared_memory, pack, unpack
+from lrs3_loader.runtime.memory import hand_back_freed_memory, keep_freed_memory, piecewise
 
 
 def test_what_does_not_fit_goes_in_halves(caplog: pytest.LogCaptureFixture) -> None:

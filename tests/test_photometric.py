@@ -38,7 +38,7 @@ from lrs3_loader.face.photometric.drawing import Views, spread_evenly
 from lrs3_loader.face.photometric.fitter import PhotometricConfig, PhotometricFitter
 from lrs3_loader.face.photometric.region import Region
 from lrs3_loader.face.photometric.terms import PhotometricProblem, Samples, blurred, sample, with_gradients
-from lrs3_loader.launch import runner
+from lrs3_loader.launch.prepare import prepare
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject
 from textured_face import DrawnClip, draw_clip, expression_error, grid_face
 
@@ -383,5 +383,5 @@ def test_a_run_that_needs_what_is_missing_ends_before_it_begins(
     monkeypatch.setattr("lrs3_loader.extract.models.require_pytorch3d", missing)
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"--fit photometric needs pytorch3d \(the extra `render`\)"):
-        runner.prepare(demo_config(), LaunchConfig(out=out, demo=True), Assets(tmp_path), torch.device("cpu"))
+        prepare(demo_config(), LaunchConfig(out=out, demo=True), Assets(tmp_path), torch.device("cpu"))
     assert not list(tmp_path.iterdir())

@@ -23,6 +23,7 @@ from lrs3_loader.launch import runner
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
+from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.types import FIELDS
 from whole_runs import EXTRACT, command, config_for, extract, processes_naming, shard_bytes
 
@@ -257,7 +258,7 @@ def test_a_corpus_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 def test_a_device_that_is_not_there_is_named() -> None:
     with pytest.raises(RunError, match="--device cuda:63 cannot be used here"):
-        runner.pick_device("cuda:63")
+        pick_device("cuda:63")
 
 
 def test_rejects_can_be_retried(corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path) -> None:

@@ -15,7 +15,8 @@ from factory import make_clip, make_features, make_reject, make_shard
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.io.storage import LocalStore
-from lrs3_loader.run.shards import Ledger, check_shard, publish_shard, read_shard
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.shards import check_shard, publish_shard, read_shard
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 
 TAR, LEDGER = "shards/test-000000.tar", "ledger/test-000000.json"

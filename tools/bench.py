@@ -203,7 +203,7 @@ def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measur
     pin: keep this process on ``options.threads`` cores; else the measurement does so for what it starts.
     """
     from lrs3_loader.bench import machine, plot, results, timing
-    from lrs3_loader.launch.runner import pick_device
+    from lrs3_loader.runtime.device import pick_device
 
     device = pick_device(options.device)
     try:

@@ -8,8 +8,8 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from lrs3_loader.decode.shared_memory import in_shared_memory
 from lrs3_loader.decode.workers import own_child_signals, prepare_parent
-from lrs3_loader.runtime.memory import in_shared_memory
 
 CHUNK_SHAPE = (125, 224, 224, 3)  # five seconds of LRS3: 18.8 MB
 

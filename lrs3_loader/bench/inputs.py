@@ -34,7 +34,7 @@ from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks
 from lrs3_loader.face.landmarks.tracks import FaceTrack
-from lrs3_loader.launch.runner import configure_torch
+from lrs3_loader.runtime.device import configure_torch
 from lrs3_loader.runtime.memory import keep_freed_memory
 from lrs3_loader.types import SAMPLES_PER_FRAME, Clip, DecodedChunk
 

@@ -61,13 +61,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.errors import RunError
-    from lrs3_loader.launch import runner
+    from lrs3_loader.runtime.device import pick_device
     from lrs3_loader.viz import preview
 
     preview.check_output(args.out)
     assets = Assets(args.assets)
     if args.source.is_file():
-        device = runner.pick_device(args.device)
+        device = pick_device(args.device)
         subject = preview.from_file(args.source, args.face_model or "ict", assets, device, args.hubert)
     elif not args.source.exists():
         raise RunError(f"no such clip or run: {args.source}")

@@ -59,12 +59,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def measure_sync(folder: RunFolder, path: Path) -> None:
     """Write the run's offsets and print how they lie."""
     from lrs3_loader.io.storage import local_path
+    from lrs3_loader.run.offsets import OFFSETS_FILE
     from lrs3_loader.syncnet import measure
     from lrs3_loader.syncnet.checkpoint import Checkpoint
 
     clips = measure.measure_offsets(folder, Checkpoint.load(path))
     offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    path = local_path(folder.path, "writing offsets beside the shards") / measure.OFFSETS_FILE
+    path = local_path(folder.path, "writing offsets beside the shards") / OFFSETS_FILE
     measure.write_offsets(path, offsets)
     print(measure.describe_offsets(offsets))
     print(f"offset and confidence of each clip: {path}")

@@ -24,7 +24,6 @@ from lrs3_loader.config import CorpusConfig
 from lrs3_loader.corpus import layouts
 from lrs3_loader.corpus.csv_table import read_clip_table
 from lrs3_loader.corpus.layouts import FileTree, Found
-from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Url
 from lrs3_loader.types import Clip
@@ -32,7 +31,6 @@ from lrs3_loader.types import Clip
 __all__ = [
     "corpus_root",
     "detect_layout",
-    "read_transcript",
     "scan_corpus",
 ]
 

@@ -14,7 +14,7 @@ from lrs3_loader.assets.check import check_assets
 from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
-from lrs3_loader.decode.dataset import ClipLoader
+from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.doctor.check import Check
 from lrs3_loader.errors import RunError

@@ -1,6 +1,8 @@
 """Arrays out of the bytes of ``.npy`` files from anywhere: nothing is unpickled, and no header is believed.
 
 numpy's own reader makes an array as large as the header says before it looks whether that much data follows.
+
+Reading what ``torch.save`` wrote: plain values and tensors only, whatever the file holds.
 """
 
 from __future__ import annotations
@@ -8,11 +10,17 @@ from __future__ import annotations
 import ast
 import io
 import math
+import pickle
+import struct
 import tokenize
+import warnings
+import zipfile
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 _MAGIC = b"\x93NUMPY"
 _MAX_DIMS = 32
@@ -79,3 +87,36 @@ def _check(dtype: np.dtype[Any], shape: Any) -> None:
         raise ValueError("its shape is no tuple, or a long one")
     if not all(type(size) is int and size >= 0 for size in shape):
         raise ValueError("its shape is not made of whole numbers from 0 up")
+
+
+#: torch's restricted unpickler raises whatever the instructions of a damaged file run into.
+_DAMAGE = (
+    RuntimeError,
+    EOFError,
+    LookupError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+)
+
+
+def load_plain(path: Path) -> Any:
+    """The contents of a file, tensors on the CPU. Nothing in it is executed.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is damaged, or no such file; the message is one line.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error says it better
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except _DAMAGE as error:
+        lines = str(error).strip().splitlines()
+        raise ValueError(lines[0] if lines else type(error).__name__) from error

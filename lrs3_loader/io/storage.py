@@ -24,8 +24,7 @@ from typing import IO, Any, Protocol
 import fsspec
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.disk import reading, writing
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, reading, writing
 
 SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")

@@ -21,19 +21,10 @@ from typing import Any
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
+from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger, ledger_name, read_ledger
 from lrs3_loader.run.ledger_index import LedgerIndex, Summary
 from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest, read_manifest
-from lrs3_loader.run.shards import (
-    LEDGER_FOLDER,
-    TAR_FOLDER,
-    Ledger,
-    check_shard,
-    ledger_name,
-    publish_shard,
-    read_ledger,
-    read_shard,
-    tar_name,
-)
+from lrs3_loader.run.shards import TAR_FOLDER, check_shard, publish_shard, read_shard, tar_name
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 
 RECORD_FILE = "run.json"

@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from lrs3_loader.io.storage import FileState, Store
-from lrs3_loader.run.shards import LEDGER_FOLDER, Ledger
+from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger
 
 logger = logging.getLogger(__name__)
 

@@ -29,7 +29,7 @@ from pathlib import Path
 from types import TracebackType
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.disk import cannot_write
+from lrs3_loader.io.files import cannot_write
 
 logger = logging.getLogger(__name__)
 

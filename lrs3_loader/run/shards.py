@@ -7,14 +7,11 @@ does not describe.
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import io
 import json
 import tarfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -25,73 +22,16 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
 from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.io.storage import Store
+from lrs3_loader.run.ledger import Ledger, ledger_name, read_ledger
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
-LEDGER_FOLDER = "ledger"
 TAR_FOLDER = "shards"
 MAX_MEMBER_BYTES = 4 << 30  # no array of a clip comes near this; a header that claims more is damage
-
-
-@dataclass(frozen=True)
-class Ledger:
-    """What is recorded when a shard is published."""
-
-    shard: str
-    run: str  # hash of the run's config and plan
-    sha256: str  # of the tar
-    num_bytes: int  # of the tar
-    samples: tuple[tuple[str, int], ...]  # (key, T) in the order of the tar
-    rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
-    timings: dict[str, float]  # seconds per stage
-    provenance: dict[str, Any]  # software, device and rank that made it, and when
-
-    @property
-    def num_frames(self) -> int:
-        return sum(frames for _, frames in self.samples)
-
-    @property
-    def reasons(self) -> Counter[str]:
-        return Counter(reason for _, reason, _ in self.rejects)
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
-
-    @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """Read a ledger file: ``parse``, or ``FileNotFoundError`` where there is none."""
-        return cls.parse(path.read_bytes(), str(path))
-
-    @classmethod
-    def parse(cls, data: bytes, where: str) -> Ledger:
-        """The contents of a ledger file; ``where`` is what messages call it.
-
-        Raises:
-            RunError: they are no ledger.
-        """
-        try:
-            plain = json.loads(data)
-            return cls(
-                shard=str(plain["shard"]),
-                run=str(plain["run"]),
-                sha256=str(plain["sha256"]),
-                num_bytes=int(plain["num_bytes"]),
-                samples=tuple((str(key), int(frames)) for key, frames in plain["samples"]),
-                rejects=tuple((str(key), str(reason), str(text)) for key, reason, text in plain["rejects"]),
-                timings=dict(plain["timings"]),
-                provenance=dict(plain["provenance"]),
-            )
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise RunError(f"{where} is not a ledger ({error}); delete it and run the extraction again") from error
 
 
 def tar_name(shard: str) -> str:
     """Where a shard's tar lies in a run."""
     return f"{TAR_FOLDER}/{shard}.tar"
-
-
-def ledger_name(shard: str) -> str:
-    """Where its ledger lies."""
-    return f"{LEDGER_FOLDER}/{shard}.json"
 
 
 class _HashingFile:
@@ -174,12 +114,6 @@ def publish_shard(
     with store.write(ledger_name(shard.name)) as file:
         file.write(ledger.to_json().encode())
     return ledger
-
-
-def read_ledger(store: Store, shard: str) -> Ledger:
-    """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
-    name = ledger_name(shard)
-    return Ledger.parse(store.read(name), store.where(name))
 
 
 def _is_sound(store: Store, ledger: Ledger) -> bool:

@@ -17,7 +17,7 @@ import webdataset
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import is_url
 from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder
-from lrs3_loader.run.shards import ledger_name
+from lrs3_loader.run.ledger import ledger_name
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,8 @@ import braceexpand
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.shards import Ledger, tar_name
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.shards import tar_name
 from lrs3_loader.stream.remote import is_remote, remote_run
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import Shard

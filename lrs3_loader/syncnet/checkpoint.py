@@ -12,7 +12,7 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
-from lrs3_loader.io.torch_file import load_plain
+from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.syncnet.model import SyncNet
 
 CHECKPOINT_FILE = "checkpoint.pt"

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.stream.tasks import MOUTH, SYNC_FRAMES, SYNC_ROWS, Raw
 from lrs3_loader.syncnet.model import MOUTH_WIDTH, SyncNet
 from lrs3_loader.types import ROWS_PER_FRAME
 
-MAX_OFFSET = 10
 OFFSETS = np.arange(-MAX_OFFSET, MAX_OFFSET + 1)
 CHANCE = 1 / len(OFFSETS)
 READS = Raw(fields=("hubert", "idexp_lm3d", "valid"))  # what a sample must hold: a task for ``ShardStream``

@@ -14,12 +14,11 @@ import torch
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.syncnet.checkpoint import Checkpoint, describe_features
-from lrs3_loader.syncnet.evaluate import MAX_OFFSET, READS, score_clip
+from lrs3_loader.syncnet.evaluate import READS, score_clip
 from lrs3_loader.syncnet.speakers import speaker_of
-
-OFFSETS_FILE = "sync.jsonl"
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from torch.utils.data import DataLoader
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
-from lrs3_loader.launch.runner import pick_device
 from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.stream.tasks import SyncNet as SyncNetPairs
 from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint, describe_features

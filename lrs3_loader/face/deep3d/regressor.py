@@ -28,7 +28,7 @@ from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_poi
 from lrs3_loader.face.landmarks.tracks import check_track, fill_gaps
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.io.files import file_sha256
-from lrs3_loader.io.torch_file import load_plain
+from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.runtime.memory import piecewise
 from lrs3_loader.runtime.transfer import Download, to_device
 

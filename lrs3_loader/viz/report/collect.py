@@ -12,11 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder, Totals
-from lrs3_loader.run.shards import Ledger
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
-from lrs3_loader.syncnet.measure import OFFSETS_FILE
 from lrs3_loader.types import FRAMES_PER_SECOND, Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import Timeline, Work
@@ -88,20 +87,6 @@ def evenly_spread(total: int, count: int) -> list[int]:
     """``count`` of the numbers below ``total`` (all, where it is not more), ascending and equally far apart."""
     count = min(count, total)
     return [(2 * number + 1) * total // (2 * count) for number in range(count)]
-
-
-def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
-    """The lines that ``verify --sync`` wrote, or None. Raises ``RunError`` where they are no such lines."""
-    path = folder.store.where(OFFSETS_FILE)
-    try:
-        lines = [json.loads(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
-        for line in lines:
-            _ = (line["key"], line["offset_frames"], line["confidence"], line["in_training"])
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete it, or measure anew with verify.py --sync") from error
-    return lines
 
 
 def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lrs3_loader.errors import ClipError
-from lrs3_loader.syncnet.evaluate import MAX_OFFSET
+from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.viz.report import figures
 from lrs3_loader.viz.report.collect import Findings
 from lrs3_loader.viz.report.gallery import Card

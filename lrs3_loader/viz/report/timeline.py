@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from lrs3_loader.run.shards import Ledger
+from lrs3_loader.run.ledger import Ledger
 
 MAX_BINS = 160
 _MIN_PAUSE_SECONDS = 120.0

@@ -1,0 +1,123 @@
+"""Rank 0's part before any work: begin a run, or make sure that this launch may go on with it."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from lrs3_loader import __version__, demo
+from lrs3_loader.assets.locate import Assets
+from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
+from lrs3_loader.corpus.plan import make_plan
+from lrs3_loader.corpus.scan import corpus_root, scan_corpus
+from lrs3_loader.doctor.room import warn_if_tight
+from lrs3_loader.errors import REASONS, RunError
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extract.models import Models, require_extras
+from lrs3_loader.io.files import writing
+from lrs3_loader.run.folder import RunFolder, demo_corpus_folder, differences
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.types import FIELDS, Shard
+
+logger = logging.getLogger(__name__)
+
+SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "decord", "av", "praat-parselmouth", "webdataset")
+
+
+def prepare(
+    config: RunConfig, launch: LaunchConfig, assets: Assets, device: torch.device
+) -> tuple[RunFolder, Extractor, list[int]]:
+    """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
+    require_extras(config.face)
+    if launch.demo:
+        with writing(demo_corpus_folder(launch.out)):
+            demo.make_demo_corpus(demo_corpus_folder(launch.out))
+    begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
+    config = settle(config, begun, device)
+    shards = plan_corpus(config) if begun is None else None
+    if shards is not None:
+        warn_if_tight(config, shards, launch.out, assets)
+    assets.ensure(config.face.face_model)
+    extractor = Extractor(config, Models.load(config, assets, device), device)
+    if shards is not None:
+        record = make_record(config, device, extractor.models.record, shards)
+        folder = RunFolder.create(launch.out, record, shards)
+    else:
+        assert begun is not None
+        folder = begun
+        check_same(folder, config, device, extractor.models.record)
+    folder.clear_scratch()
+    if launch.retry_rejects is None:
+        pending = folder.pending()
+    else:
+        unknown = set(launch.retry_rejects) - set(REASONS)
+        if unknown:
+            raise RunError(f"unknown reject reason {', '.join(sorted(unknown))}; known are {', '.join(REASONS)}")
+        pending = folder.with_rejects(launch.retry_rejects)
+    folder.save_index()
+    logger.info(
+        "%d clips in %d shards, %d shards to do, on %s",
+        folder.shards.num_clips,
+        len(folder.shards),
+        len(pending),
+        device.type,
+    )
+    return folder, extractor, pending
+
+
+def plan_corpus(config: RunConfig) -> tuple[Shard, ...]:
+    """Find the clips and cut them into shards."""
+    clips = scan_corpus(config.corpus)
+    return make_plan(clips, config.plan, corpus_root(config.corpus))
+
+
+def make_record(
+    config: RunConfig, device: torch.device, models: dict[str, Any], shards: tuple[Shard, ...]
+) -> dict[str, Any]:
+    """The contents of ``run.json``."""
+    return {
+        "format": 1,
+        "config": as_json(config),
+        "device_type": device.type,
+        "plan_sha256": plan_sha256(shards),
+        "models": models,
+        "fields": {name: as_json(spec) for name, spec in FIELDS.items()},
+        "software": software(),
+    }
+
+
+def settle(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
+    """The config with nothing left to the device: as the run was begun, or by the memory that is free now."""
+    if begun is not None and begun.record.get("device_type") == device.type:
+        config = adopt(config, begun.record["config"])
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return resolve(config, device.type, free_bytes)
+
+
+def check_same(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
+    """Whether this launch would write the same bytes as the one that began the run.
+
+    Raises:
+        RunError: the config, the models or the kind of device differ; the message lists each difference.
+    """
+    now = {"config": as_json(config), "models": models, "device_type": device.type}
+    lines = differences({name: folder.record.get(name) for name in now}, now)
+    if lines:
+        listed = "\n  ".join(lines)
+        raise RunError(
+            f"{folder.path} holds a run with other settings (there -> asked for):\n  {listed}\n"
+            "give the same settings to resume it, or another --out to begin a new one"
+        )
+    if folder.record["software"] != software():
+        changed = ", ".join(differences(folder.record["software"], software()))
+        logger.warning("software changed since the run began (%s): last bits may differ between shards", changed)
+
+
+def software() -> dict[str, str]:
+    """Versions of everything that can change a number."""
+    versions = {name: metadata.version(name) for name in SOFTWARE}
+    return {"lrs3_loader": __version__, "python": platform.python_version(), **versions}

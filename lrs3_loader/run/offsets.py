@@ -1,0 +1,26 @@
+"""Audio-video offsets of a run's clips, as they lie beside its shards."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.run.folder import RunFolder
+
+OFFSETS_FILE = "sync.jsonl"
+MAX_OFFSET = 10
+
+
+def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
+    """The lines that ``verify --sync`` wrote, or None. Raises ``RunError`` where they are no such lines."""
+    path = folder.store.where(OFFSETS_FILE)
+    try:
+        lines = [json.loads(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
+        for line in lines:
+            _ = (line["key"], line["offset_frames"], line["confidence"], line["in_training"])
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise RunError(f"{path} is damaged ({error}); delete it, or measure anew with verify.py --sync") from error
+    return lines

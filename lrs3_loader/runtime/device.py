@@ -1,0 +1,46 @@
+"""The device of this rank, and torch set to give the same bits each time."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from lrs3_loader.errors import RunError
+from lrs3_loader.runtime.memory import keep_freed_memory
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto``: this rank's GPU where there is one; else what is named.
+
+    Raises:
+        RunError: no such device here.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank % max(torch.cuda.device_count(), 1)}"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first_line = str(error).splitlines()[0]
+        raise RunError(f"--device {name} cannot be used here ({first_line}); try --device cpu") from error
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def configure_torch(threads: int) -> None:
+    """Same input, same bits: fixed thread count, no kernels chosen by timing.
+
+    For the whole process: where one part's wishes hold only while it runs, they would reach into what other threads do.
+    """
+    keep_freed_memory()
+    torch.set_num_threads(threads)
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
