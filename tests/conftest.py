@@ -10,8 +10,8 @@ import torch
 
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.errors import RunError
+from support.paths import REPO
 
-REPO = Path(__file__).resolve().parent.parent
 # Tests measure correctness, not speed: one thread keeps them from fighting over cores.
 torch.set_num_threads(1)
 

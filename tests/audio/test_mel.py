@@ -1,0 +1,95 @@
+"""Mel spectrogram against librosa, alone and in batches."""
+
+from __future__ import annotations
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from lrs3_loader.audio.mel import BLOCK_ROWS, MelSpectrogram, slaney_mel_basis
+from support.sounds import real_sounds, synthetic_sounds
+
+TOLERANCE = 1e-5  # log10 units; measured 5e-7
+
+
+def librosa_mel(sound: np.ndarray) -> np.ndarray:
+    """The definition GeneFace uses, as librosa computes it: [2 T - 1, 80]."""
+    spectrum = np.abs(librosa.stft(sound, n_fft=512, hop_length=320, win_length=512, window="hann", center=False))
+    basis = librosa.filters.mel(sr=16000, n_fft=512, n_mels=80, fmin=80, fmax=7600)
+    return np.log10(np.maximum(1e-6, basis @ spectrum)).T
+
+
+def check_against_librosa(name: str, sound: np.ndarray) -> None:
+    (mel,) = MelSpectrogram()([torch.from_numpy(sound)])
+    want = librosa_mel(sound)
+    assert mel.dtype == torch.float32
+    assert tuple(mel.shape) == (len(sound) // 320, 80)
+    assert len(want) == len(mel) - 1
+    np.testing.assert_allclose(mel[:-1].numpy(), want, rtol=0, atol=TOLERANCE, err_msg=name)
+    assert torch.equal(mel[-1], mel[-2])
+
+
+@pytest.mark.parametrize("name", synthetic_sounds())
+def test_equals_librosa_on_extremes(name: str) -> None:
+    check_against_librosa(name, synthetic_sounds()[name])
+
+
+def test_equals_librosa_on_real_clips(shared_data) -> None:
+    sounds = real_sounds(shared_data)
+    assert len(sounds) >= 5
+    for name, sound in sounds.items():
+        check_against_librosa(name, sound)
+
+
+def test_silence_lies_on_the_floor() -> None:
+    (mel,) = MelSpectrogram()([torch.zeros(640 * 3)])
+    assert torch.equal(mel, torch.full((6, 80), -6.0))
+
+
+def test_basis_equals_librosa() -> None:
+    want = librosa.filters.mel(sr=16000, n_fft=512, n_mels=80, fmin=80, fmax=7600, dtype=np.float64)
+    np.testing.assert_allclose(slaney_mel_basis(), want, rtol=0, atol=1e-12)
+
+
+def test_neighbours_in_a_batch_change_nothing() -> None:
+    generator = torch.Generator().manual_seed(0)
+    # loud beside silent, and the shortest clip there is
+    clips = [
+        torch.randn(640 * t, generator=generator) * scale for t, scale in ((125, 1.0), (1, 1e-3), (40, 0.0), (3, 1))
+    ]
+    mel = MelSpectrogram()
+    for alone, together in zip((mel([clip])[0] for clip in clips), mel(clips), strict=True):
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-6)
+    assert [len(rows) for rows in mel(clips)] == [250, 2, 80, 6]
+
+
+def test_long_clips_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = torch.randn(640 * 50, generator=torch.Generator().manual_seed(0))
+    (want,) = MelSpectrogram()([sound])
+    monkeypatch.setitem(BLOCK_ROWS, "cpu", 7)
+    (got,) = MelSpectrogram()([sound])
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
+
+
+def test_batch_tensor_and_empty_list() -> None:
+    sound = torch.randn(2, 640 * 4, generator=torch.Generator().manual_seed(0))
+    mel = MelSpectrogram()
+    for got, want in zip(mel(sound), mel(list(sound)), strict=True):
+        assert torch.equal(got, want)
+    assert mel([]) == []
+
+
+@pytest.mark.parametrize("shape", [(0,), (641,), (2, 640)])
+def test_refuses_broken_lengths(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="multiple of 640"):
+        MelSpectrogram()([torch.zeros(shape)])
+
+
+@pytest.mark.gpu
+def test_gpu_equals_cpu() -> None:
+    sounds = [torch.from_numpy(sound) for sound in synthetic_sounds().values()]
+    on_gpu = MelSpectrogram().cuda()(sounds)
+    for got, want in zip(on_gpu, MelSpectrogram()(sounds), strict=True):
+        assert got.is_cuda
+        torch.testing.assert_close(got.cpu(), want, rtol=0, atol=TOLERANCE)

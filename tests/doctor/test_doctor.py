@@ -1,0 +1,323 @@
+"""The doctor: each problem is seen and comes with its remedy, and a healthy machine is told so."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import resource
+import subprocess
+import sys
+from collections import namedtuple
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from lrs3_loader import demo, doctor
+from lrs3_loader.assets.locate import Assets
+from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunConfig, SpeechConfig, demo_defaults
+from lrs3_loader.corpus.scan import scan_corpus
+from lrs3_loader.doctor import machine, room, trial
+from lrs3_loader.doctor.check import Check, format_checks, is_fit
+from lrs3_loader.doctor.software import check_software, check_torch_loads
+from lrs3_loader.errors import RunError
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.types import Shard
+from support.media_files import noise, write_media
+from support.paths import REPO
+from support.run_factory import full_features
+
+GOOD = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
+OTHERS = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
+
+
+def software(**versions: str | None) -> dict[str, Check]:
+    known = {**dict.fromkeys(OTHERS, "1.0"), **GOOD, **versions}
+
+    def find(package: str) -> str:
+        version = known[package]
+        if version is None:
+            raise metadata.PackageNotFoundError(package)
+        return version
+
+    return {check.name: check for check in check_software(find)}
+
+
+def test_this_environment_is_fit() -> None:
+    checks = check_software()
+    assert is_fit(checks)
+    assert f"torch {metadata.version('torch')}" in checks[1].text
+
+
+@pytest.mark.parametrize(
+    ("versions", "problem"),
+    [
+        ({"torchvision": "0.25.1"}, "not of one release"),
+        ({"torchaudio": "2.10.0"}, "not of one release"),
+        ({"torchaudio": "2.11.1"}, "built for a later torch"),
+        ({"torch": "2.11.0+cpu"}, "built for different CUDA versions"),
+        ({"torch": "2.12.0"}, "torch must be 2.6 to 2.11"),
+        ({"torch": "2.5.1"}, "torch must be 2.6 to 2.11"),
+        ({"torchaudio": None}, "torchaudio is not installed"),
+    ],
+)
+def test_torch_packages_that_do_not_belong_together(versions: dict[str, str | None], problem: str) -> None:
+    check = software(**versions)["torch packages"]
+    assert check.level == "fail"
+    assert problem in check.text
+    assert '"torchvision==0.26.*" "torchaudio==2.11.*,<2.11.1"' in check.remedy
+
+
+@pytest.mark.parametrize(
+    "trio",
+    [("2.6.0", "0.21.0", "2.6.0"), ("2.9.1+cu128", "0.24.1+cu128", "2.9.1+cu128"), ("2.11.0a0", "0.26.0", "2.11")],
+)
+def test_older_trios_belong_together(trio: tuple[str, str, str]) -> None:
+    assert software(**dict(zip(GOOD, trio, strict=True)))["torch packages"].level == "ok"
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("libtorch.so: undefined symbol: x\nmore"), RuntimeError("CUDA 13.2 against 13.0"), ImportError()]
+)
+def test_torch_packages_that_do_not_load(error: Exception) -> None:
+    def load(package: str) -> ModuleType:
+        if package == "torchaudio":
+            raise error
+        return torch
+
+    check = check_torch_loads(load)
+    assert check.level == "fail"
+    assert "torchaudio does not load (" in check.text
+    assert "\n" not in check.text
+    assert "pip install --force-reinstall" in check.remedy
+    assert check_torch_loads().level == "ok"
+
+
+@pytest.mark.parametrize("tool", ["extract.py", "doctor.py"])
+def test_a_torch_package_that_does_not_load_ends_in_one_line(tool: str, tmp_path: Path) -> None:
+    """Its version is right, so that only an attempt can tell."""
+    (tmp_path / "torchaudio").mkdir()
+    (tmp_path / "torchaudio" / "__init__.py").write_text("raise OSError('libtorchaudio.so: undefined symbol')")
+    arguments = [sys.executable, str(REPO / "tools" / tool), "--out", str(tmp_path / "out")]
+    arguments += ["--demo"] if tool == "extract.py" else []
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])}
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 1
+    assert "torchaudio does not load (libtorchaudio.so: undefined symbol)" in done.stdout + done.stderr
+    assert "pip install --force-reinstall" in done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_missing_packages_are_named() -> None:
+    check = software(decord=None, av=None)["packages"]
+    assert (check.level, check.text) == ("fail", "not installed: decord, av")
+
+
+Disk = namedtuple("Disk", "f_bavail f_frsize f_files f_favail f_blocks")
+
+
+def test_shared_memory_is_weighed_against_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(16384, 4096, 10, 10, 16384))  # 64 MiB, as docker has it
+    check = machine.check_shared_memory(8)
+    assert check.level == "warn"
+    assert "64 MiB free, about 1024 MiB wanted by 8 decode workers" in check.text
+    assert "--shm-size 1g" in check.remedy
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(1 << 20, 4096, 10, 10, 1 << 20))
+    assert machine.check_shared_memory(8).level == "ok"
+    monkeypatch.undo()
+    assert machine.check_shared_memory(1, Path("/no/such/place")).level == "fail"
+
+
+def test_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    checks = (machine.check_open_files, machine.check_processes, machine.check_address_space)
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
+    assert [check().level for check in checks] == ["warn"] * 3
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
+    assert [check().level for check in checks] == ["ok"] * 3
+
+
+def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert machine.check_disk(tmp_path / "a" / "b").level == "ok"
+    (tmp_path / "file").write_text("")
+    assert machine.check_disk(tmp_path / "file").level == "fail"
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(10, 4096, 10, 10, 100))
+    assert machine.check_disk(tmp_path).level == "warn"
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(1 << 30, 4096, 10, 0, 100))
+    assert "no inodes left" in machine.check_disk(tmp_path).text
+
+
+def test_every_problem_has_a_remedy_and_the_verdict_counts() -> None:
+    with pytest.raises(ValueError, match="needs a remedy"):
+        Check("disk", "warn", "full")
+    with pytest.raises(ValueError, match="needs a remedy"):
+        Check("disk", "ok", "empty", "fill it")
+    good, odd, bad = Check("a", "ok", "x"), Check("bb", "warn", "y", "do this"), Check("c", "fail", "z", "do that")
+    assert format_checks([good, odd]).splitlines() == [
+        "ok    a   x",
+        "warn  bb  y",
+        "          -> do this",
+        "fit to run, 1 worth a look",
+    ]
+    assert format_checks([good, odd, bad]).endswith("1 to put right, 1 worth a look")
+
+
+def test_an_extraction_is_stopped_before_torch_is_imported(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(doctor, "check_software", lambda: [Check("torch packages", "fail", "unlike", "install these")])
+    with pytest.raises(RunError, match=r"torch packages: unlike\. install these"):
+        doctor.stop_if_unfit(tmp_path, 2)
+    monkeypatch.setenv("RANK", "1")
+    with pytest.raises(SystemExit):
+        doctor.stop_if_unfit(tmp_path, 2)
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setattr(doctor, "check_software", lambda: [Check("python", "warn", "odd", "take another")])
+    doctor.stop_if_unfit(tmp_path, 2)
+    assert "python: odd; take another" in caplog.text
+    code = """
+import sys, pathlib
+from lrs3_loader import doctor, errors
+doctor.check_software = lambda: [doctor.Check("torch packages", "fail", "unlike", "install these")]
+try:
+    doctor.stop_if_unfit(pathlib.Path("."), 1)
+except errors.RunError:
+    assert not {"torch", "numpy", "decord", "av"} & set(sys.modules)
+    print("stopped")
+"""
+    command = [sys.executable, "-c", code]
+    environment = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, check=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout == "stopped\n"
+
+
+def test_shards_take_the_room_that_was_estimated(tmp_path: Path) -> None:
+    """Against real tars of clips of many lengths, for the widths that the factory makes."""
+    config = demo_defaults(RunConfig())
+    clips = [replace(scan_clip(tmp_path, k), end_seconds=length / 25) for k, length in enumerate([20, 75, 300])]
+    shard = Shard("all-000000", tuple(clips))
+    record = {"config": {}, "plan_sha256": plan_sha256([shard]), "models": {}, "device_type": "cpu"}
+    run = RunFolder.create(tmp_path / "run", record, (shard,))
+    samples = [full_features(clip, length) for clip, length in zip(clips, [20, 75, 300], strict=True)]
+    ledger = run.publish(shard, samples, {}, {})
+    num_bytes, num_frames = room.estimate_bytes(config, clips, tmp_path, None)
+    # The factory's speech rows are 8 wide instead of 64, its json is short, its face model has fewer modes.
+    extra = 2 * num_frames * 2 * (64 - 8) + 4 * num_frames * (14 - 6) + room.META_BYTES * 3
+    assert num_frames == pytest.approx(395)
+    assert num_bytes == pytest.approx(ledger.num_bytes + extra, rel=0.05)
+
+
+def scan_clip(folder: Path, number: int) -> object:
+    from support.factory import make_clip
+
+    return make_clip(f"all/speaker/{number:05d}")
+
+
+def test_what_is_stored_decides_the_room() -> None:
+    def size(config: RunConfig) -> float:
+        return room.bytes_per_clip(config, 1000, None, transcript=False) / 1000
+
+    plain = size(RunConfig())
+    assert plain == pytest.approx(
+        2 * 80 * 4 + 2 * 4 + 2 * 1024 * 2 + 68 * 8 + 104 + 53 * 4 + 24 + 68 * 12 + 1, rel=0.02
+    )
+    full = replace(RunConfig(), landmarks=LandmarkConfig(store_lm478=True, store_blendshapes=False))
+    assert size(full) - plain == pytest.approx(478 * 12 - 104, rel=0.01)
+    wide = replace(RunConfig(), speech=SpeechConfig(model="facebook/hubert-base-ls960", store="float32"))
+    assert size(wide) - plain == pytest.approx(2 * 768 * 4 - 2 * 1024 * 2, rel=0.01)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> demo.DemoCorpus:
+    folder = tmp_path_factory.mktemp("corpus") / "demo"
+    return demo.make_demo_corpus(folder, num_speakers=1, clips_per_speaker=1, seconds=(0.8, 0.8))
+
+
+def test_a_disk_that_is_too_small_is_said_before_the_run(
+    corpus: demo.DemoCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    clips = scan_corpus(CorpusConfig(corpus=corpus.folder))
+    config = replace(demo_defaults(RunConfig()), corpus=CorpusConfig(corpus=corpus.folder))
+    assets = Assets(store=tmp_path)
+    check = room.check_room(config, clips, corpus.folder, tmp_path / "out", assets)
+    assert check.level == "ok"
+    assert check.text.startswith("1 clips, about 0.000222 hours: 0.1 MB to write")
+    monkeypatch.setattr(os, "statvfs", lambda _: Disk(1, 4096, 10, 10, 100))
+    room.warn_if_tight(config, (Shard("pretrain-000000", clips),), tmp_path / "out", assets)
+    assert "the disk may fill up: 1 clips" in caplog.text
+
+
+def test_decoders_are_tried_out_in_a_process(corpus: demo.DemoCorpus, tmp_path: Path) -> None:
+    check = trial.check_decoders()
+    assert check.level == "ok", check.text
+    (clip,) = scan_corpus(CorpusConfig(corpus=corpus.folder))
+    assert trial.check_clips([clip], corpus.folder, DecodeConfig()).level == "ok"
+    write_media(tmp_path / "short.mp4", num_frames=3, sound=noise(0.12, 16000))
+    clips = scan_corpus(CorpusConfig(corpus=tmp_path, layout="folder"))
+    found = trial.check_clips(clips, tmp_path, DecodeConfig())
+    assert found.level == "warn"
+    assert "(too_short: short.mp4: 3 frames" in found.text
+
+
+def test_a_decoder_that_gives_wrong_pictures_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = trial._decode
+
+    def darker(*arguments: object) -> list[object]:
+        (chunk,) = real(*arguments)  # type: ignore[arg-type]
+        return [replace(chunk, frames=chunk.frames // 2)]  # type: ignore[union-attr]
+
+    monkeypatch.setattr(trial, "_decode", darker)
+    check = trial.check_decoders()
+    assert check.level == "fail"
+    assert "pictures came back changed" in check.text
+
+
+def test_the_gpu_or_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(trial.shutil, "which", lambda _: "/usr/bin/nvidia-smi")
+    assert trial.check_gpu().level == "fail"
+    monkeypatch.setattr(trial.shutil, "which", lambda _: None)
+    if not Path("/dev/nvidia0").exists():
+        assert trial.check_gpu().level == "warn"
+
+
+@pytest.mark.gpu
+def test_a_gpu_computes() -> None:
+    check = trial.check_gpu()
+    assert check.level == "ok"
+    assert torch.cuda.get_device_name(0) in check.text
+
+
+def test_missing_and_damaged_models_are_told_apart(tmp_path: Path) -> None:
+    (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
+    assert (check.level, check.text) == ("warn", "not on this machine (face landmarks)")
+    assert "lrs3-loader assets fetch" in check.remedy
+    (tmp_path / "face_landmarker.task").write_text("no zip")
+    (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
+    assert check.level == "fail"
+
+
+def test_the_tool_prints_a_verdict(
+    corpus: demo.DemoCorpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spec = importlib.util.spec_from_file_location("doctor_tool", REPO / "tools" / "doctor.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "doctor_tool", module)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(trial, "check_decoders", lambda: Check("decoders", "ok", "tried elsewhere"))
+    monkeypatch.setattr(trial, "check_gpu", lambda: Check("gpu", "ok", "tried elsewhere"))
+    monkeypatch.setenv("LRS3_LOADER_CACHE", str(tmp_path / "cache"))
+    options = ["--corpus", str(corpus.folder), "--face-model", "demo", "--hubert", "demo", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["doctor.py", *options])
+    assert module.main() == 0
+    printed = capsys.readouterr().out
+    assert "1 of 1 clips tried, all can be decoded" in printed
+    assert "fit to run" in printed.splitlines()[-1]
+    monkeypatch.setattr(doctor, "check_software", lambda: [Check("torch packages", "fail", "unlike", "install these")])
+    assert module.main() == 1
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 to put right")

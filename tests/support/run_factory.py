@@ -1,0 +1,69 @@
+"""Made-up runs on disk, small but with every field, for whatever reads shards."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.types import Clip, ClipFeatures, Shard
+from support.factory import make_clip, make_reject
+
+SPEECH_WIDTH = 8
+
+
+def full_features(clip: Clip, num_frames: int, seed: int = 0) -> ClipFeatures:
+    """Every field. Frame t of ``idexp_lm3d`` starts with t, row r of ``hubert`` with r: what belongs together shows."""
+    random = np.random.default_rng([seed, num_frames])
+    rows = 2 * num_frames
+
+    def normal(*shape: int) -> np.ndarray:
+        return random.normal(size=shape).astype(np.float32)
+
+    arrays = {
+        "mel": normal(rows, 80),
+        "f0": random.choice([0.0, 110.0, 220.0], size=rows).astype(np.float32),
+        "hubert": normal(rows, SPEECH_WIDTH).astype(np.float16),
+        "lm68": random.uniform(0, 224, size=(num_frames, 68, 2)).astype(np.float32),
+        "blendshapes": random.uniform(size=(num_frames, 52)).astype(np.float16),
+        "id": normal(10),
+        "exp": normal(num_frames, 6),
+        "pose": normal(num_frames, 6),
+        "idexp_lm3d": normal(num_frames, 68, 3),
+        "valid": np.ones(num_frames, dtype=bool),
+    }
+    arrays["hubert"][:, 0] = np.arange(rows)
+    arrays["idexp_lm3d"][:, :, 0] = np.arange(num_frames)[:, None]
+    return ClipFeatures(clip, num_frames, arrays, {"key": clip.key, "num_frames": num_frames})
+
+
+def begin_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
+    """A run without any shard yet: a shard for each row of lengths (25 fps frames; 0 = a clip that gets rejected)."""
+    shards, number = [], 0
+    for index, row in enumerate(lengths):
+        keys = [f"{split}/speaker{index}{k % 2}/{number + k:05d}" for k in range(len(row))]
+        number += len(row)
+        shards.append(Shard(f"{split}-{index:06d}", tuple(make_clip(key) for key in sorted(keys))))
+    record = {"config": {}, "plan_sha256": plan_sha256(shards), "models": {}, "device_type": "cpu"}
+    return RunFolder.create(folder, record, tuple(shards))
+
+
+def publish(run: RunFolder, index: int, lengths: Sequence[int]) -> None:
+    """Write one shard of it."""
+    shard = run.shards[index]
+    results = [
+        full_features(clip, length, seed=index * 1000 + number) if length else make_reject(clip)
+        for number, (clip, length) in enumerate(zip(shard.clips, lengths, strict=True))
+    ]
+    run.publish(shard, results, {}, {})
+
+
+def make_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
+    """A finished run."""
+    run = begin_run(folder, lengths, split)
+    for index, row in enumerate(lengths):
+        publish(run, index, row)
+    return run
