@@ -29,13 +29,13 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from lrs3_loader.bench.options import BenchOptions
+from benchmarks.options import BenchOptions
 from lrs3_loader.launch import cli
 
 if TYPE_CHECKING:
     import torch
 
-    from lrs3_loader.bench.results import Figure, Remark
+    from benchmarks.results import Figure, Remark
 
     Measured = Iterator[Figure | Remark]
 
@@ -56,7 +56,7 @@ class Stream:
     """Folder to work in (a temporary one otherwise); 0.8 GB for 10000 samples."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import (
+        from benchmarks import (
             stream as bench_stream,
         )  # torch takes seconds to import: not before the arguments are right
 
@@ -76,7 +76,7 @@ class Scan:
     """Folder to work in (a temporary one otherwise)."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import scan
+        from benchmarks import scan
 
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for line in scan.run_benchmark(Path(folder), self.share):
@@ -89,7 +89,7 @@ class Stages(BenchOptions):
     """Each stage alone: frames/s, share of what the machine can do, error of each precision against float32."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import inputs, stages
+        from benchmarks import inputs, stages
 
         def measure(device: torch.device, scratch: Path) -> Measured:
             return stages.StageBench(inputs.Workbench(self, device, scratch, stages.NUM_FRAMES)).figures()
@@ -102,7 +102,7 @@ class Peers(BenchOptions):
     """The same clips, on the same cores, through what people use today: ratio of each stage and of the whole."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import compare, inputs
+        from benchmarks import compare, inputs
 
         def measure(device: torch.device, scratch: Path) -> Measured:
             return compare.PeerBench(inputs.Workbench(self, device, scratch, compare.NUM_FRAMES), EXTRACT).figures()
@@ -122,7 +122,7 @@ class EndToEnd(BenchOptions):
     """With HuBERT-large and the Deep3D network (of random weights); else the small speech encoder alone."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import e2e
+        from benchmarks import e2e
 
         def measure(device: torch.device, scratch: Path) -> Measured:
             return e2e.measure(self, device, scratch, EXTRACT, self.ranks, self.full)
@@ -140,7 +140,7 @@ class Scale(BenchOptions):
     """Sizes, in multiples of the smallest corpus."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import scale
+        from benchmarks import scale
 
         def measure(device: torch.device, scratch: Path) -> Measured:
             return scale.measure(self, device, scratch, EXTRACT, self.factors)
@@ -162,7 +162,7 @@ class Cluster:
     """Folder to work in (a temporary one otherwise); 2 GB for 100000 shards of 60 clips."""
 
     def __call__(self) -> int:
-        from lrs3_loader.bench import cluster
+        from benchmarks import cluster
 
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for line in cluster.run_benchmark(Path(folder), self.shards, self.clips, self.ranks):
@@ -188,8 +188,8 @@ class Fit:
     """Runs of each timing; the fastest counts."""
 
     def __call__(self) -> int:
+        from benchmarks import fit_report
         from lrs3_loader.assets.locate import Assets
-        from lrs3_loader.bench import fit_report
 
         found = Assets(self.assets)
         for line in fit_report.run_benchmark(self.clips, self.face_model, found, self.truths, self.frames, self.runs):
@@ -202,7 +202,7 @@ def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measur
 
     pin: keep this process on ``options.threads`` cores; else the measurement does so for what it starts.
     """
-    from lrs3_loader.bench import machine, plot, results, timing
+    from benchmarks import machine, plot, results, timing
     from lrs3_loader.runtime.device import pick_device
 
     device = pick_device(options.device)

@@ -39,7 +39,7 @@ class Args:
 
 def main() -> int:
     args = cli.parse(Args, __doc__ or "")
-    from lrs3_loader.bench.soak import Soak, run_soak  # torch takes seconds to import
+    from benchmarks.soak import Soak, run_soak  # torch takes seconds to import
 
     soak = Soak(args.folder, clips=args.clips, ranks=args.ranks, seed=args.seed, assets=args.assets)
     found = run_soak(soak, lambda line: print(line, flush=True))

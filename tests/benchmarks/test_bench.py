@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from lrs3_loader.bench import scan
-from lrs3_loader.bench import stream as bench_stream
+from benchmarks import scan
+from benchmarks import stream as bench_stream
 
 
 def test_every_way_reads_every_sample(tmp_path: Path) -> None:

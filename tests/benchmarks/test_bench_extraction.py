@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.bench import chain, compare, extraction, inputs, machine, peers, plot, processes, scale, stages, timing
-from lrs3_loader.bench.e2e import measure as measure_e2e
-from lrs3_loader.bench.e2e import rank_counts
-from lrs3_loader.bench.extrapolate import lrs3_remark
-from lrs3_loader.bench.options import BenchOptions
-from lrs3_loader.bench.results import Bound, Figure, Record, Remark, figure_line
+from benchmarks import chain, compare, extraction, inputs, machine, peers, plot, processes, scale, stages, timing
+from benchmarks.e2e import measure as measure_e2e
+from benchmarks.e2e import rank_counts
+from benchmarks.extrapolate import lrs3_remark
+from benchmarks.options import BenchOptions
+from benchmarks.results import Bound, Figure, Record, Remark, figure_line
 from lrs3_loader.face.landmarks.tflite_graph import read_graph
 from support.paths import REPO
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from lrs3_loader.bench import cluster
+from benchmarks import cluster
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.run import ledger_index
 from lrs3_loader.run.folder import RunFolder

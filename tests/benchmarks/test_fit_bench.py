@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import fit, fit_adam, fit_report
+from benchmarks.fit_clips import Measured, read_clips
+from benchmarks.fit_truth import bfm_shaped_model, expression_error, rotation_error, speaking_clip
 from golden.landmark_codec import read_golden
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.bench import fit, fit_adam, fit_report
-from lrs3_loader.bench.fit_clips import Measured, read_clips
-from lrs3_loader.bench.fit_truth import bfm_shaped_model, expression_error, rotation_error, speaking_clip
 from lrs3_loader.config import CorpusConfig, FaceConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.bench.deep3d_files import write_standard_face
+from benchmarks.deep3d_files import write_standard_face
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d import align
 from lrs3_loader.face.image.resample import resize_crop

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fit_truth import expression_error, rotation_error
 from golden.landmark_codec import read_golden
-from lrs3_loader.bench.fit_truth import expression_error, rotation_error
 from lrs3_loader.face.fit import curvature as fit_curvature
 from lrs3_loader.face.fit import solver, start
 from lrs3_loader.face.fit import terms as fit_terms

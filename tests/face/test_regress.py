@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks.deep3d_files import make_weights, write_checkpoint, write_standard_face
 from lrs3_loader import demo
 from lrs3_loader.assets.locate import STANDARD_FACE, Assets
-from lrs3_loader.bench.deep3d_files import make_weights, write_checkpoint, write_standard_face
 from lrs3_loader.config import (
     CorpusConfig,
     DecodeConfig,

@@ -18,9 +18,9 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
+from benchmarks.family import family
+from benchmarks.soak import Soak, run_soak
 from lrs3_loader import demo
-from lrs3_loader.bench.family import family
-from lrs3_loader.bench.soak import Soak, run_soak
 from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
 from lrs3_loader.decode.dataset import ChunkRequest, ClipDataset
 from lrs3_loader.errors import RunError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-import lrs3_loader
+from support.paths import REPO
 
-PACKAGE = Path(lrs3_loader.__file__).parent
+PACKAGE = REPO / "lrs3_loader"
 
 #: Floors of the package, from the lowest. Modules on one floor may import one another; a name stands for a whole
 #: folder, too.
@@ -19,7 +19,6 @@ ORDER = [
     {"extract", "decode"},
     {"viz", "doctor", "interop", "syncnet"},
     {"launch"},
-    {"bench"},
 ]
 
 
@@ -55,27 +54,27 @@ def test_modules_import_only_from_below() -> None:
 
 #: Packages that are no dependency, and the one file that may use them, where they are what is compared with.
 FORBIDDEN = {
-    "mediapipe": "bench/peers.py",
-    "librosa": "bench/peers.py",
-    "matplotlib": "bench/plot.py",
-    "pytorch3d": "face/photometric/render.py",
+    "mediapipe": "tools/benchmarks/peers.py",
+    "librosa": "tools/benchmarks/peers.py",
+    "matplotlib": "tools/benchmarks/plot.py",
+    "pytorch3d": "lrs3_loader/face/photometric/render.py",
     "cv2": None,
     "tensorflow": None,
 }
 
 
 def test_heavy_optional_packages_stay_out() -> None:
-    for path in PACKAGE.rglob("*.py"):
+    for path in [*PACKAGE.rglob("*.py"), *(REPO / "tools" / "benchmarks").rglob("*.py")]:
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             for name in {name.split(".")[0] for name in names} & set(FORBIDDEN):
-                assert path.relative_to(PACKAGE).as_posix() == FORBIDDEN[name], f"{path} imports {name}"
+                assert path.relative_to(REPO).as_posix() == FORBIDDEN[name], f"{path} imports {name}"
 
 
 def test_optional_packages_are_imported_only_when_used() -> None:
     for allowed in {path for path in FORBIDDEN.values() if path is not None}:
-        for node in ast.parse((PACKAGE / allowed).read_text()).body:
+        for node in ast.parse((REPO / allowed).read_text()).body:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & set(FORBIDDEN), allowed

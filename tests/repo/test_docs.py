@@ -84,7 +84,7 @@ def test_links_lead_somewhere_and_tools_exist(document: Path) -> None:
 
 
 def test_options_that_documents_name_exist() -> None:
-    sources = [*(REPO / "tools").glob("*.py"), *(REPO / "lrs3_loader").rglob("*.py")]
+    sources = [*(REPO / "tools").rglob("*.py"), *(REPO / "lrs3_loader").rglob("*.py")]
     known = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     others = {"nproc-per-node", "nnodes", "node-rank", "master-addr", "master-port", "standalone"}  # of torchrun
     others |= {"shm-size", "help"}

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from lrs3_loader.bench.pillow_alignment import five_of_68, placement
+from benchmarks.pillow_alignment import five_of_68, placement
 
 __all__ = ["five_of_68", "pillow_crop", "placement", "reference_coefficients"]
 

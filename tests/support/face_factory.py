@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lrs3_loader.bench.fit_truth import speaking_clip
+from benchmarks.fit_truth import speaking_clip
 from lrs3_loader.face.model.morphable import FaceModel
 
 __all__ = ["EXP_NAMES", "MIRROR", "small_model", "speaking_clip"]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from scipy.interpolate import RBFInterpolator
 
-from lrs3_loader.bench.fit_truth import smooth_noise
+from benchmarks.fit_truth import smooth_noise
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.camera import Camera, apply_pose, project
 from lrs3_loader.face.image.crops import FaceCrops, cut_faces

@@ -6,8 +6,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.bench.machine import CEILING
-from lrs3_loader.bench.results import Figure, Record, brief
+from benchmarks.machine import CEILING
+from benchmarks.results import Figure, Record, brief
 
 UNITS = {
     "frames/s": "frames a second (logarithmic)",

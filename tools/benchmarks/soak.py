@@ -20,12 +20,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.bench.family import Life, Sampler, family
+from benchmarks.family import Life, Sampler, family
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 
-EXTRACT = Path(__file__).parents[2] / "tools" / "extract.py"
+EXTRACT = Path(__file__).parents[1] / "extract.py"
 DAMAGED_EVERY = 50
 CLIP_SECONDS = (0.8, 0.85)
 PREEMPTED_SECONDS = 30.0  # from SIGTERM to SIGKILL

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs3_loader.bench.processes import Usage, run_measured
+from benchmarks.processes import Usage, run_measured
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.types import Clip
 

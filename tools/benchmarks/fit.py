@@ -14,9 +14,9 @@ from typing import TypeVar
 
 import torch
 
-from lrs3_loader.bench.fit_adam import CAMERA, SIZE, Fitted, adam_fit, objective
-from lrs3_loader.bench.fit_clips import Measured
-from lrs3_loader.bench.fit_truth import Truth, errors, rotation_error, speaking_clip
+from benchmarks.fit_adam import CAMERA, SIZE, Fitted, adam_fit, objective
+from benchmarks.fit_clips import Measured
+from benchmarks.fit_truth import Truth, errors, rotation_error, speaking_clip
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.fit.points import MOUTH
 from lrs3_loader.face.geometry.camera import Camera, project

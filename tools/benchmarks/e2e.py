@@ -9,11 +9,10 @@ from pathlib import Path
 
 import torch
 
-from lrs3_loader.assets.locate import Assets
-from lrs3_loader.bench.deep3d_files import make_deep3d
-from lrs3_loader.bench.extraction import Extraction, Extractor, forget
-from lrs3_loader.bench.extrapolate import lrs3_remark
-from lrs3_loader.bench.inputs import (
+from benchmarks.deep3d_files import make_deep3d
+from benchmarks.extraction import Extraction, Extractor, forget
+from benchmarks.extrapolate import lrs3_remark
+from benchmarks.inputs import (
     RANDOM_WEIGHTS,
     SPEECH_FOLDER,
     generate_clips,
@@ -21,9 +20,10 @@ from lrs3_loader.bench.inputs import (
     make_speech_encoder,
     network_dtype,
 )
-from lrs3_loader.bench.options import BenchOptions
-from lrs3_loader.bench.results import Bound, Figure, Remark
-from lrs3_loader.bench.timing import pinned
+from benchmarks.options import BenchOptions
+from benchmarks.results import Bound, Figure, Remark
+from benchmarks.timing import pinned
+from lrs3_loader.assets.locate import Assets
 from lrs3_loader.corpus.scan import scan_corpus
 
 NUM_CLIPS = 12

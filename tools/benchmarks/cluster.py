@@ -162,7 +162,8 @@ def time_leases(num_ranks: int, num_shards: int, num_processes: int = 4) -> Leas
 
 def _start_ranks(port: int, ranks: list[int], num_ranks: int) -> subprocess.Popen[str]:
     words = [sys.executable, "-m", __name__, str(port), str(num_ranks), *map(str, ranks)]
-    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    tools = Path(__file__).parents[1]  # where this module is found by its name
+    return subprocess.Popen(words, stdout=subprocess.PIPE, text=True, cwd=tools)
 
 
 def _client(port: int) -> dist.TCPStore:

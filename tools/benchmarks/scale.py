@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from lrs3_loader.bench.e2e import extract_options, pinned_to_ranks
-from lrs3_loader.bench.extraction import Extraction, Extractor, link_copies
-from lrs3_loader.bench.inputs import generate_clips
-from lrs3_loader.bench.options import BenchOptions
-from lrs3_loader.bench.results import Bound, Figure, Remark
+from benchmarks.e2e import extract_options, pinned_to_ranks
+from benchmarks.extraction import Extraction, Extractor, link_copies
+from benchmarks.inputs import generate_clips
+from benchmarks.options import BenchOptions
+from benchmarks.results import Bound, Figure, Remark
 
 NUM_CLIPS = 6
 FACTORS = (1, 4, 16)

@@ -14,8 +14,8 @@ import torch  # decord must be loaded after torch
 # isort: split
 import decord
 
-from lrs3_loader.bench.results import Figure
-from lrs3_loader.bench.timing import seconds_of
+from benchmarks.results import Figure
+from benchmarks.timing import seconds_of
 
 CEILING = "ceiling"
 Precision = Literal["float32", "tf32", "bfloat16", "float16"]

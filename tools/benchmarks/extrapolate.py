@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lrs3_loader.bench.results import Remark
+from benchmarks.results import Remark
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 LRS3_FRAMES = 39_000_000

@@ -24,7 +24,7 @@ import torch  # decord must be loaded after torch
 import decord
 from scipy.io import wavfile
 
-from lrs3_loader.bench.peers import SAMPLE_RATE, LibrosaMel, MediaPipeLandmarks, PillowResNet, praat_pitch
+from benchmarks.peers import SAMPLE_RATE, LibrosaMel, MediaPipeLandmarks, PillowResNet, praat_pitch
 from lrs3_loader.face.geometry.topology import to_ibug68
 
 

@@ -20,8 +20,8 @@ from torch import nn
 from torchvision.models import resnet50
 from transformers import AutoFeatureExtractor, HubertModel
 
-from lrs3_loader.bench.inputs import no_progress_bars
-from lrs3_loader.bench.pillow_alignment import align_frame
+from benchmarks.inputs import no_progress_bars
+from benchmarks.pillow_alignment import align_frame
 from lrs3_loader.face.deep3d.regressor import Deep3DFiles
 
 SAMPLE_RATE = 16_000

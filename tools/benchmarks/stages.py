@@ -13,14 +13,14 @@ from typing import Any, Literal
 import torch
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
+from benchmarks.extrapolate import lrs3_remark
+from benchmarks.handover import CHUNK_SHAPE, measure_handover
+from benchmarks.inputs import RANDOM_WEIGHTS, Workbench, describe_takes
+from benchmarks.machine import CEILING, ceiling_figures, decode_all, precisions
+from benchmarks.results import Figure, Remark
+from benchmarks.timing import Work, in_turn, wait_for
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.audio.hubert import SpeechEncoder
-from lrs3_loader.bench.extrapolate import lrs3_remark
-from lrs3_loader.bench.handover import CHUNK_SHAPE, measure_handover
-from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Workbench, describe_takes
-from lrs3_loader.bench.machine import CEILING, ceiling_figures, decode_all, precisions
-from lrs3_loader.bench.results import Figure, Remark
-from lrs3_loader.bench.timing import Work, in_turn, wait_for
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.decode.video import probe_video, read_pictures

@@ -14,13 +14,13 @@ import torch
 from transformers import HubertConfig, HubertModel
 from transformers.utils import logging as transformers_logging
 
+from benchmarks.deep3d_files import make_deep3d
+from benchmarks.machine import has_fast_bfloat16
+from benchmarks.options import BenchOptions
+from benchmarks.results import Remark
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.checkpoint import demo_checkpoint
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.bench.deep3d_files import make_deep3d
-from lrs3_loader.bench.machine import has_fast_bfloat16
-from lrs3_loader.bench.options import BenchOptions
-from lrs3_loader.bench.results import Remark
 from lrs3_loader.config import CorpusConfig, FaceConfig, RegressionConfig, RunConfig, SpeechConfig, resolve
 from lrs3_loader.corpus.scan import corpus_root, scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest

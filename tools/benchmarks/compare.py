@@ -15,18 +15,18 @@ from typing import Any
 import numpy as np
 import torch
 
+from benchmarks import peers
+from benchmarks.chain import Peers, Source, run_chain
+from benchmarks.e2e import extract_options
+from benchmarks.extraction import Extractor, copy_clips
+from benchmarks.extrapolate import lrs3_remark
+from benchmarks.fit_adam import SIZE as FIT_SIZE
+from benchmarks.fit_adam import Fitted, adam_fit, objective
+from benchmarks.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_takes
+from benchmarks.results import Bound, Figure, Remark
+from benchmarks.stages import relative_error
+from benchmarks.timing import Work, in_turn
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.bench import peers
-from lrs3_loader.bench.chain import Peers, Source, run_chain
-from lrs3_loader.bench.e2e import extract_options
-from lrs3_loader.bench.extraction import Extractor, copy_clips
-from lrs3_loader.bench.extrapolate import lrs3_remark
-from lrs3_loader.bench.fit_adam import SIZE as FIT_SIZE
-from lrs3_loader.bench.fit_adam import Fitted, adam_fit, objective
-from lrs3_loader.bench.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_takes
-from lrs3_loader.bench.results import Bound, Figure, Remark
-from lrs3_loader.bench.stages import relative_error
-from lrs3_loader.bench.timing import Work, in_turn
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FrameLandmarks

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.fit import Comparisons, HeldOut, SmallFace, compare_with_adam, held_out, small_faces, truth_table
+from benchmarks.fit_clips import Measured, read_clips
+from benchmarks.fit_truth import bfm_shaped_model, speaking_clip
 from lrs3_loader.assets.locate import Assets
-from lrs3_loader.bench.fit import Comparisons, HeldOut, SmallFace, compare_with_adam, held_out, small_faces, truth_table
-from lrs3_loader.bench.fit_clips import Measured, read_clips
-from lrs3_loader.bench.fit_truth import bfm_shaped_model, speaking_clip
 from lrs3_loader.config import FaceConfig
 from lrs3_loader.extract.models import load_face_model
 from lrs3_loader.face.fit.fitter import FitConfig
