@@ -19,6 +19,7 @@ ORDER = [
     {"extract", "decode"},
     {"viz", "doctor", "interop", "syncnet"},
     {"launch"},
+    {"commands", "__main__"},
 ]
 
 
