@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,7 +24,10 @@ MODULE = [sys.executable, "-m", "lrs3_loader"]
 
 
 def call(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(words, capture_output=True, text=True, cwd=folder, timeout=120)
+    """Run a command as somebody would who has no model files yet."""
+    environment = {**os.environ, "LRS3_LOADER_CACHE": str(folder / "no-models")}
+    environment.pop("LRS3_LOADER_ASSETS", None)
+    return subprocess.run(words, capture_output=True, text=True, cwd=folder, env=environment, timeout=120)
 
 
 def test_every_command_has_a_module_and_a_tool() -> None:
