@@ -17,7 +17,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from lrs3_loader.interop.settings import ExportOptions, ImportOptions
+from lrs3_loader.interop.geneface.settings import ExportOptions, ImportOptions
 from lrs3_loader.launch import cli
 
 

@@ -28,7 +28,7 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.interop.geneface.indexed import IndexedWriter
 from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
 from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
-from lrs3_loader.interop.settings import ExportOptions
+from lrs3_loader.interop.geneface.settings import ExportOptions
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder
 

@@ -26,7 +26,7 @@ from lrs3_loader.errors import ClipError, LengthMismatchError, RunError, TooShor
 from lrs3_loader.interop.geneface.exporter import EXPORT_FORMAT, RECORD
 from lrs3_loader.interop.geneface.indexed import IndexedReader
 from lrs3_loader.interop.geneface.item import ANGLES, BFM_EXP, BFM_ID, EXP, ID, NUM_COEFF, TRANSLATION, five_landmarks
-from lrs3_loader.interop.settings import ImportOptions
+from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.run.manifest import plan_sha256

@@ -16,7 +16,7 @@ import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
-from lrs3_loader.interop.settings import ItemOptions
+from lrs3_loader.interop.geneface.settings import ItemOptions
 
 MIN_MEL_ROWS = 64  # GeneFace leaves out shorter clips
 ROW_MULTIPLE = 8  # its dataset pads mel to a multiple of this, and everything else has to fit
