@@ -33,12 +33,12 @@ class Pack:
     """Name of the archive (the folder's when not given)."""
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.bundle.bundle import pack
+        from lrs3_loader.interop.bundle.bundle import pack_archive
 
         try:
             part_size = parse_size(self.part_size)
             with _bytes_bar() as bar:
-                manifest = pack(self.source, self.to, part_size, self.name, bar.update)
+                manifest = pack_archive(self.source, self.to, part_size, self.name, bar.update)
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
         print(manifest)
@@ -55,10 +55,10 @@ class Unpack:
     """Folder for what is in them, such as data/binary/lrs3."""
 
     def __call__(self) -> int:
-        from lrs3_loader.interop.bundle.bundle import unpack
+        from lrs3_loader.interop.bundle.bundle import unpack_archive
 
         with _bytes_bar() as bar:
-            done = unpack(self.parts, self.out, bar.update)
+            done = unpack_archive(self.parts, self.out, bar.update)
         print(
             f"{done.num_written} files, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
             f"{done.num_there} were there"

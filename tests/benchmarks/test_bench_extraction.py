@@ -135,7 +135,7 @@ def test_whole_runs_say_what_was_busy(options: BenchOptions, tmp_path: Path) -> 
     assert any("--hubert demo" in text for text in remarks)
 
 
-class CountingExtractor(extraction.Extractor):
+class CountingRunner(extraction.ExtractRunner):
     """Takes a second to begin with and one for each clip, and remembers one clip in ten."""
 
     def __init__(self) -> None:
@@ -148,7 +148,7 @@ class CountingExtractor(extraction.Extractor):
 
 
 def test_growth_of_time_and_memory_is_held_against_the_clips(options: BenchOptions, tmp_path: Path) -> None:
-    figures, _ = split(scale.measure(options, CPU, tmp_path, EXTRACT, (1, 4, 16), CountingExtractor()))
+    figures, _ = split(scale.measure(options, CPU, tmp_path, EXTRACT, (1, 4, 16), CountingRunner()))
     time_growth, memory_growth = figures["growth", "time, 16x / 1x"], figures["growth", "ranks, 16x / 4x"]
     assert time_growth.value == 17 / 2
     assert time_growth.bound == Bound(16.5, at_most=True)

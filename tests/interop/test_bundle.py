@@ -16,7 +16,7 @@ import pytest
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.bundle import archive
-from lrs3_loader.interop.bundle.bundle import pack, unpack
+from lrs3_loader.interop.bundle.bundle import pack_archive, unpack_archive
 from lrs3_loader.interop.bundle.part_names import order_parts
 from lrs3_loader.interop.bundle.parts import PartsReader, parse_size
 from lrs3_loader.run.folder import RunFolder
@@ -45,7 +45,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def parts(source: Path, tmp_path: Path) -> list[Path]:
-    pack(source, tmp_path / "parts", 20_000)
+    pack_archive(source, tmp_path / "parts", 20_000)
     return sorted((tmp_path / "parts").glob("*.part_*"))
 
 
@@ -59,8 +59,8 @@ def test_a_run_comes_back_whole(tmp_path: Path) -> None:
     run.publish(shard, map(make_features, shard.clips), {}, {})
     (run.path / "tmp" / "shard in flight").write_bytes(b"x")
     (run.path / ".stats.json.abc.tmp").write_bytes(b"x")
-    manifest = pack(run.path, tmp_path / "parts", 10_000)
-    report = unpack([manifest], tmp_path / "there")
+    manifest = pack_archive(run.path, tmp_path / "parts", 10_000)
+    report = unpack_archive([manifest], tmp_path / "there")
     back = RunFolder.open(tmp_path / "there")
     assert [problems for _, problems in back.check()] == [[]]
     assert report.num_written == len(contents(tmp_path / "there")) == 4
@@ -73,7 +73,7 @@ def test_parts_have_the_size_asked_for_and_depend_on_the_files_alone(
     assert {part.stat().st_size for part in parts[:-1]} == {20_000}
     for path in source.rglob("*"):
         os.utime(path, (0, 0))
-    pack(source, tmp_path / "again", 20_000)
+    pack_archive(source, tmp_path / "again", 20_000)
     assert contents(tmp_path / "again") == contents(tmp_path / "parts")
 
 
@@ -85,9 +85,9 @@ def test_parts_can_be_joined_by_hand(parts: list[Path], tmp_path: Path) -> None:
 
 def test_unpacking_needs_no_order_and_no_manifest(parts: list[Path], tmp_path: Path) -> None:
     random.Random(0).shuffle(parts)
-    assert contents(unpack(parts, tmp_path / "a").out) == FILES
+    assert contents(unpack_archive(parts, tmp_path / "a").out) == FILES
     next((tmp_path / "parts").glob("*.manifest.json")).unlink()
-    assert contents(unpack(parts, tmp_path / "b").out) == FILES
+    assert contents(unpack_archive(parts, tmp_path / "b").out) == FILES
 
 
 def test_every_part_is_checked_before_anything_is_written(parts: list[Path], tmp_path: Path) -> None:
@@ -95,15 +95,15 @@ def test_every_part_is_checked_before_anything_is_written(parts: list[Path], tmp
     data[0] ^= 1
     parts[-1].write_bytes(data)
     with pytest.raises(RunError, match=rf"{parts[-1].name} is damaged"):
-        unpack(parts, tmp_path / "out")
+        unpack_archive(parts, tmp_path / "out")
     os.truncate(parts[2], 100)
     with pytest.raises(RunError, match=r"part_0002 has 100 bytes, its manifest says 20000"):
-        unpack(parts, tmp_path / "out")
+        unpack_archive(parts, tmp_path / "out")
     with pytest.raises(RunError, match=rf"missing of {len(parts)} parts: lrs3\.tar\.part_0001"):
-        unpack(parts[:1] + parts[2:], tmp_path / "out")
+        unpack_archive(parts[:1] + parts[2:], tmp_path / "out")
     parts[1].unlink()
     with pytest.raises(RunError, match=r"part_0001 is missing"):
-        unpack(parts, tmp_path / "out")
+        unpack_archive(parts, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -112,15 +112,15 @@ def test_an_interrupted_unpacking_goes_on(parts: list[Path], tmp_path: Path, mon
     with monkeypatch.context() as patch:
         patch.setattr(archive._Tar, "open", stop_at("train.data", archive._Tar.open))
         with pytest.raises(KeyboardInterrupt):
-            unpack(parts, out)
+            unpack_archive(parts, out)
     assert sorted(contents(out)) == ["stats/sizes.npy"]
     whole = (out / "stats/sizes.npy").stat()
     write_files(out, {"val.data": b"w" * 30_000, "ü.npy": b"12"})  # of the right size with other contents; cut off
-    report = unpack(parts, out)
+    report = unpack_archive(parts, out)
     assert (report.num_written, report.num_there) == (3, 1)
     assert (out / "stats/sizes.npy").stat().st_mtime_ns == whole.st_mtime_ns
     assert contents(out) == FILES
-    assert unpack(parts, out).num_written == 0
+    assert unpack_archive(parts, out).num_written == 0
 
 
 def stop_at(name: str, original):  # type: ignore[no-untyped-def]
@@ -141,25 +141,25 @@ def stop_at(name: str, original):  # type: ignore[no-untyped-def]
 
 def test_packing_refuses_what_it_cannot_bring_back(source: Path, tmp_path: Path) -> None:
     with pytest.raises(RunError, match="inside"):
-        pack(source, source / "parts", 20_000)
-    pack(source, tmp_path / "parts", 20_000)
+        pack_archive(source, source / "parts", 20_000)
+    pack_archive(source, tmp_path / "parts", 20_000)
     with pytest.raises(RunError, match="already there"):
-        pack(source, tmp_path / "parts", 20_000)
+        pack_archive(source, tmp_path / "parts", 20_000)
     with pytest.raises(ValueError, match="part_size"):
-        pack(source, tmp_path / "parts", 10)
+        pack_archive(source, tmp_path / "parts", 10)
     (source / "link").symlink_to("/")
     with pytest.raises(RunError, match="link is a link"):
-        pack(source, tmp_path / "more", 20_000)
+        pack_archive(source, tmp_path / "more", 20_000)
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="holds no files"):
-        pack(tmp_path / "empty", tmp_path / "more", 20_000)
+        pack_archive(tmp_path / "empty", tmp_path / "more", 20_000)
 
 
 def test_a_failed_packing_leaves_nothing(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # A file that shrinks after its size was taken.
     monkeypatch.setattr("lrs3_loader.interop.bundle.bundle.os.fstat", lambda handle: os.stat(source / "train.data"))
     with pytest.raises(RunError, match="cannot pack"):
-        pack(source, tmp_path / "parts", 20_000)
+        pack_archive(source, tmp_path / "parts", 20_000)
     assert list((tmp_path / "parts").iterdir()) == []
 
 
@@ -212,15 +212,15 @@ def test_zip_parts_found_in_the_wild(scheme: str, top: str, tmp_path: Path) -> N
     data = make_zip({f"{top}{name}": contents for name, contents in FILES.items()} | {f"{top}stats/": b""})
     paths = cut(data, tmp_path / "parts", scheme)
     random.Random(1).shuffle(paths)
-    report = unpack(paths, tmp_path / "data/binary/lrs3")
+    report = unpack_archive(paths, tmp_path / "data/binary/lrs3")
     assert contents(tmp_path / "data/binary/lrs3") == FILES
     assert report.num_written == len(FILES)
-    assert unpack(paths, tmp_path / "data/binary/lrs3").num_there == len(FILES)
+    assert unpack_archive(paths, tmp_path / "data/binary/lrs3").num_there == len(FILES)
 
 
 def test_a_whole_archive_is_one_part(tmp_path: Path) -> None:
     (tmp_path / "lrs3.zip").write_bytes(make_zip(FILES))
-    unpack([tmp_path / "lrs3.zip"], tmp_path / "out")
+    unpack_archive([tmp_path / "lrs3.zip"], tmp_path / "out")
     assert contents(tmp_path / "out") == FILES
 
 
@@ -228,44 +228,44 @@ def test_missing_and_short_parts_are_named(tmp_path: Path) -> None:
     paths = cut(make_zip(FILES, zipfile.ZIP_STORED), tmp_path)
     out = tmp_path / "out"
     with pytest.raises(RunError, match=r"1 part missing between lrs3\.zip\.004 and lrs3\.zip\.006"):
-        unpack(paths[:4] + paths[5:], out)
+        unpack_archive(paths[:4] + paths[5:], out)
     with pytest.raises(RunError, match=r"3 parts missing between lrs3\.zip\.002 and lrs3\.zip\.006"):
-        unpack(paths[:2] + paths[5:], out)
+        unpack_archive(paths[:2] + paths[5:], out)
     with pytest.raises(RunError, match=r"first parts are missing: the lowest given is lrs3\.zip\.003"):
-        unpack(paths[2:], out)
+        unpack_archive(paths[2:], out)
     with pytest.raises(RunError, match="last part is missing or short"):
-        unpack(paths[:-1], out)
+        unpack_archive(paths[:-1], out)
     with pytest.raises(RunError, match="the first part is missing"):
-        unpack(cut(make_zip(FILES, zipfile.ZIP_STORED)[5000:], tmp_path / "headless"), out)
+        unpack_archive(cut(make_zip(FILES, zipfile.ZIP_STORED)[5000:], tmp_path / "headless"), out)
     (tmp_path / "copy").mkdir()
     with pytest.raises(RunError, match="one part twice"):
-        unpack([*paths, Path(shutil.copy(paths[3], tmp_path / "copy"))], out)
+        unpack_archive([*paths, Path(shutil.copy(paths[3], tmp_path / "copy"))], out)
     size = paths[6].stat().st_size
     os.truncate(paths[6], size - 1)
     with pytest.raises(RunError, match=rf"lrs3\.zip\.007 is short: {size - 1} bytes, others have {size}"):
-        unpack(paths, out)
+        unpack_archive(paths, out)
     os.truncate(paths[-1], 0)
     os.truncate(paths[6], size)
     with pytest.raises(RunError, match=r"lrs3\.zip\.012 is empty"):
-        unpack(paths, out)
+        unpack_archive(paths, out)
     assert not out.exists()
 
 
 def test_a_tar_cut_off_is_noticed(parts: list[Path], tmp_path: Path) -> None:
     (tmp_path / "parts" / "lrs3.tar.manifest.json").unlink()
     with pytest.raises(RunError, match="last part is missing or short"):
-        unpack(parts[:3], tmp_path / "out")
+        unpack_archive(parts[:3], tmp_path / "out")
     whole = b"".join(part.read_bytes() for part in parts).rstrip(b"\0")
     (tmp_path / "x.tar").write_bytes(whole)
     with pytest.raises(RunError, match="last part is missing or short"):
-        unpack([tmp_path / "x.tar"], tmp_path / "out")
+        unpack_archive([tmp_path / "x.tar"], tmp_path / "out")
 
 
 def test_a_damaged_member_is_not_written(tmp_path: Path) -> None:
     data = make_zip(FILES, zipfile.ZIP_STORED).replace(b"vvvv", b"vvwv", 1)
     (tmp_path / "x.zip").write_bytes(data)
     with pytest.raises(RunError, match=r"val\.data in x\.zip is damaged"):
-        unpack([tmp_path / "x.zip"], tmp_path / "out")
+        unpack_archive([tmp_path / "x.zip"], tmp_path / "out")
     assert sorted(contents(tmp_path / "out")) == ["train.data"]
 
 
@@ -318,7 +318,7 @@ def test_parts_read_as_one_file(tmp_path: Path) -> None:
 def refused(path: Path, text: str) -> None:
     out = path.parent / "out" / "deep"
     with pytest.raises(RunError, match=text):
-        unpack([path], out)
+        unpack_archive([path], out)
     assert not out.exists()
     assert {found.name for found in path.parent.iterdir()} == {path.name}
 
@@ -359,7 +359,7 @@ def test_links_in_a_zip(tmp_path: Path) -> None:
 
 def test_absurd_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "x.zip").write_bytes(make_zip({"bomb": bytes(3_000_000)}))
-    unpack([tmp_path / "x.zip"], tmp_path / "small enough")
+    unpack_archive([tmp_path / "x.zip"], tmp_path / "small enough")
     shutil.rmtree(tmp_path / "small enough")
     with monkeypatch.context() as patch:
         patch.setattr(archive, "_MIN_ALLOWED", 1_000_000)
@@ -367,7 +367,7 @@ def test_absurd_sizes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = namedtuple("usage", "total used free")(0, 0, 1_000_000)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     with pytest.raises(RunError, match="3000000 bytes to unpack, 1000000 free"):
-        unpack([tmp_path / "x.zip"], tmp_path / "out")
+        unpack_archive([tmp_path / "x.zip"], tmp_path / "out")
     assert contents(tmp_path / "out") == {}
 
 
@@ -424,7 +424,7 @@ def test_random_damage_ends_with_one_clear_error_or_not_at_all(seed: int, tmp_pa
         data[rng.randrange(len(data))] = rng.randrange(256)
     (tmp_path / "x.zip").write_bytes(data[: rng.choice([len(data), rng.randrange(len(data))])])
     try:
-        unpack([tmp_path / "x.zip"], tmp_path / "in" / "out")
+        unpack_archive([tmp_path / "x.zip"], tmp_path / "in" / "out")
     except RunError:
         assert not list(tmp_path.rglob("*.tmp"))
     assert {path.name for path in tmp_path.iterdir()} <= {"x.zip", "in"}
@@ -436,7 +436,7 @@ def test_links_already_there_do_not_lead_out(parts: list[Path], tmp_path: Path) 
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "out" / "stats").symlink_to(tmp_path / "elsewhere")
     with pytest.raises(RunError, match="leads out of"):
-        unpack(parts, tmp_path / "out")
+        unpack_archive(parts, tmp_path / "out")
 
 
 def test_damaged_manifests(parts: list[Path], tmp_path: Path) -> None:
@@ -444,8 +444,8 @@ def test_damaged_manifests(parts: list[Path], tmp_path: Path) -> None:
     plain = json.loads(path.read_text())
     path.write_text(json.dumps(plain | {"top": "other"}))
     with pytest.raises(RunError, match="not the archive that its manifest describes"):
-        unpack(parts, tmp_path / "out")
+        unpack_archive(parts, tmp_path / "out")
     for text in ("", "[]", '{"format": "other"}', json.dumps(plain | {"parts": [1]})):
         path.write_text(text)
         with pytest.raises(RunError, match="not a manifest of parts"):
-            unpack(parts, tmp_path / "out")
+            unpack_archive(parts, tmp_path / "out")

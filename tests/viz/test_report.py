@@ -29,7 +29,7 @@ from lrs3_loader.viz.report import Findings, collect, write_report
 from lrs3_loader.viz.report.collect import evenly_spread
 from lrs3_loader.viz.report.figures import duration, nice_step
 from lrs3_loader.viz.report.measures import MEASURES, Histogram
-from lrs3_loader.viz.report.timeline import Axis, Timeline, Work
+from lrs3_loader.viz.report.timeline import ShardWork, TimeAxis, Timeline
 from support.factory import make_clip, make_reject
 from support.paths import REPO
 from support.run_factory import begin_run, full_features, make_run, publish
@@ -137,7 +137,7 @@ def test_frames_without_a_face_do_not_count(tmp_path: Path) -> None:
     _, findings = report(run)
     assert findings.histograms["Yaw"].total == 5
     assert findings.histograms["Valid fraction"].quantile(0.5) == 25
-    assert [pick.why for pick in findings.picks] == ["fewest frames with a face, turned furthest"]
+    assert [pick.reason for pick in findings.picks] == ["fewest frames with a face, turned furthest"]
 
 
 def record(shards: list[Shard]) -> dict[str, object]:
@@ -214,22 +214,22 @@ def test_offsets_are_shown_where_they_were_measured(tmp_path: Path) -> None:
         report(run)
 
 
-def work(rank: int, start: float, stop: float, num_frames: int = 100) -> Work:
-    return Work(rank, "cpu", start, stop, num_frames, 4)
+def work(rank: int, start: float, stop: float, num_frames: int = 100) -> ShardWork:
+    return ShardWork(rank, "cpu", start, stop, num_frames, 4)
 
 
 def test_pauses_between_launches_are_left_out_of_the_time_axis() -> None:
-    axis = Axis.of([work(0, 1000, 1100), work(1, 1040, 1200), work(0, 9000, 9100)])
-    assert axis.stretches == ((1000, 1200), (9000, 9100))
+    axis = TimeAxis.from_works([work(0, 1000, 1100), work(1, 1040, 1200), work(0, 9000, 9100)])
+    assert axis.spans == ((1000, 1200), (9000, 9100))
     assert axis.seconds == 300
     assert [axis.place(time) for time in (900, 1000, 1150, 5000, 9050, 9999)] == [0, 0, 150, 200, 250, 300]
     assert axis.pauses() == [(200, 7800)]
-    assert Axis.of([work(0, 0, 100), work(0, 110, 200)]).stretches == ((0, 200),)
+    assert TimeAxis.from_works([work(0, 0, 100), work(0, 110, 200)]).spans == ((0, 200),)
 
 
 def test_every_frame_is_in_the_throughput_of_its_rank() -> None:
     works = [work(0, 0, 100, 1000), work(1, 0, 50, 2000), work(1, 60, 100, 400), work(0, 100, 130, 0)]
-    timeline = Timeline.of(works)
+    timeline = Timeline.from_works(works)
     width = timeline.axis.seconds / timeline.rates.shape[1]
     np.testing.assert_allclose(timeline.rates.sum(1) * width, [1000, 2400])
     assert timeline.rates[0].max() == pytest.approx(10)
@@ -328,7 +328,7 @@ def demo_features(clip: object, seed: int) -> ClipFeatures:
 
 def test_the_gallery_draws_landmarks_mesh_and_sound(talking: RunFolder) -> None:
     page, findings = report(talking, load_model=demo.demo_head)
-    assert [pick.why for pick in findings.picks] == ["worst fit, turned furthest", ""]
+    assert [pick.reason for pick in findings.picks] == ["worst fit, turned furthest", ""]
     checker = read_page(page)
     assert len(checker.pictures) == 4
     assert page.count('class="dot"') == page.count('class="fit"') == 2 * 68

@@ -18,7 +18,7 @@ import torch
 from benchmarks import peers
 from benchmarks.chain import Peers, Source, run_chain
 from benchmarks.e2e import extract_options
-from benchmarks.extraction import Extractor, copy_clips
+from benchmarks.extraction import ExtractRunner, copy_clips
 from benchmarks.extrapolate import lrs3_remark
 from benchmarks.fit_adam import SIZE as FIT_SIZE
 from benchmarks.fit_adam import Fitted, adam_fit, objective
@@ -247,12 +247,12 @@ class PeerBench:
         folder.mkdir()
         sources = [Source(clip.key.replace("/", "_"), corpus / f"{clip.key}.mp4") for clip in clips]
         options = extract_options(self.bench.options, self.device, self.bench.scratch, full=True)
-        extractor = Extractor(self.script, options, self.bench.options.threads, self.device.type == "cuda")
+        runner = ExtractRunner(self.script, options, self.bench.options.threads, self.device.type == "cuda")
         ours: list[float] = []
         theirs: list[float] = []
         scripts: list[dict[str, float]] = []
         for number in range(min(self.repeats, MAX_WHOLE_REPEATS)):
-            run = extractor.run(corpus, self.bench.scratch / f"whole-{number}", 1, ["--workers", "1"])
+            run = runner.run(corpus, self.bench.scratch / f"whole-{number}", 1, ["--workers", "1"])
             ours.append(run.seconds)
             with as_usual():
                 scripts.append(run_chain(sources, folder, models))

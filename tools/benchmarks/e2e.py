@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.deep3d_files import make_deep3d
-from benchmarks.extraction import Extraction, Extractor, forget
+from benchmarks.extraction import Extraction, ExtractRunner, forget
 from benchmarks.extrapolate import lrs3_remark
 from benchmarks.inputs import (
     RANDOM_WEIGHTS,
@@ -42,11 +42,11 @@ def measure(
     corpus = options.corpus(generated if options.clips else generate_clips(generated, options.quick, NUM_CLIPS))
     clips = options.clips or generated
     paths = [local_root(corpus) / clip.video_path for clip in scan_corpus(corpus)]
-    extractor = Extractor(script, extract_options(options, device, scratch, full), options.threads, _on_gpu(device))
+    runner = ExtractRunner(script, extract_options(options, device, scratch, full), options.threads, _on_gpu(device))
     if full:
         yield Remark(RANDOM_WEIGHTS)
     yield Remark(f"{len(paths)} clips, {sum(path.stat().st_size for path in paths) / 1e6:.1f} MB; the command of each:")
-    yield Remark(" ".join(extractor.command(clips, Path("OUT"), 1)))
+    yield Remark(" ".join(runner.command(clips, Path("OUT"), 1)))
     single: float | None = None
     for ranks in rank_counts(device, max_ranks, options.threads):
         seconds: list[float] = []
@@ -56,7 +56,7 @@ def measure(
                 forget(paths)
             with pinned_to_ranks(ranks * options.threads, device):
                 out = scratch / f"run-{ranks}-{number}"
-                run = extractor.run(clips, out, ranks, shard_options(len(paths), ranks))
+                run = runner.run(clips, out, ranks, shard_options(len(paths), ranks))
             yield from describe_run(
                 run, f"{ranks} rank{'s' * (ranks > 1)}", "cold" if cold else f"warm {number}", ranks
             )

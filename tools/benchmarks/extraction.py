@@ -35,7 +35,7 @@ class Extraction:
         return self.num_frames / self.seconds
 
 
-class Extractor:
+class ExtractRunner:
     """Runs ``extract.py`` with options that are the same for all its runs."""
 
     def __init__(self, script: Path, options: Sequence[str], threads: int, on_gpu: bool) -> None:

@@ -31,7 +31,7 @@ LIP_FOLDS = ((185, 269, 375, 181), (39, 409, 405, 146))
 AROUND_MOUTH = (57, 186, 92, 165, 167, 164, 393, 391, 322, 410, 287, 273, 335, 406, 313, 18, 83, 182, 106, 43)
 #: Expressions of the truth: half of it as slow as phrases, half as fast as syllables.
 TRUTH_FRAMES = (2.5, 1.0)
-NOISE_PX, STEADY_PX = 0.5, 0.5
+NOISE_PX, CORRELATED_NOISE_PX = 0.5, 0.5
 _Out = TypeVar("_Out")
 
 
@@ -225,11 +225,17 @@ class Recovery:
     num_unconverged: int
 
 
-def make_truths(model: FaceModel, num_clips: int, num_frames: int, steady_px: float = 0.0) -> list[Truth]:
+def make_truths(model: FaceModel, num_clips: int, num_frames: int, correlated_noise_px: float = 0.0) -> list[Truth]:
     """Random people of the model's full variety who speak, at 0.5 px of noise in a 224 x 224 frame."""
     return [
         speaking_clip(
-            model, seed, num_frames, noise_px=NOISE_PX, exp_frames=TRUTH_FRAMES, id_share=1.0, steady_px=steady_px
+            model,
+            seed,
+            num_frames,
+            noise_px=NOISE_PX,
+            exp_frames=TRUTH_FRAMES,
+            id_share=1.0,
+            correlated_noise_px=correlated_noise_px,
         )
         for seed in range(num_clips)
     ]
@@ -252,9 +258,9 @@ def recover(model: FaceModel, config: FitConfig, truths: Sequence[Truth]) -> Rec
 def truth_table(models: Sequence[FaceModel], num_clips: int, num_frames: int) -> Iterator[tuple[str, Recovery]]:
     """(model, noise and config; recovery), row by row."""
     for model in models:
-        for steady_px in (0.0, STEADY_PX):
-            truths = make_truths(model, num_clips, num_frames, steady_px)
-            noise = "0.5 px" if not steady_px else "0.5 px + 0.5 px steady"
+        for correlated_noise_px in (0.0, CORRELATED_NOISE_PX):
+            truths = make_truths(model, num_clips, num_frames, correlated_noise_px)
+            noise = "0.5 px" if not correlated_noise_px else "0.5 px + 0.5 px correlated"
             configs = {"fast": FitConfig.fast(), "best": FitConfig.best(), "GeneFace++'s": FitConfig.geneface(model)}
             for name, config in configs.items():
                 yield f"{model.name}, {noise}, {name}", recover(model, config, truths)

@@ -51,7 +51,7 @@ def speaking_clip(
     noise_px: float = 0.5,
     exp_frames: Sequence[float] = (2.5,),
     id_share: float = 0.8,
-    steady_px: float = 0.0,
+    correlated_noise_px: float = 0.0,
 ) -> Truth:
     """A random person who speaks and moves the head by about 5 degrees.
 
@@ -61,8 +61,8 @@ def speaking_clip(
         noise_px: standard deviation of the landmarks' noise in a frame 224 wide.
         exp_frames: how smooth the expression is over time: equal parts of ``smooth_noise`` of these widths.
         id_share: size of the identity in its standard deviations.
-        steady_px: standard deviation of an error that a landmark has in all frames, on top: detectors and models do
-            not mean quite the same points.
+        correlated_noise_px: standard deviation of a further error, constant over each landmark's frames: detectors
+            and models do not mean quite the same points.
     """
     rng = np.random.default_rng(seed)
     id = id_share * rng.standard_normal(model.num_id) * model.id_sigma.numpy()
@@ -75,8 +75,8 @@ def speaking_clip(
     tensors = [torch.tensor(value, dtype=torch.float32) for value in (id, exp, np.column_stack((turn, shift)))]
     landmarks = project(model.landmarks(tensors[0], tensors[1]), tensors[2], Camera.for_frame(*size))
     noise = rng.standard_normal(landmarks.shape) * noise_px
-    if steady_px:
-        noise = noise + rng.standard_normal(landmarks.shape[1:]) * steady_px
+    if correlated_noise_px:
+        noise = noise + rng.standard_normal(landmarks.shape[1:]) * correlated_noise_px
     measured = landmarks + torch.tensor(noise * max(size) / 224, dtype=torch.float32)
     return Truth(FitInput(measured, torch.ones(num_frames, dtype=torch.bool), *size), *tensors)
 

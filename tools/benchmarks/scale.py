@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.e2e import extract_options, pinned_to_ranks
-from benchmarks.extraction import Extraction, Extractor, link_copies
+from benchmarks.extraction import Extraction, ExtractRunner, link_copies
 from benchmarks.inputs import generate_clips
 from benchmarks.options import BenchOptions
 from benchmarks.results import Bound, Figure, Remark
@@ -26,7 +26,7 @@ def measure(
     scratch: Path,
     script: Path,
     factors: Sequence[int] = FACTORS,
-    extractor: Extractor | None = None,
+    runner: ExtractRunner | None = None,
 ) -> Iterator[Figure | Remark]:
     """One rank, small shards, the small speech encoder: what is looked at is the growth, not the speed.
 
@@ -39,15 +39,15 @@ def measure(
         raise ValueError("scale makes its own clips; leave --clips away")
     base = generate_clips(scratch / "clips", options.quick, NUM_CLIPS)
     on_gpu = device.type == "cuda"
-    if extractor is None:
-        extractor = Extractor(script, extract_options(options, device, scratch, full=False), options.threads, on_gpu)
+    if runner is None:
+        runner = ExtractRunner(script, extract_options(options, device, scratch, full=False), options.threads, on_gpu)
     yield Remark("clips are hard links of the same few rendered files; small speech encoder, no regression, one rank")
     runs: dict[int, Extraction] = {}
     for factor in sorted(set(factors)):
         corpus = link_copies(base, scratch / f"clips-{factor}", factor)
         with pinned_to_ranks(options.threads, device):
             shards = ["--shard-clips", str(SHARD_CLIPS), "--workers", "1"]
-            runs[factor] = extractor.run(corpus, scratch / f"run-{factor}", 1, shards)
+            runs[factor] = runner.run(corpus, scratch / f"run-{factor}", 1, shards)
         yield from _describe(runs[factor], f"{factor}x")
     yield from _growth(runs)
 

@@ -162,7 +162,7 @@ def resident_mib() -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
-def describe(timings: Iterable[Timing]) -> Iterator[str]:
+def format_timings(timings: Iterable[Timing]) -> Iterator[str]:
     """A table, line by line."""
     yield f"{'':<34}{'samples/s':>11}{'(slowest - fastest)':>22}{'memory, MiB':>20}"
     for timing in timings:
@@ -193,4 +193,4 @@ def run_benchmark(scratch: Path, num_samples: int, num_workers: int, num_passes:
         f"{num_samples} samples in {len(run.shards)} shards, {num_bytes / 1e6:.0f} MB, {num_workers} workers, "
         f"median of {num_passes} passes in turn"
     )
-    yield from describe(compare(run, files, num_workers, num_passes))
+    yield from format_timings(compare(run, files, num_workers, num_passes))

@@ -45,7 +45,7 @@ class Archive(Protocol):
 
 
 @contextmanager
-def damage_named(what: str) -> Iterator[None]:
+def archive_errors(what: str) -> Iterator[None]:
     """Turn what zipfile and tarfile raise over damaged data into a RunError."""
     try:
         yield
@@ -67,7 +67,7 @@ def open_archive(reader: PartsReader, name: str) -> Archive:
             destination, a name twice, absurd sizes); the message names the member.
     """
     head = reader.read(512)
-    with damage_named(name):
+    with archive_errors(name):
         if head[:4] == b"PK\x03\x04":
             archive: Archive = _Zip(reader, name)
         elif head[257:262] == b"ustar":

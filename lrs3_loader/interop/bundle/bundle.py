@@ -1,8 +1,8 @@
 """Moving whole sets: a run or a binarised folder as an archive in parts, and back.
 
-``pack`` writes a plain tar (features hardly compress), so that ``cat NAME.tar.part_* | tar x`` unpacks it anywhere, and
-a manifest with the sha256 of every part. ``unpack`` reads such parts, and the zip parts that others publish, as one
-file, without joining them on disk.
+``pack_archive`` writes a plain tar (features hardly compress), so that ``cat NAME.tar.part_* | tar x`` unpacks it
+anywhere, and a manifest with the sha256 of every part. ``unpack_archive`` reads such parts, and the zip parts that
+others publish, as one file, without joining them on disk.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pathlib import Path, PurePosixPath
 from typing import IO, cast
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.interop.bundle.archive import Archive, Member, damage_named, open_archive
+from lrs3_loader.interop.bundle.archive import Archive, Member, archive_errors, open_archive
 from lrs3_loader.interop.bundle.part_names import order_parts
 from lrs3_loader.interop.bundle.parts import (
     MANIFEST_SUFFIX,
-    Manifest,
+    BundleManifest,
     PartsReader,
     PartsWriter,
     check_manifest,
@@ -40,8 +40,8 @@ _MIN_PART_BYTES = 1024
 
 
 @dataclass(frozen=True)
-class Unpacked:
-    """What ``unpack`` did."""
+class UnpackResult:
+    """What ``unpack_archive`` did."""
 
     out: Path
     num_written: int
@@ -49,7 +49,7 @@ class Unpacked:
     num_bytes: int  # written
 
 
-def pack(
+def pack_archive(
     source: Path,
     dest: Path,
     part_size: int,
@@ -93,7 +93,7 @@ def pack(
         for path in files:
             _add(tar, source, path, name)
             progress((source / path).stat().st_size)
-    manifest = Manifest(archive, name, len(files), tuple(writer.parts))
+    manifest = BundleManifest(archive, name, len(files), tuple(writer.parts))
     manifest_path = dest / f"{archive}{MANIFEST_SUFFIX}"
     with atomic_write(manifest_path) as file:
         file.write(manifest.to_json().encode())
@@ -140,11 +140,11 @@ def _add(tar: tarfile.TarFile, source: Path, path: PurePosixPath, top: str) -> N
             raise RunError(f"cannot pack {source / path}: {error}") from error
 
 
-def unpack(
+def unpack_archive(
     paths: Sequence[Path],
     out: Path,
     progress: Callable[[int], object] = lambda num_bytes: None,
-) -> Unpacked:
+) -> UnpackResult:
     """Unpack the parts of one archive into ``out``; call it again to resume.
 
     Every part is checked before anything is written: against the manifest where there is one, otherwise by numbering
@@ -179,28 +179,28 @@ def unpack(
         _check_targets(out, targets)
         num_written = num_bytes = 0
         for member, target in targets.items():
-            with damage_named(f"{member.path} in {name}"):
+            with archive_errors(f"{member.path} in {name}"):
                 if not _is_there(archive, member, target):
                     _write(archive, member, target)
                     num_written += 1
                     num_bytes += member.num_bytes
             progress(member.num_bytes)
-    return Unpacked(out, num_written, len(targets) - num_written, num_bytes)
+    return UnpackResult(out, num_written, len(targets) - num_written, num_bytes)
 
 
-def _find_manifest(paths: Sequence[Path]) -> tuple[Manifest | None, list[Path]]:
+def _find_manifest(paths: Sequence[Path]) -> tuple[BundleManifest | None, list[Path]]:
     """The manifest, given or beside the parts, and the parts."""
     given = [path for path in paths if path.name.endswith(MANIFEST_SUFFIX)]
     parts = [path for path in paths if path not in given]
     if len(given) > 1:
         raise RunError(f"two manifests given: {given[0]} and {given[1]}")
     if given and not parts:
-        manifest = Manifest.read(given[0])
+        manifest = BundleManifest.read(given[0])
         return manifest, [given[0].parent / part.name for part in manifest.parts]
     if not given and parts:
         beside = parts[0].parent.glob(f"*{MANIFEST_SUFFIX}") if parts[0].parent.is_dir() else ()
         given = [path for path in beside if parts[0].name.startswith(path.name.removesuffix(MANIFEST_SUFFIX))]
-    return (Manifest.read(given[0]) if given else None), parts
+    return (BundleManifest.read(given[0]) if given else None), parts
 
 
 def _shared_depth(members: Sequence[Member]) -> int:

@@ -35,8 +35,8 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What ``pack`` writes beside the parts."""
+class BundleManifest:
+    """What ``pack_archive`` writes beside the parts."""
 
     archive: str  # name of the whole, such as lrs3.tar
     top: str  # the one folder in it
@@ -47,7 +47,7 @@ class Manifest:
         return json.dumps({"format": MANIFEST_FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
 
     @classmethod
-    def read(cls, path: Path) -> Manifest:
+    def read(cls, path: Path) -> BundleManifest:
         """Read a manifest.
 
         Raises:
@@ -87,7 +87,7 @@ def check_sizes(paths: Sequence[Path]) -> None:
         raise RunError(f"{paths[-1]} is empty; fetch it again")
 
 
-def check_manifest(paths: Sequence[Path], manifest: Manifest, progress: Callable[[int], object]) -> list[Path]:
+def check_manifest(paths: Sequence[Path], manifest: BundleManifest, progress: Callable[[int], object]) -> list[Path]:
     """With a manifest: every part there, of the size and sha256 it lists. Returns them in the manifest's order.
 
     Raises:

@@ -18,7 +18,7 @@ from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import FRAMES_PER_SECOND, Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
-from lrs3_loader.viz.report.timeline import Timeline, Work
+from lrs3_loader.viz.report.timeline import ShardWork, Timeline
 
 Progress = Callable[[int], object]
 _READ = frozenset(name for measure in MEASURES for name in measure.needs)
@@ -31,7 +31,7 @@ class Pick:
     key: str
     shard: Shard
     index: int  # in its tar
-    why: str
+    reason: str
 
 
 @dataclass
@@ -90,7 +90,7 @@ def evenly_spread(total: int, count: int) -> list[int]:
 
 
 def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
-    works = [work for work in map(Work.of, ledgers) if work is not None]
+    works = [work for work in map(ShardWork.from_ledger, ledgers) if work is not None]
     keys = [key.split("/") for ledger in ledgers for key, _ in ledger.samples]
     usual = folder.record.get("software", {})
     versions = {
@@ -109,7 +109,7 @@ def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
         num_clips=sum(len(shard.clips) for shard in folder.shards),
         num_speakers=len({(split, speaker) for split, speaker, _ in keys}),
         splits=Counter(split for split, _, _ in keys),
-        timeline=Timeline.of(works) if works else None,
+        timeline=Timeline.from_works(works) if works else None,
         stage_seconds=stage_seconds,
         other_software=[json.loads(text) for text in sorted(versions)],
         histograms={DURATION.name: durations},
@@ -173,15 +173,17 @@ class _Chooser:
             self._compare(float(np.abs(sample["pose"][:, 1]).max()), Pick(key, shard, index, "turned furthest"))
 
     def _compare(self, value: float, pick: Pick) -> None:
-        if pick.why not in self._extremes or value > self._extremes[pick.why][0]:
-            self._extremes[pick.why] = value, pick
+        if pick.reason not in self._extremes or value > self._extremes[pick.reason][0]:
+            self._extremes[pick.reason] = value, pick
 
     def picks(self) -> list[Pick]:
         """The extremes first (one clip may be several), then the others, ``num_picks`` at most."""
         chosen: dict[str, Pick] = {}
         for _, pick in self._extremes.values():
             before = chosen.get(pick.key)
-            chosen[pick.key] = dataclasses.replace(pick, why=f"{before.why}, {pick.why}" if before else pick.why)
+            chosen[pick.key] = dataclasses.replace(
+                pick, reason=f"{before.reason}, {pick.reason}" if before else pick.reason
+            )
         others = [pick for pick in self._spread if pick.key not in chosen]
         room = max(0, self._num_picks - len(chosen))
         chosen |= {others[number].key: others[number] for number in evenly_spread(len(others), room)}

@@ -39,7 +39,7 @@ class Card:
     """One clip; pictures are SVG text or data URIs, None where its sample lacks what they show."""
 
     key: str
-    why: str
+    reason: str
     facts: str
     landmarks: str | None  # SVG
     mesh: str | None  # data URI
@@ -81,7 +81,7 @@ def draw_card(pick: Pick, sample: dict[str, Any], model: FaceModel | None) -> Ca
     if "mel" in sample:
         mel = _mel_picture(sample["mel"])
         pitch = figures.pitch(sample["f0"], PITCH_TOP_HZ) if "f0" in sample else None
-    return Card(pick.key, pick.why, _facts(sample), landmarks, mesh, mel, pitch, frame)
+    return Card(pick.key, pick.reason, _facts(sample), landmarks, mesh, mel, pitch, frame)
 
 
 def _facts(sample: dict[str, Any]) -> str:

@@ -159,7 +159,7 @@ def gallery(cards: Sequence[Card], remark: str) -> str:
 
 
 def _card(card: Card) -> str:
-    why = f' <span class="pill open small">{escape(card.why)}</span>' if card.why else ""
+    reason = f' <span class="pill open small">{escape(card.reason)}</span>' if card.reason else ""
     landmarks = card.landmarks or '<div class="none">no landmarks</div>'
     mesh = f'<img alt="fitted mesh" src="{card.mesh}">' if card.mesh else '<div class="none">no mesh</div>'
     sound = ""
@@ -167,7 +167,7 @@ def _card(card: Card) -> str:
         sound = f'<div class="sound"><img alt="mel spectrogram" src="{card.mel}">{card.pitch or ""}</div>'
     where = "" if card.frame is None else f" · frame {card.frame}"
     return (
-        f'<div class="card"><div class="key">{escape(card.key)}{why}</div>'
+        f'<div class="card"><div class="key">{escape(card.key)}{reason}</div>'
         f'<div class="what">{escape(card.facts)}{where}</div><div class="pair">{landmarks}{mesh}</div>{sound}</div>'
     )
 

@@ -17,7 +17,7 @@ _MIN_PAUSE_SHARE = 0.1  # of the time worked: shorter ones are shown at their le
 
 
 @dataclass(frozen=True)
-class Work:
+class ShardWork:
     """One shard's making."""
 
     rank: int
@@ -28,7 +28,7 @@ class Work:
     num_clips: int  # rejects included
 
     @classmethod
-    def of(cls, ledger: Ledger) -> Work | None:
+    def from_ledger(cls, ledger: Ledger) -> ShardWork | None:
         """None for a ledger that does not say when, or by whom."""
         made = ledger.provenance
         try:
@@ -41,28 +41,28 @@ class Work:
 
 
 @dataclass(frozen=True)
-class Axis:
-    """Time worked: stretches in which some rank was busy, one after another, pauses left out."""
+class TimeAxis:
+    """Time worked: spans in which some rank was busy, one after another, pauses left out."""
 
-    stretches: tuple[tuple[float, float], ...]  # start and stop, ascending
+    spans: tuple[tuple[float, float], ...]  # start and stop, ascending
 
     @classmethod
-    def of(cls, works: Sequence[Work]) -> Axis:
+    def from_works(cls, works: Sequence[ShardWork]) -> TimeAxis:
         busy = _union([(work.start, work.stop) for work in works], gap=0.0)
         worked = sum(stop - start for start, stop in busy)
         return cls(tuple(_union(busy, gap=max(_MIN_PAUSE_SECONDS, _MIN_PAUSE_SHARE * worked))))
 
     @property
     def seconds(self) -> float:
-        return sum(stop - start for start, stop in self.stretches)
+        return sum(stop - start for start, stop in self.spans)
 
     def place(self, time: float) -> float:
         """Seconds from the left end of the axis."""
-        return sum(min(max(time - start, 0.0), stop - start) for start, stop in self.stretches)
+        return sum(min(max(time - start, 0.0), stop - start) for start, stop in self.spans)
 
     def pauses(self) -> list[tuple[float, float]]:
         """Where pauses were cut out (seconds from the left end), and how long each was."""
-        return [(self.place(first[1]), second[0] - first[1]) for first, second in pairwise(self.stretches)]
+        return [(self.place(first[1]), second[0] - first[1]) for first, second in pairwise(self.spans)]
 
 
 def _union(spans: Sequence[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
@@ -92,15 +92,15 @@ class RankTotals:
 class Timeline:
     """Throughput in equal bins of the axis; a shard's frames count evenly over the time it took."""
 
-    axis: Axis
+    axis: TimeAxis
     ranks: tuple[RankTotals, ...]
     rates: np.ndarray  # [ranks, bins] f64, frames a second
     busy: np.ndarray  # [ranks, bins] bool: at work at all, if only on clips that were rejected
 
     @classmethod
-    def of(cls, works: Sequence[Work]) -> Timeline:
+    def from_works(cls, works: Sequence[ShardWork]) -> Timeline:
         """Of at least one shard."""
-        axis = Axis.of(works)
+        axis = TimeAxis.from_works(works)
         numbers = sorted({work.rank for work in works})
         num_bins = int(np.clip(4 * len(works), 24, MAX_BINS))
         edges = np.linspace(0, axis.seconds, num_bins + 1)
@@ -115,7 +115,7 @@ class Timeline:
         return cls(axis, tuple(_rank_totals(number, works) for number in numbers), rates, busy)
 
 
-def _rank_totals(rank: int, works: Sequence[Work]) -> RankTotals:
+def _rank_totals(rank: int, works: Sequence[ShardWork]) -> RankTotals:
     mine = [work for work in works if work.rank == rank]
     busy = _union([(work.start, work.stop) for work in mine], gap=0.0)
     return RankTotals(
