@@ -96,7 +96,7 @@ class Stats:
         from lrs3_loader.stream import stats
 
         path, figures = stats.write_stats(self.run, self.partial)
-        print(f"{path}: {stats.describe(figures)}")
+        print(f"{path}: {stats.describe_stats(figures)}")
         return cli.EXIT_OK
 
 

@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.demo == (args.run is not None):
         raise cli.UsageError("give either the folder of a run or --demo")
 
-    from lrs3_loader.syncnet.train import describe, train_syncnet
+    from lrs3_loader.syncnet.train import describe_accuracy, train_syncnet
 
     run = args.run
     if run is None:
@@ -48,5 +48,5 @@ def main(argv: Sequence[str] | None = None) -> int:
         make_demo_run(run, args.data, args.launch.device, leases.connect())
     accuracy = train_syncnet(run, args.train, args.launch)
     if accuracy is not None:
-        print(describe(accuracy))
+        print(describe_accuracy(accuracy))
     return cli.EXIT_OK

@@ -61,9 +61,9 @@ def measure_sync(folder: RunFolder, path: Path) -> None:
     from lrs3_loader.io.storage import local_path
     from lrs3_loader.run.offsets import OFFSETS_FILE
     from lrs3_loader.syncnet import measure
-    from lrs3_loader.syncnet.checkpoint import Checkpoint
+    from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 
-    clips = measure.measure_offsets(folder, Checkpoint.load(path))
+    clips = measure.measure_offsets(folder, SyncNetCheckpoint.load(path))
     offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
     path = local_path(folder.path, "writing offsets beside the shards") / OFFSETS_FILE
     measure.write_offsets(path, offsets)

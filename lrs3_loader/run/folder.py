@@ -22,7 +22,7 @@ from typing import Any
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger, ledger_name, read_ledger
-from lrs3_loader.run.ledger_index import LedgerIndex, Summary
+from lrs3_loader.run.ledger_index import LedgerIndex, LedgerSummary
 from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest, read_manifest
 from lrs3_loader.run.shards import TAR_FOLDER, check_shard, publish_shard, read_shard, tar_name
 from lrs3_loader.types import ClipFeatures, Reject, Shard
@@ -128,7 +128,7 @@ class RunFolder:
         with self.store.at_hand(tar_name(shard.name)) as folder:
             yield from read_shard(folder / tar_name(shard.name))
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[LedgerSummary]:
         """Of the shards whose ledger is there and whose tar has the size it says, sorted by name.
 
         Two listings and what ``LedgerIndex`` reads, none of a tar: ``check`` is the one that reads all.

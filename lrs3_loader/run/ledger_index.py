@@ -24,7 +24,7 @@ SAVE_FROM = 1_000  # ledgers; fewer are read as fast
 
 
 @dataclass(frozen=True)
-class Summary:
+class LedgerSummary:
     """Of one ledger: all but its list of samples, timings and provenance."""
 
     shard: str
@@ -35,7 +35,7 @@ class Summary:
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
 
     @classmethod
-    def of(cls, ledger: Ledger) -> Summary:
+    def of(cls, ledger: Ledger) -> LedgerSummary:
         return cls(ledger.shard, ledger.run, ledger.num_bytes, len(ledger.samples), ledger.num_frames, ledger.rejects)
 
     @property
@@ -48,10 +48,10 @@ class LedgerIndex:
 
     def __init__(self, store: Store):
         self._store = store
-        self._known: dict[str, tuple[FileState, Summary]] | None = None  # by the ledger's file name
+        self._known: dict[str, tuple[FileState, LedgerSummary]] | None = None  # by the ledger's file name
         self._num_unsaved = 0
 
-    def summaries(self) -> list[Summary]:
+    def summaries(self) -> list[LedgerSummary]:
         """Of all ledgers there are now, sorted by shard.
 
         One listing, one read of the index in the life of this object, and one read for each ledger that is new.
@@ -69,7 +69,7 @@ class LedgerIndex:
         for name, data in self._store.read_many([f"{LEDGER_FOLDER}/{name}" for name in new]):
             file_name = name.rpartition("/")[2]
             ledger = Ledger.parse(data, self._store.where(name))
-            known[file_name] = files[file_name], Summary.of(ledger)
+            known[file_name] = files[file_name], LedgerSummary.of(ledger)
         self._num_unsaved += len(new) + len(old.keys() - files.keys())
         self._known = known
         return [known[name][1] for name in files if name in known]  # one may have been removed since it was listed
@@ -84,7 +84,7 @@ class LedgerIndex:
                 file.write(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n")
         self._num_unsaved = 0
 
-    def _load(self) -> dict[str, tuple[FileState, Summary]]:
+    def _load(self) -> dict[str, tuple[FileState, LedgerSummary]]:
         try:
             lines = self._store.read(INDEX_FILE).splitlines()
         except FileNotFoundError:
@@ -96,7 +96,7 @@ class LedgerIndex:
             return {}
 
 
-def _parse(line: bytes) -> tuple[str, tuple[FileState, Summary]]:
+def _parse(line: bytes) -> tuple[str, tuple[FileState, LedgerSummary]]:
     name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects = json.loads(line)
     found = tuple((key, reason, message) for key, reason, message in rejects)
-    return name, (FileState(size, stamp), Summary(shard, run, num_bytes, num_samples, num_frames, found))
+    return name, (FileState(size, stamp), LedgerSummary(shard, run, num_bytes, num_samples, num_frames, found))

@@ -34,10 +34,13 @@ from lrs3_loader.io.files import cannot_write
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.lock"
-BEAT_SECONDS = 5.0  # between two counts of a holder
+HEARTBEAT_SECONDS = 5.0  # between two counts of a holder
 STALE_SECONDS = 60.0  # a holder elsewhere that has not counted for this long is dead
 SETTLE_SECONDS = 1.0  # where nothing else decides between two that take a lock at once: the last to write has it
 _RECORD_BYTES = 1024  # written in place, always whole
+#: Attributes of ``Holder`` by the names that they have in the file: older versions write and read these.
+_ATTRIBUTES = {"space": "pid_namespace", "born": "start_ticks"}
+_FIELDS = {attribute: field for field, attribute in _ATTRIBUTES.items()}
 _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -48,9 +51,9 @@ class Holder:
     token: str  # of this one holding
     host: str
     boot: str  # this boot of the machine: who shares it shares a kernel
-    space: str  # the process namespace there: who shares it, too, can look for the process
+    pid_namespace: str  # the process namespace there: who shares it, too, can look for the process
     pid: int
-    born: int  # when the process began, in ticks after the boot: process ids come again
+    start_ticks: int  # when the process began, in ticks after the boot: process ids come again
     launch: str  # torchrun's id of the launch where it has one, else nothing
     attempt: int  # its elastic restarts
     since: str  # for people to read
@@ -64,9 +67,9 @@ class Holder:
             token=uuid.uuid4().hex,
             host=socket.gethostname()[:200],
             boot=_boot(),
-            space=_space(),
+            pid_namespace=_pid_namespace(),
             pid=os.getpid(),
-            born=_born(os.getpid()) or 0,
+            start_ticks=_start_ticks(os.getpid()) or 0,
             launch="" if launch == "none" else launch[:200],
             attempt=int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
             since=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -77,19 +80,20 @@ class Holder:
         """What a lock file says; None where it says nothing, or something else."""
         try:
             plain = json.loads(data)
-            holder = cls(**plain)
+            holder = cls(**{_ATTRIBUTES.get(name, name): value for name, value in plain.items()})
             kinds_fit = all(type(getattr(holder, name)).__name__ == kind for name, kind in cls.__annotations__.items())
-        except (ValueError, TypeError, RecursionError):
+        except (ValueError, TypeError, AttributeError, RecursionError):
             return None
         return holder if kinds_fit else None
 
     def encode(self) -> bytes:
-        return json.dumps(asdict(self)).encode().ljust(_RECORD_BYTES - 1) + b"\n"
+        plain = {_FIELDS.get(name, name): value for name, value in asdict(self).items()}
+        return json.dumps(plain).encode().ljust(_RECORD_BYTES - 1) + b"\n"
 
     @property
     def is_alive_here(self) -> bool:
         """Whether its process is there; only for a holder on the same boot."""
-        return _born(self.pid) == self.born
+        return _start_ticks(self.pid) == self.start_ticks
 
     def __str__(self) -> str:
         return f"process {self.pid} on {self.host}, begun {self.since}"
@@ -111,19 +115,19 @@ class RunLock:
         self,
         folder: Path,
         *,
-        beat_seconds: float = BEAT_SECONDS,
+        heartbeat_seconds: float = HEARTBEAT_SECONDS,
         stale_seconds: float = STALE_SECONDS,
         on_lost: Callable[[], None] | None = None,
     ) -> None:
         self.path = folder / FILE_NAME
-        self._beat_seconds = beat_seconds
+        self._heartbeat_seconds = heartbeat_seconds
         self._stale_seconds = stale_seconds
         self._on_lost = on_lost or _end_this_process
         self._holder = Holder.me()
         self._handle = -1
         self._made_folder = False
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="run-lock", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat, name="run-lock", daemon=True)
 
     def __enter__(self) -> RunLock:
         try:
@@ -187,7 +191,9 @@ class RunLock:
 
     def _succeed(self, last: Holder | None, has_locks: bool) -> bool:
         """Follow ``last`` as the holder, if it is dead; the kernel's lock, where there is one, is ours."""
-        is_here = last is None or (last.boot == self._holder.boot and (has_locks or last.space == self._holder.space))
+        is_here = last is None or (
+            last.boot == self._holder.boot and (has_locks or last.pid_namespace == self._holder.pid_namespace)
+        )
         if last is not None:
             if is_here and not has_locks and last.is_alive_here:
                 raise self._refusal(last)
@@ -209,7 +215,7 @@ class RunLock:
         logger.warning("%s: held by %s; waiting %.0f s for a sign of life", self.path, last, self._stale_seconds)
         until = time.monotonic() + self._stale_seconds
         while time.monotonic() < until:
-            time.sleep(min(1.0, self._beat_seconds))
+            time.sleep(min(1.0, self._heartbeat_seconds))
             now = _read(self.path)
             if now is None:
                 return self.path.exists()
@@ -234,8 +240,8 @@ class RunLock:
         os.ftruncate(self._handle, _RECORD_BYTES)  # of whatever else was there
         os.fsync(self._handle)
 
-    def _beat(self) -> None:
-        while not self._stop.wait(self._beat_seconds):
+    def _heartbeat(self) -> None:
+        while not self._stop.wait(self._heartbeat_seconds):
             try:
                 found = _read(self.path)
                 if found is not None and not self._is_ours(found):
@@ -268,14 +274,14 @@ def _boot() -> str:
         return socket.gethostname()
 
 
-def _space() -> str:
+def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")
     except OSError:
         return ""
 
 
-def _born(pid: int) -> int | None:
+def _start_ticks(pid: int) -> int | None:
     """When a process began, in ticks after the boot; None where there is none, or it has ended already."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

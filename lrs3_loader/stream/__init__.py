@@ -1,14 +1,4 @@
-"""Shards -> training batches.
-
-sources    runs and tars -> what samples there are          (remote: opening URLs; tarindex: looking into tars)
-catalog    numbers them
-schedule   seed, epoch, lengths -> batches of numbers       (pure; plans: for a finished run, and one followed)
-position   which batches are left for a rank and a worker   (pure)
-readers    numbers -> samples
-listed     one rank's passes over all this                  (unlisted: over tars of which nothing is known)
-tasks      samples -> tensors
-dataset    ``ShardStream``
-"""
+"""Shards -> training batches; README.md in this folder lists the modules, what goes in and what comes out."""
 
 from lrs3_loader.stream.dataset import CURSOR, ShardStream
 from lrs3_loader.stream.tasks import Audio2Motion, PostNet, Raw, SyncNet, Task

@@ -13,7 +13,7 @@ from lrs3_loader.stream.sources import Source
 
 
 @dataclass(frozen=True)
-class Choice:
+class ClipFilter:
     """Which samples of a run take part, and how much of each."""
 
     min_frames: int
@@ -29,14 +29,14 @@ class Choice:
 class Catalog:
     """Grows by whole tars, so that a run may be listed while it is written."""
 
-    def __init__(self, choice: Choice):
-        self._choice = choice
+    def __init__(self, clip_filter: ClipFilter):
+        self._clip_filter = clip_filter
         self.sources: list[Source] = []
         self.shard_sizes: list[int] = []  # chosen samples of each source
         self._sources = array("l")
         self._places = array("l")
         self._frames = array("l")
-        self.num_left_out = 0
+        self.num_filtered = 0
 
     def __len__(self) -> int:
         return len(self._frames)
@@ -51,19 +51,19 @@ class Catalog:
         assert source.samples is not None, "only a listed tar can be catalogued"
         first = len(self)
         for place, (key, num_frames) in enumerate(source.samples):
-            if self._choice(key, num_frames):
+            if self._clip_filter(key, num_frames):
                 self._sources.append(len(self.sources))
                 self._places.append(place)
                 self._frames.append(num_frames)
         self.sources.append(source)
         self.shard_sizes.append(len(self) - first)
-        self.num_left_out += len(source.samples) - self.shard_sizes[-1]
+        self.num_filtered += len(source.samples) - self.shard_sizes[-1]
         return np.arange(first, len(self))
 
     def frames(self, ids: np.ndarray) -> np.ndarray:
         """Frames [n] that each sample will have when read: T, or the length it is cut to."""
         frames = np.array([self._frames[number] for number in ids.tolist()], dtype=np.int64)
-        return frames if self._choice.crop_frames is None else np.minimum(frames, self._choice.crop_frames)
+        return frames if self._clip_filter.crop_frames is None else np.minimum(frames, self._clip_filter.crop_frames)
 
     def locate(self, sample_id: int) -> tuple[int, int]:
         """(number of the source, place in its tar)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
@@ -12,8 +13,8 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import differences
-from lrs3_loader.stream.listed import Cursor, Delivery
-from lrs3_loader.stream.opening import open_stream
+from lrs3_loader.stream.indexed import Cursor, LoadedBatch
+from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
 from lrs3_loader.stream.sources import Locations
@@ -22,6 +23,8 @@ from lrs3_loader.stream.tasks import Item, Task, crop, make_task
 
 CURSOR = "__cursor__"
 STATE_VERSION = 1
+#: New names of arguments by those they had before, which still work, in saved states as well.
+_RENAMED = {"even": "equal_batches", "on_bad": "on_error", "lanes": "num_parallel_shards"}
 
 
 class ShardStream(IterableDataset[Item]):
@@ -36,7 +39,8 @@ class ShardStream(IterableDataset[Item]):
         run_or_urls: a run's folder, a tar, or many of these; local, or remote by any protocol of fsspec or webdataset
             (``s3://``, ``https://``, ``pipe:``). A tar without a ledger is looked through first if local; if remote,
             its samples become known only as they are read, and then there is no ``len``, no even sharing over ranks
-            (``even=False`` is needed), and resuming reads again what came before, with the same ranks and workers.
+            (``equal_batches=False`` is needed), and resuming reads again what came before, with the same ranks and
+            workers.
         task: ``"raw"`` (a sample at a time), ``"audio2motion"``, ``"syncnet"``, ``"postnet"``, or an object like those
             in ``lrs3_loader.stream.tasks``, where the shapes and units of what they give are documented.
         batch_size: samples of a batch; or
@@ -45,7 +49,7 @@ class ShardStream(IterableDataset[Item]):
         shuffle_buffer: samples shuffled together, and sorted by length to make batches of like lengths. Of local tars
             only the batch at hand is in memory; of remote ones, this many samples for each rank.
         seed: of the shuffling and of what a task draws at random.
-        min_frames, max_frames: shorter and longer clips are left out (``num_left_out``).
+        min_frames, max_frames: shorter and longer clips are left out (``num_filtered``).
         crop_frames: longer clips give a random stretch of this many frames, drawn anew each epoch.
         select: whether a clip takes part, by its key ``"<split>/<speaker>/<utterance>"``.
         person: local run or tars of one person (task ``"postnet"`` only). Each item is then
@@ -54,8 +58,8 @@ class ShardStream(IterableDataset[Item]):
         follow: read a run (folder or URL) while it is written: every shard of its plan, in that order, as soon as its
             ledger appears; ends when the run is complete. Do not extract shards anew (``--retry-rejects``) meanwhile.
         partial: take the shards there are of a run that is not finished.
-        on_bad: ``"skip"`` leaves out bad tars and samples, names them in a log line and counts them (``damage``).
-        lanes: stretches that are read side by side (for remote tars; 12 for each rank).
+        on_error: ``"skip"`` leaves out bad tars and samples, names them in a log line and counts them (``errors``).
+        num_parallel_shards: stretches that are read side by side (for remote tars; 12 for each rank).
         rank, world_size: default: ``torch.distributed``'s, or torchrun's environment.
         poll_seconds: how often ``follow`` looks.
 
@@ -79,41 +83,43 @@ class ShardStream(IterableDataset[Item]):
         crop_frames: int | None = None,
         select: Callable[[str], bool] | None = None,
         person: Locations | None = None,
-        even: bool = True,
+        equal_batches: bool = True,
         follow: bool = False,
         partial: bool = False,
-        on_bad: Literal["raise", "skip"] = "raise",
-        lanes: int | None = None,
+        on_error: Literal["raise", "skip"] = "raise",
+        num_parallel_shards: int | None = None,
         rank: int | None = None,
         world_size: int | None = None,
         poll_seconds: float = 5.0,
+        **deprecated: Any,
     ):
         self.task = make_task(task)
-        self._settings = StreamSettings(
-            batch_size=batch_size,
-            batch_frames=batch_frames,
-            shuffle=shuffle,
-            shuffle_buffer=shuffle_buffer,
-            seed=seed,
-            min_frames=min_frames,
-            max_frames=max_frames,
-            crop_frames=crop_frames,
-            select=select,
-            even=even,
-            follow=follow,
-            partial=partial,
-            on_bad=on_bad,
-            lanes=lanes,
-            poll_seconds=poll_seconds,
-        )
+        settings: dict[str, Any] = {
+            "batch_size": batch_size,
+            "batch_frames": batch_frames,
+            "shuffle": shuffle,
+            "shuffle_buffer": shuffle_buffer,
+            "seed": seed,
+            "min_frames": min_frames,
+            "max_frames": max_frames,
+            "crop_frames": crop_frames,
+            "select": select,
+            "equal_batches": equal_batches,
+            "follow": follow,
+            "partial": partial,
+            "on_error": on_error,
+            "num_parallel_shards": num_parallel_shards,
+            "poll_seconds": poll_seconds,
+        }
+        self._settings = StreamSettings(**settings | _renamed(deprecated))
         self.rank, self.world_size = resolve_rank(rank, world_size)
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
         self._person = None if person is None else PersonClips(person, self._settings, self.task)
         opened = open_stream(run_or_urls, self._settings, self.task, self.rank, self.world_size)
-        self._passes, self._shared, self._names, self._left_out = opened
+        self._source, self._shared, self._names, self._left_out = opened
         self._generation = 0
-        self._start: Any = self._passes.fresh(0)  # where the next pass of its epoch begins
+        self._start: Any = self._source.fresh(0)  # where the next pass of its epoch begins
         self._pass_start = self._start  # where the pass under way began
         self._last: Cursor | None = None  # what this process has given last
         self._require_agreement()
@@ -126,32 +132,32 @@ class ShardStream(IterableDataset[Item]):
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         if epoch != self._shared.epoch:
             self._shared.epoch = epoch
-            self._begin_at(self._passes.fresh(epoch))
+            self._begin_at(self._source.fresh(epoch))
 
     @property
     def epoch(self) -> int:
         return self._shared.epoch
 
     def __len__(self) -> int:
-        """Batches that this rank, and every other (with ``even``), gets in a whole pass of the epoch that is set.
+        """Batches of this rank (with ``equal_batches``, of every rank) in a whole pass of the current epoch.
 
         Raises:
             TypeError: not known: a run that is followed, or tars without a ledger.
         """
-        return self._passes.num_batches(self.epoch)
+        return self._source.num_batches(self.epoch)
 
     def __iter__(self) -> Iterator[Item]:
         """What is left of the epoch that is set, for this worker of this rank."""
-        worker, num_workers = self._seat()
+        worker, num_workers = self._worker()
         epoch = self.epoch
         if self._start.epoch != epoch:
-            self._start = self._passes.fresh(epoch)
+            self._start = self._source.fresh(epoch)
         self._pass_start, self._last = self._start, None
-        for delivery in self._passes.deliveries(self._pass_start, worker, num_workers):
-            item = self._item(epoch, delivery)
-            item[CURSOR] = self._last = Cursor(epoch, delivery.place, worker, num_workers)
+        for loaded in self._source.load_batches(self._pass_start, worker, num_workers):
+            item = self._item(epoch, loaded)
+            item[CURSOR] = self._last = Cursor(epoch, loaded.place, worker, num_workers)
             yield item
-        self._start = self._passes.fresh(epoch)
+        self._start = self._source.fresh(epoch)
 
     def state_dict(self, batch: Item | None = None) -> dict[str, Any]:
         """The position after a batch, as plain JSON values: load it to go on with exactly what comes after.
@@ -171,10 +177,10 @@ class ShardStream(IterableDataset[Item]):
                 raise RunError("DataLoader workers read this stream: pass the last batch used, state_dict(batch)")
             position = self._start
         elif batch is None and get_worker_info() is not None:
-            position = self._passes.within(self._pass_start, cursor)
+            position = self._source.within(self._pass_start, cursor)
         else:
             known = self._pass_start.epoch == cursor.epoch
-            position = self._passes.after(self._pass_start if known else self._passes.fresh(cursor.epoch), cursor)
+            position = self._source.after(self._pass_start if known else self._source.fresh(cursor.epoch), cursor)
         return {"version": STATE_VERSION, "stream": self._identity(), "position": position.to_json()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -187,8 +193,9 @@ class ShardStream(IterableDataset[Item]):
         """
         if state.get("version") != STATE_VERSION:
             raise RunError(f"this is no state of a ShardStream of version {STATE_VERSION}: {state.get('version')!r}")
-        position = self._passes.restore(state["position"], state["stream"])
-        changes = differences(state["stream"], self._identity())
+        saved = {_RENAMED.get(name, name): value for name, value in state["stream"].items()}
+        position = self._source.restore(state["position"], saved)
+        changes = differences(saved, self._identity())
         if changes:
             raise RunError("the state was saved by a stream that differs in " + "; ".join(changes))
         self._shared.epoch = position.epoch
@@ -197,14 +204,25 @@ class ShardStream(IterableDataset[Item]):
             self._generation = self._shared.next_generation()
 
     @property
-    def num_left_out(self) -> int | None:
+    def num_filtered(self) -> int | None:
         """Clips that were not chosen (length, ``select``); None where they are not known beforehand."""
-        return self._passes.num_left_out
+        return self._source.num_filtered
+
+    @property
+    def num_left_out(self) -> int | None:
+        """Deprecated name of ``num_filtered``."""
+        _warn_renamed("num_left_out", "num_filtered")
+        return self.num_filtered
 
     def damage(self) -> dict[str, str]:
+        """Deprecated name of ``errors``."""
+        _warn_renamed("damage()", "errors()")
+        return self.errors()
+
+    def errors(self) -> dict[str, str]:
         """What was bad so far, by tar: left out whole, or how many samples were lost (added up over passes)."""
         lost = {
-            name: f"{count} {self._passes.unit_lost}"
+            name: f"{count} {self._source.unit_lost}"
             for name, count in zip(self._names, self._shared.lost.tolist(), strict=True)
             if count
         }
@@ -214,7 +232,7 @@ class ShardStream(IterableDataset[Item]):
         self._start = self._pass_start = position
         self._last = None
 
-    def _seat(self) -> tuple[int, int]:
+    def _worker(self) -> tuple[int, int]:
         """(worker, number of workers) that this process is."""
         info = get_worker_info()
         if info is None:
@@ -226,14 +244,14 @@ class ShardStream(IterableDataset[Item]):
         self._shared.note_worker()
         return info.id, info.num_workers
 
-    def _item(self, epoch: int, delivery: Delivery) -> Item:
+    def _item(self, epoch: int, loaded: LoadedBatch) -> Item:
         def draw(key: str) -> np.random.Generator:
             return np.random.default_rng([self._settings.seed, epoch, zlib.crc32(key.encode())])
 
-        item = self.task(self._cropped(delivery.samples, epoch), draw)
+        item = self.task(self._cropped(loaded.samples, epoch), draw)
         if self._person is None:
             return item
-        beside = self._cropped(self._person.samples(epoch, delivery.number), epoch)
+        beside = self._cropped(self._person.samples(epoch, loaded.number), epoch)
         return {"corpus": item, "person": self.task(beside, draw)}
 
     def _cropped(self, samples: list[Sample], epoch: int) -> list[Sample]:
@@ -247,7 +265,7 @@ class ShardStream(IterableDataset[Item]):
         ]
 
     def _identity(self) -> dict[str, Any]:
-        return {"task": self.task.name, **self._settings.identity(), **self._passes.identity()}
+        return {"task": self.task.name, **self._settings.identity(), **self._source.identity()}
 
     def _require_agreement(self) -> None:
         """All ranks must have found the same: an unfinished run, or copies of one, may look different to each."""
@@ -262,3 +280,16 @@ class ShardStream(IterableDataset[Item]):
                 f"rank {others[0]} found other samples than rank 0: "
                 + "; ".join(differences(found[0], found[others[0]]))
             )
+
+
+def _renamed(deprecated: dict[str, Any]) -> dict[str, Any]:
+    """Arguments given by their old names, by their new ones."""
+    for name in deprecated:
+        if name not in _RENAMED:
+            raise TypeError(f"ShardStream() got an unexpected keyword argument {name!r}")
+        _warn_renamed(name, _RENAMED[name], stacklevel=4)
+    return {_RENAMED[name]: value for name, value in deprecated.items()}
+
+
+def _warn_renamed(old: str, new: str, stacklevel: int = 3) -> None:
+    warnings.warn(f"ShardStream: {old} is now called {new}", DeprecationWarning, stacklevel=stacklevel)

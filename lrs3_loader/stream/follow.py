@@ -20,23 +20,23 @@ logger = logging.getLogger(__name__)
 _MESSAGE_SECONDS = 60.0  # between two messages of one wait
 
 
-def wait_for_run(path: str | Path, poll_seconds: float, speaks: bool) -> RunFolder:
+def wait_for_run(path: str | Path, poll_seconds: float, log_waits: bool) -> RunFolder:
     """The run in a folder or behind a URL, once it has begun."""
-    wait = _Wait(poll_seconds, speaks)
+    wait = _Wait(poll_seconds, log_waits)
     while not RunFolder.exists(path):
         wait.tick(f"a run to begin in {path}")
     wait.over()
     return RunFolder.open(path)
 
 
-def follow(folder: RunFolder, poll_seconds: float, speaks: bool) -> Iterator[Source]:
+def follow(folder: RunFolder, poll_seconds: float, log_waits: bool) -> Iterator[Source]:
     """Every shard of the run's plan; returns after the last.
 
     A tar that does not match its ledger is waited for as well (a restarted writer makes it anew) and named in the
-    messages. Of many readers only one should speak.
+    messages. Of many readers only one should log that it waits.
     """
     for number, shard in enumerate(folder.shards, 1):
-        wait = _Wait(poll_seconds, speaks)
+        wait = _Wait(poll_seconds, log_waits)
         source, problem = published_source(folder, shard)
         while source is None:
             trouble = f" ({problem})" if problem else ""
@@ -49,9 +49,9 @@ def follow(folder: RunFolder, poll_seconds: float, speaks: bool) -> Iterator[Sou
 class _Wait:
     """Sleeps, and says what for: at once, then every minute."""
 
-    def __init__(self, poll_seconds: float, speaks: bool):
+    def __init__(self, poll_seconds: float, log_waits: bool):
         self._poll_seconds = poll_seconds
-        self._speaks = speaks
+        self._log_waits = log_waits
         self._started: float | None = None
         self._spoken = 0.0
 
@@ -60,12 +60,12 @@ class _Wait:
         if self._started is None or now - self._spoken >= _MESSAGE_SECONDS:
             self._started = now if self._started is None else self._started
             self._spoken = now
-            if self._speaks:
+            if self._log_waits:
                 # A warning: what a worker process says must be seen without any logging being set up.
                 logger.warning("waiting for %s (%.0f s so far)", what, now - self._started)
         time.sleep(self._poll_seconds)
 
     def over(self) -> None:
-        if self._started is not None and self._speaks:
+        if self._started is not None and self._log_waits:
             logger.warning("waited %.0f s, going on", time.monotonic() - self._started)
         self._started = None

@@ -8,7 +8,7 @@ from typing import Any
 from lrs3_loader.errors import RunError
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.readers import LocalReader
-from lrs3_loader.stream.schedule import make_batches, pools, shuffled_order
+from lrs3_loader.stream.schedule import make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Locations, list_sources
 from lrs3_loader.stream.tarindex import DamagedError, Sample
@@ -19,17 +19,17 @@ class PersonClips:
     """Which samples go with batch number ``g`` of the corpus: a pure function of seed, epoch and g."""
 
     def __init__(self, locations: Locations, settings: StreamSettings, task: Task):
-        """Settings and task are those of the corpus stream; ``select`` speaks of the corpus and is not applied.
+        """Settings and task are those of the corpus stream; ``select`` log_waits of the corpus and is not applied.
 
         Raises:
             RunError: nothing there, no clip is long enough, or not a local run or tar.
         """
-        listing = list_sources(locations, partial=False, skip_bad=False)
-        if not (listing.is_local and listing.is_listed):
+        listing = list_sources(locations, partial=False, skip_errors=False)
+        if not (listing.is_local and listing.is_indexed):
             raise RunError(f"the person's clips must be local, got {locations}: copy the run first")
-        self._catalog = Catalog(replace(settings.choice(task), select=None)).extend(listing.sources)
+        self._catalog = Catalog(replace(settings.clip_filter(task), select=None)).extend(listing.sources)
         if not len(self._catalog):
-            raise RunError(f"none of the {self._catalog.num_left_out} clips in {locations} fits in length")
+            raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")
         self._settings = settings
         self._rule = settings.rule(task)
         self._reader = LocalReader(self._catalog, task.fields)
@@ -66,6 +66,6 @@ class PersonClips:
     def _pass_over(self) -> list[list[int]]:
         settings, catalog = self._settings, self._catalog
         order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, self._epoch + self._turn)
-        stretches = pools(order, settings.shuffle_buffer)
+        stretches = shuffle_blocks(order, settings.shuffle_buffer)
         seed = [settings.seed, self._epoch, self._turn]
         return [ids.tolist() for ids in make_batches(stretches, catalog.frames, self._rule, seed)]

@@ -9,15 +9,15 @@ from typing import Any, Protocol
 import numpy as np
 
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.stream.catalog import Catalog, Choice
+from lrs3_loader.stream.catalog import Catalog, ClipFilter
 from lrs3_loader.stream.follow import follow
-from lrs3_loader.stream.position import Turn
+from lrs3_loader.stream.position import ScheduledBatch
 from lrs3_loader.stream.readers import FetchingReader, LocalReader, Reader, StreamReader
-from lrs3_loader.stream.schedule import Batch, BatchRule, interleave, make_batches, pools, shuffled_order
+from lrs3_loader.stream.schedule import BatchIds, BatchRule, interleave, make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Listing
 
-REMOTE_LANES = 12  # of each rank: whole lanes fall to each worker for 1, 2, 3, 4, 6 or 12 of them
+REMOTE_PARTITIONS = 12  # of each rank: whole partitions fall to each worker for 1, 2, 3, 4, 6 or 12 of them
 
 
 class Plan(Protocol):
@@ -35,56 +35,65 @@ class Plan(Protocol):
         """Take over from a saved identity what may differ from one launch to the next."""
         ...
 
-    def batches(self, epoch: int, speaks: bool) -> Iterable[Batch]:
-        """The batches of an epoch in order; may wait, and says so if this reader is the one that speaks."""
+    def batches(self, epoch: int, log_waits: bool) -> Iterable[BatchIds]:
+        """The batches of an epoch in order; may wait, and says so if this reader is the one that log_waits."""
         ...
 
-    def reader(self, turns: Iterable[Turn], fields: tuple[str, ...] | None) -> tuple[Iterable[Turn], Reader]:
+    def reader(
+        self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
+    ) -> tuple[Iterable[ScheduledBatch], Reader]:
         """The turns again, and what reads their samples."""
         ...
 
 
-class ListedPlan:
+class IndexedPlan:
     """All samples are known beforehand."""
 
     is_final = True
 
-    def __init__(self, listing: Listing, choice: Choice, rule: BatchRule, settings: StreamSettings, world_size: int):
-        self.catalog = Catalog(choice).extend(listing.sources)
+    def __init__(
+        self, listing: Listing, clip_filter: ClipFilter, rule: BatchRule, settings: StreamSettings, world_size: int
+    ):
+        self.catalog = Catalog(clip_filter).extend(listing.sources)
         self.max_batches = len(self.catalog)
         self._samples = self.catalog.sha256()
         self._is_local = listing.is_local
         self._rule = rule
         self._settings = settings
         self._world_size = world_size
-        self._num_lanes = settings.lanes or (1 if self._is_local else REMOTE_LANES * world_size)
-        self._cached: tuple[int, list[Batch]] = (-1, [])
+        self._num_partitions = settings.num_parallel_shards or (1 if self._is_local else REMOTE_PARTITIONS * world_size)
+        self._cached: tuple[int, list[BatchIds]] = (-1, [])
 
     def identity(self) -> dict[str, Any]:
-        return {"samples": self._samples, "lanes": self._num_lanes}
+        return {"samples": self._samples, "num_parallel_shards": self._num_partitions}
 
     def adopt(self, identity: dict[str, Any]) -> None:
-        """Go on with as many lanes as a saved position was counted in, where they follow from the number of ranks."""
-        if self._settings.lanes is None and identity.get("lanes", self._num_lanes) != self._num_lanes:
-            self._num_lanes = identity["lanes"]
+        """Use the number of partitions of a saved position, unless the user has chosen another."""
+        if (
+            self._settings.num_parallel_shards is None
+            and identity.get("num_parallel_shards", self._num_partitions) != self._num_partitions
+        ):
+            self._num_partitions = identity["num_parallel_shards"]
             self._cached = (-1, [])
 
-    def batches(self, epoch: int, speaks: bool) -> list[Batch]:
+    def batches(self, epoch: int, log_waits: bool) -> list[BatchIds]:
         if self._cached[0] != epoch:
             settings, catalog = self._settings, self.catalog
             order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, epoch)
-            lanes = max(1, min(self._num_lanes, len(order)))
-            # A rank holds the pools of all its lanes at once: together they are its shuffle buffer.
-            pool_size = -(-settings.shuffle_buffer // -(-lanes // self._world_size))
+            partitions = max(1, min(self._num_partitions, len(order)))
+            # A rank holds the pools of all its partitions at once: together they are its shuffle buffer.
+            block_size = -(-settings.shuffle_buffer // -(-partitions // self._world_size))
             seed = [settings.seed, epoch]
-            self._cached = (epoch, list(interleave(order, lanes, pool_size, catalog.frames, self._rule, seed)))
+            self._cached = (epoch, list(interleave(order, partitions, block_size, catalog.frames, self._rule, seed)))
         return self._cached[1]
 
-    def reader(self, turns: Iterable[Turn], fields: tuple[str, ...] | None) -> tuple[Iterable[Turn], Reader]:
+    def reader(
+        self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
+    ) -> tuple[Iterable[ScheduledBatch], Reader]:
         if self._is_local:
-            return turns, LocalReader(self.catalog, fields)
-        known = list(turns)
-        return known, StreamReader(self.catalog, fields, (turn.batch for turn in known))
+            return scheduled, LocalReader(self.catalog, fields)
+        known = list(scheduled)
+        return known, StreamReader(self.catalog, fields, (scheduled.batch for scheduled in known))
 
 
 class FollowedPlan:
@@ -92,11 +101,11 @@ class FollowedPlan:
 
     is_final = False
 
-    def __init__(self, folder: RunFolder, choice: Choice, rule: BatchRule, settings: StreamSettings):
+    def __init__(self, folder: RunFolder, clip_filter: ClipFilter, rule: BatchRule, settings: StreamSettings):
         self.folder = folder
-        self.catalog = Catalog(choice)
+        self.catalog = Catalog(clip_filter)
         self.max_batches = sum(len(shard.clips) for shard in folder.shards)
-        self._choice = choice
+        self._clip_filter = clip_filter
         self._rule = rule
         self._settings = settings
         self._is_local = isinstance(folder.path, Path)
@@ -107,17 +116,19 @@ class FollowedPlan:
     def adopt(self, identity: dict[str, Any]) -> None:
         """Nothing here follows from the number of ranks."""
 
-    def batches(self, epoch: int, speaks: bool) -> Iterator[Batch]:
-        catalog = self.catalog = Catalog(self._choice)
+    def batches(self, epoch: int, log_waits: bool) -> Iterator[BatchIds]:
+        catalog = self.catalog = Catalog(self._clip_filter)
         seed = [self._settings.seed, epoch, 0]
-        ids = make_batches(self._pools(catalog, speaks), catalog.frames, self._rule, seed)
-        return (Batch(0, batch) for batch in ids)
+        ids = make_batches(self._shuffle_blocks(catalog, log_waits), catalog.frames, self._rule, seed)
+        return (BatchIds(0, batch) for batch in ids)
 
-    def _pools(self, catalog: Catalog, speaks: bool) -> Iterator[np.ndarray]:
-        for source in follow(self.folder, self._settings.poll_seconds, speaks):
-            yield from pools(catalog.add(source), self._settings.shuffle_buffer)
+    def _shuffle_blocks(self, catalog: Catalog, log_waits: bool) -> Iterator[np.ndarray]:
+        for source in follow(self.folder, self._settings.poll_seconds, log_waits):
+            yield from shuffle_blocks(catalog.add(source), self._settings.shuffle_buffer)
 
-    def reader(self, turns: Iterable[Turn], fields: tuple[str, ...] | None) -> tuple[Iterable[Turn], Reader]:
+    def reader(
+        self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
+    ) -> tuple[Iterable[ScheduledBatch], Reader]:
         if self._is_local:
-            return turns, LocalReader(self.catalog, fields)
-        return turns, FetchingReader(self.catalog, fields)
+            return scheduled, LocalReader(self.catalog, fields)
+        return scheduled, FetchingReader(self.catalog, fields)

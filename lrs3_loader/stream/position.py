@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lrs3_loader.stream.schedule import Batch, even_out
+from lrs3_loader.stream.schedule import BatchIds, equalize_batches
 
 
 class Segment(NamedTuple):
@@ -42,36 +42,38 @@ class Position:
         segments = tuple(Segment(int(size), int(done), tuple(ahead)) for size, done, ahead in plain["segments"])
         return cls(int(plain["epoch"]), segments, tuple(plain["worker"]) if plain["worker"] else None)
 
-    def under(self, world_size: int) -> Position:
+    def for_world_size(self, world_size: int) -> Position:
         """The same place, to be gone on from with this many ranks: its last segment has that size."""
         if self.segments and self.segments[-1].world_size == world_size:
             return self
         return Position(self.epoch, (*self.segments, Segment(world_size, 0)))
 
 
-class Turn(NamedTuple):
+class ScheduledBatch(NamedTuple):
     """A batch that one rank has left."""
 
     place: int  # among those it has left in this pass
     number: int  # of all that were ever scheduled in this epoch: a running number over all ranks and segments
-    batch: Batch
+    batch: BatchIds
 
 
-def turns(batches: Iterable[Batch], position: Position, rank: int, even: bool) -> Iterator[Turn]:
+def remaining_batches(
+    batches: Iterable[BatchIds], position: Position, rank: int, equal_batches: bool
+) -> Iterator[ScheduledBatch]:
     """What a rank has left of a schedule, given what is delivered; ``position`` ends in the segment under way."""
     *earlier, current = position.segments
     offset = 0
     for segment in earlier:
-        batches = _left(even_out(batches, segment.world_size) if even else batches, segment)
+        batches = _left(equalize_batches(batches, segment.world_size) if equal_batches else batches, segment)
         offset += segment.done * segment.world_size
-    batches = even_out(batches, current.world_size) if even else batches
+    batches = equalize_batches(batches, current.world_size) if equal_batches else batches
     place = count()
     for number, batch in enumerate(batches):
         if number % current.world_size == rank and not _is_done(number, current):
-            yield Turn(next(place), number + offset, batch)
+            yield ScheduledBatch(next(place), number + offset, batch)
 
 
-def _left(batches: Iterable[Batch], segment: Segment) -> Iterator[Batch]:
+def _left(batches: Iterable[BatchIds], segment: Segment) -> Iterator[BatchIds]:
     return (batch for number, batch in enumerate(batches) if not _is_done(number, segment))
 
 

@@ -15,7 +15,7 @@ from webdataset import tariterators
 from lrs3_loader.io.storage import store_at
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
-from lrs3_loader.stream.schedule import Batch
+from lrs3_loader.stream.schedule import BatchIds
 from lrs3_loader.stream.tarindex import DamagedError, Sample, TarIndex, decode_sample, is_wanted
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ MAX_FETCHED_TARS = 4  # of one reader; a run that is followed comes shard by sha
 class Reader(Protocol):
     """Reads the samples of a catalog."""
 
-    def read(self, lane: int, sample_id: int) -> Sample:
+    def read(self, partition: int, sample_id: int) -> Sample:
         """One sample.
 
         Raises:
@@ -54,7 +54,7 @@ class LocalReader:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": OrderedDict()}  # files stay with the process that opened them
 
-    def read(self, lane: int, sample_id: int) -> Sample:
+    def read(self, partition: int, sample_id: int) -> Sample:
         number, place = self._catalog.locate(sample_id)
         index = self._index(number)
         key = self._catalog.key(sample_id)
@@ -104,29 +104,29 @@ class FetchingReader(LocalReader):
 
 
 class StreamReader:
-    """Reads remote tars front to back, one connection a lane, holding what comes before its batch is due.
+    """Reads remote tars front to back, one connection for each partition, holding what comes before its batch is due.
 
-    It must be told of all batches that will be asked for; what belongs to none of them is passed over. A lane holds at
-    most its pool of the shuffle buffer, and what was carried over from the pool before.
+    All batches that will be read must be given; samples of no batch are skipped. A partition holds at most its block of
+    the shuffle buffer, and what was carried over from the block before.
     """
 
-    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, batches: Iterable[Batch]):
-        self._lanes: dict[int, _Lane] = {}
+    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, batches: Iterable[BatchIds]):
+        self._partitions: dict[int, _Partition] = {}
         wanted: dict[int, list[int]] = {}
-        for lane, ids in batches:
-            wanted.setdefault(lane, []).extend(ids.tolist())
-        for lane, in_turn in wanted.items():
-            self._lanes[lane] = _Lane(catalog, fields, in_turn)
+        for partition, ids in batches:
+            wanted.setdefault(partition, []).extend(ids.tolist())
+        for partition, in_turn in wanted.items():
+            self._partitions[partition] = _Partition(catalog, fields, in_turn)
 
-    def read(self, lane: int, sample_id: int) -> Sample:
-        return self._lanes[lane].read(sample_id)
+    def read(self, partition: int, sample_id: int) -> Sample:
+        return self._partitions[partition].read(sample_id)
 
     def close(self) -> None:
-        for lane in self._lanes.values():
-            lane.close()
+        for partition in self._partitions.values():
+            partition.close()
 
 
-class _Lane:
+class _Partition:
     def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, ids: list[int]):
         self._catalog = catalog
         self._fields = fields

@@ -1,10 +1,11 @@
 """Which samples make up which batch: pure functions of lengths, seed and epoch, without any reading.
 
-    order of shards -> lanes -> pools -> batches -> interleaved -> even over ranks
+    order of shards -> partitions -> shuffle blocks -> batches -> interleaved -> as many on every rank
 
-A *sample id* numbers the samples of a stream. A *pool* is what is shuffled together (the shuffle buffer); within it,
-samples are sorted by length and cut into batches of like lengths, and the batches are shuffled. A *lane* is a stretch
-of the shuffled samples that is read front to back; local files need only one, since any sample can be read by itself.
+A *sample id* numbers the samples of a stream. A *shuffle block* is what the shuffle buffer holds at a time: its samples
+are shuffled, sorted by length and cut into batches of similar lengths, and the batches are shuffled. A *partition* is a
+part of the sample order that is read sequentially, side by side with the others; local files need only one, because
+any sample can be read by itself.
 
 Every rank and worker computes the same schedule and takes its share of the batches. That is what makes it exact:
 nothing is negotiated while reading, and a position is a number of batches.
@@ -25,10 +26,10 @@ from lrs3_loader.errors import RunError
 Frames = Callable[[np.ndarray], np.ndarray]  # sample ids [n] -> 25 fps frames of each [n]
 
 
-class Batch(NamedTuple):
-    """Ids of the samples of one batch, and the lane they are read in."""
+class BatchIds(NamedTuple):
+    """Ids of the samples of one batch, and the partition they are read in."""
 
-    lane: int
+    partition: int
     ids: np.ndarray  # [n], n > 0
 
 
@@ -68,23 +69,25 @@ def shuffled_order(shard_sizes: Sequence[int], shuffle: bool, seed: int, epoch: 
     return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
 
-def pools(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
+def shuffle_blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Consecutive stretches of at most ``size`` ids."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
 
 
 def make_batches(
-    stretches: Iterable[np.ndarray], frames: Frames, rule: BatchRule, seed: Sequence[int]
+    blocks: Iterable[np.ndarray], frames: Frames, rule: BatchRule, seed: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Batches of ids, pool by pool. What does not fill a batch is carried into the next pool; the last may be short.
+    """Batches of ids, block by block; the last may be short.
 
-    ``seed`` is a row of numbers >= 0; the number of the pool is added to it.
+    Samples that do not fill a batch are carried into the next block.
+
+    ``seed`` is a row of numbers >= 0; the number of the block is appended to it.
     """
     carried = np.zeros(0, np.int64)
-    for number, pool in enumerate(stretches):
+    for number, block in enumerate(blocks):
         random = np.random.default_rng([*seed, number])
-        ids = np.concatenate([carried, random.permutation(pool) if rule.shuffle else pool])
+        ids = np.concatenate([carried, random.permutation(block) if rule.shuffle else block])
         if rule.shuffle:
             ids = ids[np.argsort(rule.padded(frames(ids)), kind="stable")]
         cut = rule.cut(ids, frames(ids))
@@ -96,38 +99,43 @@ def make_batches(
 
 
 def interleave(
-    order: np.ndarray, num_lanes: int, pool_size: int, frames: Frames, rule: BatchRule, seed: Sequence[int]
-) -> Iterator[Batch]:
-    """Cut the order into lanes of equal numbers of samples, make each lane's batches, and take from them in turn.
+    order: np.ndarray, num_partitions: int, block_size: int, frames: Frames, rule: BatchRule, seed: Sequence[int]
+) -> Iterator[BatchIds]:
+    """Cut the order into partitions of equally many samples, and take from the batches of each in turn.
 
-    Batches of the shorter lanes are split so that lanes keep step, as far as their samples allow.
+    Where a partition has fewer batches than another, its largest are split, as far as their samples allow.
     """
-    if num_lanes == 1:
-        yield from (Batch(0, ids) for ids in make_batches(pools(order, pool_size), frames, rule, [*seed, 0]))
+    if num_partitions == 1:
+        yield from (
+            BatchIds(0, ids) for ids in make_batches(shuffle_blocks(order, block_size), frames, rule, [*seed, 0])
+        )
         return
-    lanes = [
-        [Batch(lane, ids) for ids in make_batches(pools(part, pool_size), frames, rule, [*seed, lane])]
-        for lane, part in enumerate(np.array_split(order, num_lanes))
+    partitions = [
+        [
+            BatchIds(partition, ids)
+            for ids in make_batches(shuffle_blocks(part, block_size), frames, rule, [*seed, partition])
+        ]
+        for partition, part in enumerate(np.array_split(order, num_partitions))
     ]
-    longest = max(map(len, lanes))
-    for row in zip_longest(*(split_largest(lane, longest) for lane in lanes)):
+    longest = max(map(len, partitions))
+    for row in zip_longest(*(split_largest(partition, longest) for partition in partitions)):
         yield from (batch for batch in row if batch is not None)
 
 
-def split_largest(batches: Iterable[Batch], count: int) -> list[Batch]:
+def split_largest(batches: Iterable[BatchIds], count: int) -> list[BatchIds]:
     """Cut batches in two, the largest and last first, until there are ``count`` of them or all hold one sample."""
     result = list(batches)
     while len(result) < count:
         index = max(range(len(result)), key=lambda k: (len(result[k].ids), k), default=-1)
         if index < 0 or len(result[index].ids) == 1:
             break
-        lane, ids = result[index]
+        partition, ids = result[index]
         half = (len(ids) + 1) // 2
-        result[index : index + 1] = [Batch(lane, ids[:half]), Batch(lane, ids[half:])]
+        result[index : index + 1] = [BatchIds(partition, ids[:half]), BatchIds(partition, ids[half:])]
     return result
 
 
-def even_out(batches: Iterable[Batch], world_size: int) -> Iterator[Batch]:
+def equalize_batches(batches: Iterable[BatchIds], world_size: int) -> Iterator[BatchIds]:
     """The same samples in a number of batches that ``world_size`` divides: a few of the last are split in two.
 
     Holds back no more than the splitting may need, so it works on a schedule whose end is not known yet.
@@ -138,7 +146,7 @@ def even_out(batches: Iterable[Batch], world_size: int) -> Iterator[Batch]:
     if world_size == 1:
         yield from batches
         return
-    held: deque[Batch] = deque()
+    held: deque[BatchIds] = deque()
     slack = 0  # how many more batches the held ones could become
     count = 0
     for batch in batches:
@@ -153,6 +161,6 @@ def even_out(batches: Iterable[Batch], world_size: int) -> Iterator[Batch]:
     if missing > slack:
         raise RunError(
             f"{count + len(held)} batches cannot be shared evenly by {world_size} ranks, and they hold too few samples "
-            "to be split: use smaller batches or fewer ranks, or even=False where ranks may end apart"
+            "to be split: use smaller batches or fewer ranks, or equal_batches=False where ranks may end apart"
         )
     yield from split_largest(held, len(held) + missing)

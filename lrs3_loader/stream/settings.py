@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from lrs3_loader.stream.catalog import Choice
+from lrs3_loader.stream.catalog import ClipFilter
 from lrs3_loader.stream.schedule import BatchRule
 from lrs3_loader.stream.tasks import Task
 
@@ -27,28 +27,44 @@ class StreamSettings:
     max_frames: int | None = None
     crop_frames: int | None = None
     select: Callable[[str], bool] | None = None
-    even: bool = True
+    equal_batches: bool = True
     follow: bool = False
     partial: bool = False
-    on_bad: Literal["raise", "skip"] = "raise"
-    lanes: int | None = None
+    on_error: Literal["raise", "skip"] = "raise"
+    num_parallel_shards: int | None = None
     poll_seconds: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "batch_frames", "shuffle_buffer", "max_frames", "crop_frames", "lanes"):
+        for name in (
+            "batch_size",
+            "batch_frames",
+            "shuffle_buffer",
+            "max_frames",
+            "crop_frames",
+            "num_parallel_shards",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         if self.seed < 0 or self.poll_seconds <= 0:
             raise ValueError(f"seed must be >= 0 and poll_seconds > 0, got {self.seed} and {self.poll_seconds}")
-        if self.on_bad not in ("raise", "skip"):
-            raise ValueError(f"on_bad must be 'raise' or 'skip', got {self.on_bad!r}")
+        if self.on_error not in ("raise", "skip"):
+            raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         if self.follow and self.partial:
             raise ValueError("follow waits for all of a run and partial for none of it: give one of the two")
 
     def identity(self) -> dict[str, Any]:
         """What a saved position depends on."""
-        names = ("batch_size", "batch_frames", "shuffle", "shuffle_buffer", "seed", "crop_frames", "even", "follow")
+        names = (
+            "batch_size",
+            "batch_frames",
+            "shuffle",
+            "shuffle_buffer",
+            "seed",
+            "crop_frames",
+            "equal_batches",
+            "follow",
+        )
         return {name: getattr(self, name) for name in names}
 
     def rule(self, task: Task) -> BatchRule:
@@ -63,14 +79,14 @@ class StreamSettings:
             raise ValueError(f"task {task.name!r} needs one of batch_size and batch_frames")
         return BatchRule(self.batch_size, self.batch_frames, task.multiple, self.shuffle)
 
-    def choice(self, task: Task) -> Choice:
+    def clip_filter(self, task: Task) -> ClipFilter:
         """Which clips take part."""
         shortest = max(self.min_frames, task.min_frames)
         for name in ("max_frames", "crop_frames"):
             value = getattr(self, name)
             if value is not None and value < shortest:
                 raise ValueError(f"{name} = {value} is below the {shortest} frames that task {task.name!r} needs")
-        return Choice(shortest, self.max_frames, self.crop_frames, self.select)
+        return ClipFilter(shortest, self.max_frames, self.crop_frames, self.select)
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:

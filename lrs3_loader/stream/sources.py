@@ -50,7 +50,7 @@ class Listing:
     bad: dict[str, str] = field(default_factory=dict)  # name -> why it was left out
 
     @property
-    def is_listed(self) -> bool:
+    def is_indexed(self) -> bool:
         """Every sample is known beforehand."""
         return all(source.samples is not None for source in self.sources)
 
@@ -72,31 +72,31 @@ def split_locations(locations: Locations) -> list[str]:
     return expanded
 
 
-def list_sources(locations: Locations, *, partial: bool, skip_bad: bool) -> Listing:
+def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> Listing:
     """Find the tars and read their ledgers.
 
     Args:
         locations: run folders or tars, local or remote, mixed as wanted.
         partial: take what is published of a run that is not finished.
-        skip_bad: leave out (and name, in ``bad``) published tars that are missing, cut off or unreadable.
+        skip_errors: leave out (and name, in ``bad``) published tars that are missing, cut off or unreadable.
 
     Raises:
-        RunError: nothing there, a run that is not finished, a bad tar (without ``skip_bad``).
+        RunError: nothing there, a run that is not finished, a bad tar (without ``skip_errors``).
     """
     listing = Listing()
     for location in split_locations(locations):
         if location.startswith("pipe:") or location.split("?")[0].endswith(_TAR_ENDINGS):
-            _list_tar(location, listing, skip_bad)
+            _list_tar(location, listing, skip_errors)
         elif is_remote(location):
             _list_remote_run(location.removesuffix("/"), listing, partial)
         else:
-            _list_run(location, listing, partial, skip_bad)
+            _list_run(location, listing, partial, skip_errors)
     if not listing.sources:
         raise RunError("; ".join([f"there is nothing to read in {locations}", *listing.bad.values()]))
     return listing
 
 
-def _list_run(location: str, listing: Listing, partial: bool, skip_bad: bool) -> None:
+def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool) -> None:
     folder = RunFolder.open(Path(location))
     missing = []
     for shard in folder.shards:
@@ -104,7 +104,7 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_bad: bool) ->
         if source is not None:
             listing.sources.append(source)
         elif problem is not None:
-            _leave_out(shard.name, problem, listing, skip_bad)
+            _leave_out(shard.name, problem, listing, skip_errors)
         else:
             missing.append(shard.name)
     _refuse_unfinished(location, missing, partial)
@@ -141,13 +141,13 @@ def _refuse_unfinished(location: str, missing: list[str], partial: bool) -> None
         )
 
 
-def _list_tar(location: str, listing: Listing, skip_bad: bool) -> None:
+def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
     samples: tuple[tuple[str, int], ...] | None = None
     try:
         if not is_remote(location):
             samples = _local_samples(Path(location))
     except (DamagedError, RunError) as error:
-        _leave_out(location, str(error), listing, skip_bad)
+        _leave_out(location, str(error), listing, skip_errors)
     else:
         listing.sources.append(Source(location, location, samples))
 
@@ -175,8 +175,8 @@ def _check_size(path: str, measure: Callable[[], int], ledger: Ledger) -> None:
         raise DamagedError(f"{path} has {size} bytes, its ledger says {ledger.num_bytes}")
 
 
-def _leave_out(name: str, why: str, listing: Listing, skip_bad: bool) -> None:
-    if not skip_bad:
-        raise RunError(f"{why}. Run the extraction again to make it anew, or leave it out (on_bad='skip')")
-    logger.warning("left out: %s", why)
+def _leave_out(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
+    if not skip_errors:
+        raise RunError(f"{why}. Run the extraction again to replace it, or skip it (on_error='skip')")
+    logger.warning("skipping %s", why)
     listing.bad[name] = why

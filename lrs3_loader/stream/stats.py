@@ -157,7 +157,7 @@ def read_stats(run: Path) -> RunStats:
         raise RunError(f"{path} is damaged: {error}") from error
 
 
-def describe(stats: RunStats) -> str:
+def describe_stats(stats: RunStats) -> str:
     """A line per field: rows, and the range of means and deviations over its numbers."""
     lines = [f"{stats.num_samples} samples, {stats.num_frames} frames"]
     for name, moments in stats.fields.items():

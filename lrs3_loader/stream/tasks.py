@@ -18,7 +18,8 @@ from lrs3_loader.stream.tarindex import Sample
 from lrs3_loader.types import FIELDS, ROWS_PER_FRAME
 
 Item = dict[str, Any]
-Draw = Callable[[str], np.random.Generator]  # key -> its random numbers in this epoch, the same wherever it is read
+#: Gives the random generator of a clip in this epoch, by its key; every rank and worker gets the same one.
+RandomFor = Callable[[str], np.random.Generator]
 
 MOUTH = slice(48, 68)  # iBUG-68
 SYNC_FRAMES = 5
@@ -52,7 +53,7 @@ class Task(Protocol):
         """False: a batch is always one sample."""
         ...
 
-    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item: ...
+    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item: ...
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class Raw:
     multiple: int = 1
     batched: bool = False
 
-    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
         (sample,) = samples
         return sample
 
@@ -101,7 +102,7 @@ class Audio2Motion:
         if wrong:
             raise ValueError(f"only fields with rows for every frame can be padded, not {', '.join(wrong)}")
 
-    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
         lengths = torch.tensor([frames_of(sample) for sample in samples])
         num_frames = -(-int(lengths.max()) // self.multiple) * self.multiple
         item: Item = {"keys": [sample["__key__"] for sample in samples]}
@@ -148,7 +149,7 @@ class SyncNet:
         if self.pairs_per_clip < 1 or (self.max_shift_frames is not None and self.max_shift_frames < 1):
             raise ValueError(f"pairs_per_clip and max_shift_frames must be at least 1, got {self}")
 
-    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
         pairs = [pair for sample in samples for pair in self._pairs(sample, draw(sample["__key__"]))]
         keys, mouths, sounds, starts, shifts = zip(*pairs, strict=True)
         shift = torch.tensor(shifts)
@@ -191,7 +192,7 @@ class PostNet:
     multiple: int = _FRAMES_MULTIPLE
     batched: bool = True
 
-    def __call__(self, samples: Sequence[Sample], draw: Draw) -> Item:
+    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
         changed = [{**sample, "pose": to_translation_quaternion(sample["pose"])} for sample in samples]
         return Audio2Motion(fields=self.fields, multiple=self.multiple)(changed, draw)
 

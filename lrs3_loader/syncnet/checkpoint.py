@@ -13,14 +13,14 @@ import torch
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.io.safe_load import load_plain
-from lrs3_loader.syncnet.model import SyncNet
+from lrs3_loader.syncnet.model import SyncNetModel
 
 CHECKPOINT_FILE = "checkpoint.pt"
 _FORMAT = "lrs3_loader syncnet 1"
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SyncNetCheckpoint:
     """Plain values and tensors only: it is read without unpickling anything else."""
 
     model: dict[str, Any]  # state of the network
@@ -40,7 +40,7 @@ class Checkpoint:
             file.write(buffer.getbuffer())
 
     @classmethod
-    def load(cls, path: Path) -> Checkpoint:
+    def load(cls, path: Path) -> SyncNetCheckpoint:
         """Read one, onto the CPU.
 
         Raises:
@@ -56,9 +56,9 @@ class Checkpoint:
             raise RunError(f"{path} is no checkpoint of train-syncnet (of this version)")
         return cls(**plain)
 
-    def network(self, device: torch.device | str = "cpu") -> SyncNet:
+    def network(self, device: torch.device | str = "cpu") -> SyncNetModel:
         """The trained network, on a device."""
-        model = SyncNet(self.hubert_width, int(self.config["width"]))
+        model = SyncNetModel(self.hubert_width, int(self.config["width"]))
         model.load_state_dict(self.model)
         return model.to(device).eval()
 

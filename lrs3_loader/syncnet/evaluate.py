@@ -18,7 +18,7 @@ import torch
 
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.stream.tasks import MOUTH, SYNC_FRAMES, SYNC_ROWS, Raw
-from lrs3_loader.syncnet.model import MOUTH_WIDTH, SyncNet
+from lrs3_loader.syncnet.model import MOUTH_WIDTH, SyncNetModel
 from lrs3_loader.types import ROWS_PER_FRAME
 
 OFFSETS = np.arange(-MAX_OFFSET, MAX_OFFSET + 1)
@@ -50,7 +50,7 @@ class ClipScores:
 
 
 @torch.inference_mode()
-def score_clip(model: SyncNet, sample: Mapping[str, Any]) -> ClipScores:
+def score_clip(model: SyncNetModel, sample: Mapping[str, Any]) -> ClipScores:
     """Compare all windows of a sample of task ``READS`` at all offsets, on the model's device."""
     device = model.bias.device
     mouth = torch.from_numpy(sample["idexp_lm3d"][:, MOUTH].reshape(-1, MOUTH_WIDTH)).to(device)

@@ -16,7 +16,7 @@ from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.stream import ShardStream
-from lrs3_loader.syncnet.checkpoint import Checkpoint, describe_features
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint, describe_features
 from lrs3_loader.syncnet.evaluate import READS, score_clip
 from lrs3_loader.syncnet.speakers import speaker_of
 
@@ -33,7 +33,7 @@ class ClipOffset:
 
 
 def measure_offsets(
-    folder: RunFolder, checkpoint: Checkpoint, device: torch.device | str = "cpu"
+    folder: RunFolder, checkpoint: SyncNetCheckpoint, device: torch.device | str = "cpu"
 ) -> Iterator[ClipOffset]:
     """Measure every clip there is of a run, in the order of its plan.
 

@@ -42,7 +42,7 @@ class WindowEncoder(nn.Module):
         return F.normalize(self.project(self.layers(windows.transpose(1, 2)).flatten(1)), dim=-1)
 
 
-class SyncNet(nn.Module):
+class SyncNetModel(nn.Module):
     """Whether mouth and sound belong together: ``logit = scale * cos(mouth, sound) + bias``.
 
     Args:

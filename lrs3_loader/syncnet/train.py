@@ -6,7 +6,7 @@ OUT/
   tensorboard/       the same
   evaluation.json    the last evaluation, offset by offset
 
-Binary cross-entropy of ``SyncNet``'s logits: half of the pairs belong together. On several ranks each has its own
+Binary cross-entropy of ``SyncNetModel``'s logits: half of the pairs belong together. On several ranks each has its own
 batches and the gradients are averaged (``DistributedDataParallel``).
 """
 
@@ -35,10 +35,10 @@ from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
-from lrs3_loader.stream.tasks import SyncNet as SyncNetPairs
-from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint, describe_features
+from lrs3_loader.stream.tasks import SyncNet
+from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint, describe_features
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, READS, Accuracy, score_clip
-from lrs3_loader.syncnet.model import SyncNet
+from lrs3_loader.syncnet.model import SyncNetModel
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, Scalars
 from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
 from lrs3_loader.syncnet.speakers import OfSpeakers, hold_out
@@ -89,7 +89,7 @@ class Training:
         self.step, self.evaluated_step = 0, -1
         launch.out.mkdir(parents=True, exist_ok=True)
         if (launch.out / CHECKPOINT_FILE).exists():
-            self._go_on(Checkpoint.load(launch.out / CHECKPOINT_FILE))
+            self._go_on(SyncNetCheckpoint.load(launch.out / CHECKPOINT_FILE))
 
     def run(self) -> Accuracy:
         """All epochs that are left."""
@@ -142,7 +142,7 @@ class Training:
             RunError: no clip of theirs is long enough.
         """
         selected = OfSpeakers(self.held_out)
-        stream = ShardStream(self._run, READS, shuffle=False, even=False, select=selected)
+        stream = ShardStream(self._run, READS, shuffle=False, equal_batches=False, select=selected)
         self.model.eval()
         mine = [score_clip(self.model, sample) for sample in stream]
         self.model.train()
@@ -164,11 +164,13 @@ class Training:
             with atomic_write(self.launch.out / EVALUATION_FILE) as file:
                 plain = {"step": self.step, "offsets": OFFSETS.tolist(), **asdict(accuracy)}
                 file.write((json.dumps(plain, indent=1) + "\n").encode())
-            logger.info("epoch %d of %d, step %d: %s", epoch + 1, self.config.epochs, self.step, describe(accuracy))
+            logger.info(
+                "epoch %d of %d, step %d: %s", epoch + 1, self.config.epochs, self.step, describe_accuracy(accuracy)
+            )
         return accuracy
 
     def _pairs(self, rank: int, world_size: int) -> ShardStream:
-        pairs = SyncNetPairs(self.config.pairs_per_clip, self.config.max_shift_frames)
+        pairs = SyncNet(self.config.pairs_per_clip, self.config.max_shift_frames)
         return ShardStream(
             self._run,
             pairs,
@@ -184,7 +186,7 @@ class Training:
         first = list(islice(self._pairs(0, 1), _STANDARDISE_BATCHES))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            self.model = SyncNet(first[0]["hubert"].shape[-1], self.config.width)
+            self.model = SyncNetModel(first[0]["hubert"].shape[-1], self.config.width)
         self.model.standardise(first)
         self.model.to(self.device)
         self.optimizer = torch.optim.AdamW(
@@ -206,7 +208,7 @@ class Training:
         finally:
             self._parallel = self.model
 
-    def _go_on(self, checkpoint: Checkpoint) -> None:
+    def _go_on(self, checkpoint: SyncNetCheckpoint) -> None:
         """Take up a training where it was.
 
         Raises:
@@ -236,7 +238,7 @@ class Training:
             return
         if batch is not None:
             self._position = self.stream.state_dict(batch)
-        Checkpoint(
+        SyncNetCheckpoint(
             model=self.model.state_dict(),
             optimizer=self.optimizer.state_dict(),
             stream=self._position,
@@ -263,7 +265,7 @@ class Training:
         return value / self.world_size
 
 
-def describe(accuracy: Accuracy) -> str:
+def describe_accuracy(accuracy: Accuracy) -> str:
     """One line for people."""
     return (
         f"right offset of {len(OFFSETS)} on top in {100 * accuracy.by_window:.1f} % of {accuracy.num_windows} windows, "

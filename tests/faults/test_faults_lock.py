@@ -68,7 +68,7 @@ def killed_holder(folder: Path) -> subprocess.Popen[str]:
 
 
 def quick(folder: Path, on_lost: Callable[[], None] | None = None) -> RunLock:
-    return RunLock(folder, beat_seconds=0.05, stale_seconds=0.6, on_lost=on_lost)
+    return RunLock(folder, heartbeat_seconds=0.05, stale_seconds=0.6, on_lost=on_lost)
 
 
 def left_by(folder: Path, **changes: object) -> Holder:
@@ -91,6 +91,16 @@ def test_a_second_launch_is_refused_naming_the_first(tmp_path: Path) -> None:
     first.wait()
     with RunLock(tmp_path):
         pass
+
+
+def test_the_file_keeps_the_names_that_older_versions_read_and_write(tmp_path: Path) -> None:
+    written = json.loads(left_by(tmp_path, pid=7, start_ticks=70, pid_namespace="pid:[1]").encode())
+    old = "token host boot space pid born launch attempt since count"
+    assert list(written) == old.split()
+    assert (written["space"], written["born"]) == ("pid:[1]", 70)
+    holder = Holder.parse(json.dumps(written).encode())
+    assert holder is not None
+    assert (holder.pid_namespace, holder.start_ticks) == ("pid:[1]", 70)
 
 
 def test_what_is_left_behind(tmp_path: Path) -> None:
@@ -123,7 +133,7 @@ def test_without_kernel_locks_a_living_process_is_seen_and_a_reused_id_is_not(
             quick(tmp_path).__enter__()
         holder = Holder.parse((tmp_path / FILE_NAME).read_bytes())
     assert holder is not None
-    (tmp_path / FILE_NAME).write_bytes(replace(holder, born=holder.born - 1).encode())
+    (tmp_path / FILE_NAME).write_bytes(replace(holder, start_ticks=holder.start_ticks - 1).encode())
     with quick(tmp_path):
         pass
 

@@ -23,7 +23,7 @@ from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d import regressor
 from lrs3_loader.face.landmarks.landmarker import load_files
 from lrs3_loader.face.model.morphable import FaceModel
-from lrs3_loader.syncnet.checkpoint import Checkpoint
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from support.fault_tools import damaged, small_fuzz
 from support.tflite_writer import small_network
 
@@ -105,7 +105,7 @@ def test_checkpoints(folder: Path, checkpoint: bytes, data: st.DataObject) -> No
     path = folder / "checkpoint.pt"
     path.write_bytes(data.draw(damaged(checkpoint)))
     with pytest.raises(RunError, match=r"checkpoint\.pt"):
-        Checkpoint.load(path)
+        SyncNetCheckpoint.load(path)
     with pytest.raises(RunError, match=r"checkpoint\.pt|standard\.mat"):
         regressor.load_files(path, folder / "standard.mat")
 

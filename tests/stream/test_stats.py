@@ -11,7 +11,15 @@ import pytest
 from lrs3_loader import ShardStream
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.stream.stats import FILE_NAME, Moments, RunStats, compute_stats, describe, read_stats, write_stats
+from lrs3_loader.stream.stats import (
+    FILE_NAME,
+    Moments,
+    RunStats,
+    compute_stats,
+    describe_stats,
+    read_stats,
+    write_stats,
+)
 from support.run_factory import begin_run, make_run, publish
 
 LENGTHS = [[12, 30, 7], [9, 40], [25, 6, 14]]
@@ -69,8 +77,8 @@ def test_figures_of_parts_merge_into_those_of_the_whole(run: RunFolder) -> None:
 def test_they_are_read_back(run: RunFolder) -> None:
     _, stats = write_stats(run.path)
     assert_close(read_stats(run.path), stats)
-    assert "8 samples, 143 frames" in describe(stats)
-    assert "rows of 80" in describe(stats)
+    assert "8 samples, 143 frames" in describe_stats(stats)
+    assert "rows of 80" in describe_stats(stats)
 
 
 def test_digits_survive_a_mean_far_from_zero() -> None:

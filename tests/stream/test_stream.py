@@ -154,7 +154,7 @@ def test_lengths_and_keys_choose_clips(run: RunFolder, all_keys: list[str]) -> N
     stream = a2m(run, min_frames=10, max_frames=30)
     want = sorted(key for key in all_keys if 10 <= frames[key] <= 30)
     assert sorted(keys_in(stream)) == want
-    assert stream.num_left_out == NUM_SAMPLES - len(want)
+    assert stream.num_filtered == NUM_SAMPLES - len(want)
     speaker = all_keys[0].split("/")[1]
     chosen = keys_in(a2m(run, select=lambda key: key.split("/")[1] == speaker))
     assert sorted(chosen) == [key for key in all_keys if key.split("/")[1] == speaker]
@@ -180,7 +180,7 @@ def test_long_clips_are_cropped_at_random_places(run: RunFolder) -> None:
 def test_samples_that_cannot_be_shared_evenly_are_refused(run: RunFolder, all_keys: list[str]) -> None:
     with pytest.raises(RunError, match="16 batches cannot be shared evenly by 3 ranks"):
         ShardStream(run.path, "raw", rank=0, world_size=3)
-    apart = [ShardStream(run.path, "raw", rank=rank, world_size=3, even=False) for rank in range(3)]
+    apart = [ShardStream(run.path, "raw", rank=rank, world_size=3, equal_batches=False) for rank in range(3)]
     assert [len(stream) for stream in apart] == [6, 5, 5]
     assert sorted(keys_in(batch for stream in apart for batch in stream)) == all_keys
 
@@ -197,7 +197,7 @@ def test_samples_that_cannot_be_shared_evenly_are_refused(run: RunFolder, all_ke
         ({"task": "raw", "rank": 1}, "both rank and world_size"),
         ({"task": "raw", "rank": 2, "world_size": 2}, "got 2 of 2"),
         ({"task": "raw", "shuffle_buffer": 0}, "shuffle_buffer must be at least 1"),
-        ({"task": "raw", "on_bad": "ignore"}, "'raise' or 'skip'"),
+        ({"task": "raw", "on_error": "ignore"}, "'raise' or 'skip'"),
         ({"task": "raw", "follow": True, "partial": True}, "one of the two"),
         ({"task": "raw", "follow": True, "rank": 0, "world_size": 2}, "is not known while a run is followed"),
     ],
@@ -471,12 +471,12 @@ def cut(path: Path) -> None:
 @pytest.mark.parametrize("harm", [Path.unlink, cut])
 def test_a_missing_or_short_tar(own_run: RunFolder, all_keys: list[str], harm: Callable[[Path], None]) -> None:
     harm(own_run.tar_path(own_run.shards[1]))
-    with pytest.raises(RunError, match=r"pretrain-000001.tar .*(missing|2000 bytes).*on_bad='skip'"):
+    with pytest.raises(RunError, match=r"pretrain-000001.tar .*(missing|2000 bytes).*on_error='skip'"):
         a2m(own_run)
-    streams = [a2m(own_run, on_bad="skip", rank=rank, world_size=2) for rank in range(2)]
+    streams = [a2m(own_run, on_error="skip", rank=rank, world_size=2) for rank in range(2)]
     assert sorted(keys_in(batch for s in streams for batch in s)) == all_keys[:4] + all_keys[8:]
     assert len(streams[0]) == len(streams[1])
-    assert list(streams[0].damage()) == ["pretrain-000001"]
+    assert list(streams[0].errors()) == ["pretrain-000001"]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -484,9 +484,9 @@ def test_damage_found_while_reading(
     own_run: RunFolder, all_keys: list[str], num_workers: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     flip(own_run.tar_path(own_run.shards[2]), 0)  # the first header: its checksum does not hold any more
-    stream = a2m(own_run, on_bad="skip")
+    stream = a2m(own_run, on_error="skip")
     assert sorted(keys_in(load(stream, num_workers))) == all_keys[:8] + all_keys[13:]
-    assert stream.damage() == {"pretrain-000002": "5 samples lost"}
+    assert stream.errors() == {"pretrain-000002": "5 samples lost"}
     if num_workers == 0:
         assert "skipping what is bad in pretrain-000002" in caplog.text
 
@@ -505,7 +505,7 @@ def test_going_on_after_any_sample_past_bad_ones(own_run: RunFolder, all_keys: l
     sound = all_keys[:4] + all_keys[8:]
 
     def stream() -> ShardStream:
-        return ShardStream(own_run.path, "raw", on_bad="skip", shuffle_buffer=6)
+        return ShardStream(own_run.path, "raw", on_error="skip", shuffle_buffer=6)
 
     assert sorted(keys_in(stream())) == sound
     for stop in range(1, len(sound), 3):
@@ -518,7 +518,7 @@ def test_going_on_after_any_sample_past_bad_ones(own_run: RunFolder, all_keys: l
 
 def test_a_rank_that_loses_a_whole_batch_cannot_keep_step(own_run: RunFolder) -> None:
     flip(own_run.tar_path(own_run.shards[1]), 0)
-    stream = ShardStream(own_run.path, batch_size=4, shuffle=False, on_bad="skip", rank=1, world_size=2)
+    stream = ShardStream(own_run.path, batch_size=4, shuffle=False, on_error="skip", rank=1, world_size=2)
     with pytest.raises(RunError, match="would fall behind the others"):
         list(stream)
 
@@ -544,6 +544,36 @@ def test_a_field_that_is_not_there_is_named(own_run: RunFolder) -> None:
         list(ShardStream(own_run.path, Raw(fields=("mel", "coeff")), shuffle=False))
     samples = list(ShardStream(own_run.path, Raw(fields=("mel",))))
     assert all(set(sample) == {"__key__", "__cursor__", "json", "mel"} for sample in samples)
+
+
+def test_old_names_still_work_and_warn(run: RunFolder) -> None:
+    with pytest.warns(DeprecationWarning, match="even is now called equal_batches") as warned:
+        apart = ShardStream(run.path, "raw", rank=0, world_size=3, even=False)
+    assert len(apart) == 6
+    assert [warning.filename for warning in warned] == [__file__]
+    with pytest.warns(DeprecationWarning, match="is now called") as warned:
+        stream = a2m(run, on_bad="skip", lanes=2, min_frames=10)
+    assert sorted(str(warning.message).split()[1] for warning in warned) == ["lanes", "on_bad"]
+    with pytest.warns(DeprecationWarning, match="num_filtered"):
+        assert stream.num_left_out == stream.num_filtered > 0
+    with pytest.warns(DeprecationWarning, match=r"errors\(\)"):
+        assert stream.damage() == stream.errors() == {}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'evn'"):
+        a2m(run, evn=False)
+
+
+def test_states_saved_under_the_old_names_load(run: RunFolder) -> None:
+    stream, resumed = a2m(run), a2m(run)
+    batches = iter(stream)
+    next(batches)
+    state = stream.state_dict()
+    old = {"equal_batches": "even", "num_parallel_shards": "lanes"}
+    assert set(old) < set(state["stream"])
+    state["stream"] = {old.get(name, name): value for name, value in state["stream"].items()}
+    resumed.load_state_dict(state)
+    assert keys_in(resumed) == keys_in(batches)
+    with pytest.raises(RunError, match="differs in equal_batches: true -> false"):
+        a2m(run, equal_batches=False).load_state_dict(state)
 
 
 def test_nothing_to_read(tmp_path: Path, run: RunFolder) -> None:

@@ -79,7 +79,7 @@ def test_a_remote_run_is_a_run(run: RunFolder, all_keys: list[str], world_size: 
 
 def test_going_on_in_a_remote_run(run: RunFolder) -> None:
     def stream() -> ShardStream:
-        return ShardStream(f"teststore://{run.path}", batch_size=2, lanes=2)
+        return ShardStream(f"teststore://{run.path}", batch_size=2, num_parallel_shards=2)
 
     whole = keys_in(stream())
     for stop in range(len(stream())):
@@ -90,8 +90,8 @@ def test_going_on_in_a_remote_run(run: RunFolder) -> None:
         assert keys_in(seen) + keys_in(second) == whole
 
 
-def test_a_lane_reads_its_shards_once_and_front_to_back(run: RunFolder, all_keys: list[str]) -> None:
-    stream = ShardStream(f"teststore://{run.path}", batch_size=3, lanes=1, shuffle_buffer=4)
+def test_a_partition_reads_its_shards_once_and_front_to_back(run: RunFolder, all_keys: list[str]) -> None:
+    stream = ShardStream(f"teststore://{run.path}", batch_size=3, num_parallel_shards=1, shuffle_buffer=4)
     Store.opened.clear()
     assert sorted(keys_in(stream)) == all_keys
     assert sorted(Path(path).name for path in Store.opened) == [f"{shard.name}.tar" for shard in run.shards]
@@ -173,7 +173,8 @@ def test_unlisted_tars_are_shared_by_more_readers_than_tars(
     pipes: list[str], all_keys: list[str], world_size: int, num_workers: int
 ) -> None:
     streams = [
-        ShardStream(pipes, batch_size=2, even=False, rank=rank, world_size=world_size) for rank in range(world_size)
+        ShardStream(pipes, batch_size=2, equal_batches=False, rank=rank, world_size=world_size)
+        for rank in range(world_size)
     ]
     assert sorted(key for stream in streams for key in keys_in(load(stream, num_workers))) == all_keys
 
@@ -191,7 +192,7 @@ def test_what_is_not_possible_without_ledgers(pipes: list[str]) -> None:
     with pytest.raises(RunError, match="saved with 2 workers, now there are 1"):
         list(load(resumed, 0))
     with pytest.raises(RunError, match="rank 0 of 1, loaded by rank 1 of 2"):
-        ShardStream(pipes, "raw", even=False, rank=1, world_size=2).load_state_dict(state)
+        ShardStream(pipes, "raw", equal_batches=False, rank=1, world_size=2).load_state_dict(state)
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -214,10 +215,10 @@ def test_a_command_that_fails(run: RunFolder, pipes: list[str], all_keys: list[s
         urls = [pipes[0], bad, pipes[2]]
         with pytest.raises(RunError, match="is damaged"):
             list(ShardStream(urls, "raw"))
-        stream = ShardStream(urls, "raw", on_bad="skip")
+        stream = ShardStream(urls, "raw", on_error="skip")
         found = keys_in(stream)
         assert set(all_keys[:4] + all_keys[7:]) <= set(found) < set(all_keys)
-        assert stream.damage() == {bad: "1 times given up half-way"}
+        assert stream.errors() == {bad: "1 times given up half-way"}
 
 
 def test_a_remote_tar_that_is_cut_short(tmp_path: Path) -> None:
@@ -227,10 +228,10 @@ def test_a_remote_tar_that_is_cut_short(tmp_path: Path) -> None:
     tar.write_bytes(tar.read_bytes()[: tar.stat().st_size // 2])
     with pytest.raises(RunError, match=r"pretrain-000000.tar is damaged"):
         list(ShardStream(f"teststore://{run.path}", batch_size=2))
-    stream = ShardStream(f"teststore://{run.path}", batch_size=2, on_bad="skip", lanes=1)
+    stream = ShardStream(f"teststore://{run.path}", batch_size=2, on_error="skip", num_parallel_shards=1)
     found = keys_in(stream)
     assert set(keys[4:]) < set(found) < set(keys)
-    assert stream.damage() == {"pretrain-000000": f"{len(keys) - len(found)} samples lost"}
+    assert stream.errors() == {"pretrain-000000": f"{len(keys) - len(found)} samples lost"}
 
 
 def test_protocols_that_nothing_here_opens() -> None:

@@ -73,7 +73,7 @@ def test_audio2motion_with_other_fields(run: RunFolder) -> None:
 
 def test_syncnet_pairs_go_together_or_are_shifted_as_they_say(run: RunFolder, stored: dict[str, Any]) -> None:
     stream = ShardStream(run.path, SyncNet(pairs_per_clip=3), batch_size=4)
-    assert stream.num_left_out == 1  # the clip of 5 frames has no shifted pair
+    assert stream.num_filtered == 1  # the clip of 5 frames has no shifted pair
     shifts = []
     for batch in stream:
         pairs = len(batch["keys"])

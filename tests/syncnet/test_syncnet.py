@@ -15,10 +15,10 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, Checkpoint
+from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy, ClipScores, score_clip
 from lrs3_loader.syncnet.measure import ClipOffset, describe_offsets, measure_offsets
-from lrs3_loader.syncnet.model import SyncNet
+from lrs3_loader.syncnet.model import SyncNetModel
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, SCALARS_FILE, Scalars, read_scalars
 from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
 from lrs3_loader.syncnet.speakers import OfSpeakers, hold_out
@@ -64,7 +64,7 @@ def launch(out: Path, **options: Any) -> TrainLaunch:
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
-    return Checkpoint.load(out / CHECKPOINT_FILE).model
+    return SyncNetCheckpoint.load(out / CHECKPOINT_FILE).model
 
 
 def test_lips_and_sound_of_unknown_speakers_are_matched_far_above_chance(trained: tuple[Path, Accuracy]) -> None:
@@ -81,7 +81,7 @@ def test_lips_and_sound_of_unknown_speakers_are_matched_far_above_chance(trained
 def test_sound_three_frames_late_is_measured_three_frames_late(
     trained: tuple[Path, Accuracy], run: RunFolder, late_run: RunFolder
 ) -> None:
-    checkpoint = Checkpoint.load(trained[0] / CHECKPOINT_FILE)
+    checkpoint = SyncNetCheckpoint.load(trained[0] / CHECKPOINT_FILE)
     unknown = [
         [clip.offset_frames for clip in measure_offsets(folder, checkpoint) if not clip.in_training]
         for folder in (run, late_run)
@@ -99,7 +99,7 @@ def test_killed_within_an_epoch_a_training_goes_on_to_the_same_weights(
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
     train_syncnet(small_run.path, SMALL, launch(whole))
-    steps = Checkpoint.load(whole / CHECKPOINT_FILE).step
+    steps = SyncNetCheckpoint.load(whole / CHECKPOINT_FILE).step
     real_step = Training._step
 
     def dying_step(self: Training, batch: dict[str, Any]) -> torch.Tensor:
@@ -112,11 +112,11 @@ def test_killed_within_an_epoch_a_training_goes_on_to_the_same_weights(
         train_syncnet(small_run.path, SMALL, launch(halves, read_workers=workers))
     monkeypatch.undo()
     assert steps % 3 == 0
-    assert Checkpoint.load(halves / CHECKPOINT_FILE).step == 6
+    assert SyncNetCheckpoint.load(halves / CHECKPOINT_FILE).step == 6
     assert 6 % (steps // 3) != 0, "the training must be killed within an epoch"
     train_syncnet(small_run.path, SMALL, launch(halves, read_workers=workers))
 
-    assert Checkpoint.load(halves / CHECKPOINT_FILE).step == steps
+    assert SyncNetCheckpoint.load(halves / CHECKPOINT_FILE).step == steps
     for name, tensor in weights(whole).items():
         assert torch.equal(tensor, weights(halves)[name]), name
     assert [line["step"] for line in read_scalars(whole)] == [line["step"] for line in read_scalars(halves)]
@@ -165,9 +165,9 @@ def test_two_ranks_share_the_batches_and_one_can_go_on(small_run: RunFolder, tmp
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("right offset of 21 on top in") == 1
     assert "5 clips (held-out speakers; chance 4.8 %)" in done.stdout
-    assert Checkpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2  # of 15 clips 4 batches an epoch, 2 a rank
+    assert SyncNetCheckpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2  # of 15 clips 4 batches an epoch, 2 a rank
     train_syncnet(small_run.path, TrainConfig(**{**vars(SMALL), "epochs": 4}), launch(tmp_path))
-    assert Checkpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2 + 4
+    assert SyncNetCheckpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2 + 4
 
 
 def test_verify_writes_an_offset_for_every_clip(trained: tuple[Path, Accuracy], run: RunFolder) -> None:
@@ -196,7 +196,7 @@ def test_features_of_other_models_are_refused(trained: tuple[Path, Accuracy], ru
     record = {**run.record, "models": {"speech": {**run.record["models"]["speech"], "sha256": "1" * 64}}}
     other = RunFolder(run.path, record, run.shards)
     with pytest.raises(RunError, match=r"trained on other features .*speech\.sha256"):
-        next(measure_offsets(other, Checkpoint.load(trained[0] / CHECKPOINT_FILE)))
+        next(measure_offsets(other, SyncNetCheckpoint.load(trained[0] / CHECKPOINT_FILE)))
 
 
 def make_sample(num_frames: int, seed: int = 0) -> dict[str, Any]:
@@ -209,7 +209,7 @@ def make_sample(num_frames: int, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def slow_scores(model: SyncNet, sample: dict[str, Any]) -> np.ndarray:
+def slow_scores(model: SyncNetModel, sample: dict[str, Any]) -> np.ndarray:
     """Window by window and offset by offset; a positive offset takes a later sound."""
     rows = []
     for t in range(10, len(sample["valid"]) - 14):
@@ -222,7 +222,7 @@ def slow_scores(model: SyncNet, sample: dict[str, Any]) -> np.ndarray:
 
 def test_scores_equal_the_obvious_way_to_compute_them() -> None:
     torch.manual_seed(0)
-    model = SyncNet(6, width=8)
+    model = SyncNetModel(6, width=8)
     sample = make_sample(40)
     sample["valid"][[3, 20]] = False
     scores = score_clip(model, sample)
@@ -233,7 +233,7 @@ def test_scores_equal_the_obvious_way_to_compute_them() -> None:
 
 
 def test_a_clip_too_short_to_compare_everywhere_has_no_offset() -> None:
-    model = SyncNet(6, width=8)
+    model = SyncNetModel(6, width=8)
     short, enough = (score_clip(model, make_sample(num_frames)) for num_frames in (24, 25))
     assert (short.offset_frames, short.confidence, len(short.windows)) == (None, None, 0)
     assert len(enough.windows) == 1
@@ -264,7 +264,7 @@ def test_the_summary_names_what_is_too_short_and_what_was_not_trained_on() -> No
 
 
 def test_inputs_are_standardised_by_the_training_data() -> None:
-    model = SyncNet(4, width=8)
+    model = SyncNetModel(4, width=8)
     random = torch.Generator().manual_seed(0)
     mouth = 3.0 + 2.0 * torch.randn(50, 5, 60, generator=random)
     hubert = torch.tensor([1.0, 10.0, 100.0, 0.0]) * torch.randn(50, 10, 4, generator=random)
@@ -277,7 +277,7 @@ def test_inputs_are_standardised_by_the_training_data() -> None:
 
 def test_a_window_gives_the_same_in_any_batch() -> None:
     torch.manual_seed(1)
-    model = SyncNet(4, width=8)
+    model = SyncNetModel(4, width=8)
     mouth, hubert = torch.randn(6, 5, 60), torch.randn(6, 10, 4)
     alone = torch.cat([model(mouth[i : i + 1], hubert[i : i + 1]) for i in range(6)])
     torch.testing.assert_close(model(mouth, hubert), alone)
@@ -339,14 +339,14 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None, m
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(RunError, match=message) as error:
-        Checkpoint.load(path)
+        SyncNetCheckpoint.load(path)
     assert str(path) in str(error.value)
 
 
 def test_another_file_of_torch_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, tmp_path / "x.pt")
     with pytest.raises(RunError, match="no checkpoint of train-syncnet"):
-        Checkpoint.load(tmp_path / "x.pt")
+        SyncNetCheckpoint.load(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Passes over tars of which nothing is known beforehand: remote ones without a ledger.
+"""Batches of tars of which nothing is known beforehand: remote ones without a ledger.
 
 Each reader (one DataLoader worker of one rank) has tars of its own, or its share of the samples of one where there are
 fewer tars than readers. Order and batches are the same every time for the same readers, so a position is again a
@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.stream.catalog import Choice
-from lrs3_loader.stream.damage import DamagePolicy
-from lrs3_loader.stream.listed import Cursor, Delivery
+from lrs3_loader.stream.catalog import ClipFilter
+from lrs3_loader.stream.error_policy import ErrorPolicy
+from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.readers import tar_samples
 from lrs3_loader.stream.schedule import BatchRule, make_batches, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
@@ -26,7 +26,7 @@ from lrs3_loader.stream.tasks import Task, frames_of
 
 
 @dataclass(frozen=True)
-class UnlistedPosition:
+class SequentialPosition:
     """Batches that each worker of one rank has delivered."""
 
     epoch: int
@@ -39,7 +39,7 @@ class UnlistedPosition:
         return {"epoch": self.epoch, "readers": readers, "delivered": list(self.delivered)}
 
 
-class UnlistedPasses:
+class SequentialBatches:
     """One rank's passes over such tars."""
 
     unit_lost = "times given up half-way"
@@ -51,28 +51,28 @@ class UnlistedPasses:
         settings: StreamSettings,
         rank: int,
         world_size: int,
-        damage: DamagePolicy,
+        error_policy: ErrorPolicy,
     ):
         self._urls = urls
         self._fields = task.fields
-        self._choice = settings.choice(task)
+        self._clip_filter = settings.clip_filter(task)
         self._rule = settings.rule(task)
         self._settings = settings
         self._rank = rank
         self._world_size = world_size
-        self._damage = damage
+        self._error_policy = error_policy
 
     @property
-    def num_left_out(self) -> int | None:
+    def num_filtered(self) -> int | None:
         return None
 
     def identity(self) -> dict[str, Any]:
         return {"urls": list(self._urls)}
 
-    def fresh(self, epoch: int) -> UnlistedPosition:
-        return UnlistedPosition(epoch, self._rank, self._world_size)
+    def fresh(self, epoch: int) -> SequentialPosition:
+        return SequentialPosition(epoch, self._rank, self._world_size)
 
-    def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> UnlistedPosition:
+    def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> SequentialPosition:
         """A saved position, for the same rank of as many.
 
         Raises:
@@ -84,12 +84,12 @@ class UnlistedPasses:
                 f"this state is of rank {rank} of {world_size}, loaded by rank {self._rank} of {self._world_size}: "
                 "tars without a ledger can only be gone on with by the same ranks, each with its own state"
             )
-        return UnlistedPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
+        return SequentialPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
 
     def num_batches(self, epoch: int) -> int:
         raise TypeError("the length of an epoch is not known: these tars have no ledger")
 
-    def deliveries(self, start: UnlistedPosition, worker: int, num_workers: int) -> Iterator[Delivery]:
+    def load_batches(self, start: SequentialPosition, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
         """What one worker has left, in order; what it has delivered before is read and dropped.
 
         Raises:
@@ -103,11 +103,11 @@ class UnlistedPasses:
         done = start.delivered[worker] if start.delivered else 0
         reader = self._rank + self._world_size * worker
         tars = self._tars(start.epoch, reader, self._world_size * num_workers)
-        batches = _Batches(self._urls, tars, self._fields, self._choice, self._damage)
+        batches = _Batches(self._urls, tars, self._fields, self._clip_filter, self._error_policy)
         seed = [self._settings.seed, start.epoch, reader]
         for number, samples in enumerate(batches.make(self._rule, self._settings.shuffle_buffer, seed)):
             if number >= done:
-                yield Delivery(number - done, number, samples)
+                yield LoadedBatch(number - done, number, samples)
 
     def _tars(self, epoch: int, reader: int, num_readers: int) -> list[tuple[int, int, int]]:
         """(number of the tar, part, number of parts) that one of many readers takes in an epoch."""
@@ -117,17 +117,17 @@ class UnlistedPasses:
         place = reader % len(order)
         return [(order[place], reader // len(order), len(range(place, num_readers, len(order))))]
 
-    def after(self, start: UnlistedPosition, cursor: Cursor) -> UnlistedPosition:
+    def after(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
         """The position once the batch with this cursor has come out: the DataLoader takes from each worker in turn."""
         before = start.delivered or (0,) * cursor.num_workers
         delivered = [done + cursor.place + (worker <= cursor.worker) for worker, done in enumerate(before)]
-        return UnlistedPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+        return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
 
-    def within(self, start: UnlistedPosition, cursor: Cursor) -> UnlistedPosition:
+    def within(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
         """The same for one worker by itself, whose state is kept along with those of the others."""
         before = start.delivered or (0,) * cursor.num_workers
         delivered = [done + (cursor.place + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
-        return UnlistedPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+        return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
 
 
 @dataclass
@@ -137,15 +137,15 @@ class _Batches:
     urls: Sequence[str]
     tars: list[tuple[int, int, int]]
     fields: tuple[str, ...] | None
-    choice: Choice
-    damage: DamagePolicy
+    clip_filter: ClipFilter
+    error_policy: ErrorPolicy
     held: dict[int, tuple[Sample, int]] = field(default_factory=dict)
 
-    def make(self, rule: BatchRule, pool_size: int, seed: Sequence[int]) -> Iterator[list[Sample]]:
-        for ids in make_batches(self._pools(pool_size), self._frames, rule, seed):
+    def make(self, rule: BatchRule, block_size: int, seed: Sequence[int]) -> Iterator[list[Sample]]:
+        for ids in make_batches(self._shuffle_blocks(block_size), self._frames, rule, seed):
             yield [self.held.pop(number)[0] for number in ids.tolist()]
 
-    def _pools(self, size: int) -> Iterator[np.ndarray]:
+    def _shuffle_blocks(self, size: int) -> Iterator[np.ndarray]:
         pool: list[int] = []
         for number, found in zip(count(), self._samples()):
             self.held[number] = found
@@ -165,13 +165,13 @@ class _Batches:
                         continue
                     sample = decode_sample(url, key, data, self.fields)
                     num_frames = _num_frames(sample)
-                    if self.choice(key, num_frames):
+                    if self.clip_filter(key, num_frames):
                         yield sample, num_frames
             except DamagedError as error:
-                self.damage.lost(tar, error)
+                self.error_policy.lost(tar, error)
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
-        longest = self.choice.crop_frames
+        longest = self.clip_filter.crop_frames
         frames = [self.held[number][1] for number in ids.tolist()]
         return np.array([n if longest is None else min(n, longest) for n in frames], dtype=np.int64)
 

@@ -1,4 +1,4 @@
-"""Passes over samples that are known beforehand: one rank's share of a plan, dealt to its workers, read and counted."""
+"""Batches of samples that are known beforehand: one rank's share of a schedule, read by its workers."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.stream.damage import DamagePolicy
+from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.plans import Plan
-from lrs3_loader.stream.position import Position, after, turns
+from lrs3_loader.stream.position import Position, after, remaining_batches
 from lrs3_loader.stream.readers import Reader
-from lrs3_loader.stream.schedule import Batch
-from lrs3_loader.stream.shared import SharedNumbers
+from lrs3_loader.stream.schedule import BatchIds
+from lrs3_loader.stream.shared_state import SharedState
 from lrs3_loader.stream.tarindex import DamagedError, Sample
 
 
@@ -24,7 +24,7 @@ class Cursor(NamedTuple):
     num_workers: int
 
 
-class Delivery(NamedTuple):
+class LoadedBatch(NamedTuple):
     """The samples of one batch, read."""
 
     place: int
@@ -32,7 +32,7 @@ class Delivery(NamedTuple):
     samples: list[Sample]
 
 
-class ListedPasses:
+class IndexedBatches:
     """One rank's passes over a plan."""
 
     unit_lost = "samples lost"
@@ -43,32 +43,32 @@ class ListedPasses:
         fields: tuple[str, ...] | None,
         rank: int,
         world_size: int,
-        even: bool,
-        shared: SharedNumbers,
-        damage: DamagePolicy,
+        equal_batches: bool,
+        shared: SharedState,
+        error_policy: ErrorPolicy,
     ):
         self.plan = plan
         self._fields = fields
         self._rank = rank
         self._world_size = world_size
-        self._even = even
+        self._equal_batches = equal_batches
         self._shared = shared
-        self._damage = damage
+        self._error_policy = error_policy
 
     @property
-    def num_left_out(self) -> int | None:
-        return self.plan.catalog.num_left_out if self.plan.is_final else None
+    def num_filtered(self) -> int | None:
+        return self.plan.catalog.num_filtered if self.plan.is_final else None
 
     def identity(self) -> dict[str, Any]:
         return self.plan.identity()
 
     def fresh(self, epoch: int) -> Position:
-        return Position(epoch).under(self._world_size)
+        return Position(epoch).for_world_size(self._world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Position:
         """A saved position, to be gone on from by this many ranks."""
         self.plan.adopt(identity)
-        return Position.from_json(plain).under(self._world_size)
+        return Position.from_json(plain).for_world_size(self._world_size)
 
     def num_batches(self, epoch: int) -> int:
         """Batches of this rank in a whole pass.
@@ -81,10 +81,10 @@ class ListedPasses:
             raise TypeError(
                 "the length of an epoch is not known while a run is followed; ranks end together all the same"
             )
-        batches = self.plan.batches(epoch, speaks=False)
-        return sum(1 for _ in turns(batches, self.fresh(epoch), self._rank, self._even))
+        batches = self.plan.batches(epoch, log_waits=False)
+        return sum(1 for _ in remaining_batches(batches, self.fresh(epoch), self._rank, self._equal_batches))
 
-    def deliveries(self, start: Position, worker: int, num_workers: int) -> Iterator[Delivery]:
+    def load_batches(self, start: Position, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
         """What one worker has left, in order."""
         first = 0
         if start.worker is not None:
@@ -95,37 +95,37 @@ class ListedPasses:
                     f"{num_workers}: go on with the same num_workers, or save with state_dict(batch)"
                 )
         self._shared.skipped[worker::num_workers] = False
-        batches = self.plan.batches(start.epoch, speaks=self._rank == 0 and worker == 0)
+        batches = self.plan.batches(start.epoch, log_waits=self._rank == 0 and worker == 0)
         mine = (
-            turn
-            for turn in turns(batches, start, self._rank, self._even)
-            if turn.place % num_workers == worker and turn.place >= first
+            scheduled
+            for scheduled in remaining_batches(batches, start, self._rank, self._equal_batches)
+            if scheduled.place % num_workers == worker and scheduled.place >= first
         )
         known, reader = self.plan.reader(mine, self._fields)
         try:
-            for turn in known:
-                samples = self._read(reader, turn.batch)
+            for scheduled in known:
+                samples = self._read(reader, scheduled.batch)
                 if samples:
-                    yield Delivery(turn.place, turn.number, samples)
+                    yield LoadedBatch(scheduled.place, scheduled.number, samples)
                 else:
-                    self._pass_over(turn.place)
+                    self._pass_over(scheduled.place)
         finally:
             reader.close()
 
-    def _read(self, reader: Reader, batch: Batch) -> list[Sample]:
+    def _read(self, reader: Reader, batch: BatchIds) -> list[Sample]:
         samples = []
         for sample_id in batch.ids.tolist():
             try:
-                samples.append(reader.read(batch.lane, sample_id))
+                samples.append(reader.read(batch.partition, sample_id))
             except DamagedError as error:
-                self._damage.lost(self.plan.catalog.locate(sample_id)[0], error)
+                self._error_policy.lost(self.plan.catalog.locate(sample_id)[0], error)
         return samples
 
     def _pass_over(self, place: int) -> None:
-        if self._world_size > 1 and self._even:
+        if self._world_size > 1 and self._equal_batches:
             raise RunError(
                 "a whole batch was lost to bad tars, so this rank would fall behind the others: make the tars anew "
-                "(lrs3-loader verify names them), or pass even=False if ranks may end apart"
+                "(lrs3-loader verify names them), or pass equal_batches=False if ranks may end apart"
             )
         self._shared.skipped[place] = True
 

@@ -10,7 +10,7 @@ _ROWS = 64
 _EPOCH, _GENERATION, _WORKERS_READ = range(3)
 
 
-class SharedNumbers:
+class SharedState:
     """Lives in shared memory; travels with the dataset into its workers."""
 
     def __init__(self, num_batches: int, num_sources: int):

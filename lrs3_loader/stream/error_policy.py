@@ -6,16 +6,16 @@ import logging
 from collections.abc import Sequence
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.stream.shared import SharedNumbers
+from lrs3_loader.stream.shared_state import SharedState
 from lrs3_loader.stream.tarindex import DamagedError
 
 logger = logging.getLogger(__name__)
 
 
-class DamagePolicy:
+class ErrorPolicy:
     """Told of every sample that could not be read."""
 
-    def __init__(self, skip: bool, names: Sequence[str], shared: SharedNumbers):
+    def __init__(self, skip: bool, names: Sequence[str], shared: SharedState):
         self._skip = skip
         self._names = names
         self._shared = shared
@@ -28,7 +28,7 @@ class DamagePolicy:
             RunError: damage is not to be skipped.
         """
         if not self._skip:
-            raise RunError(f"{error}. Run the extraction again to make it anew, or skip it (on_bad='skip')") from error
+            raise RunError(f"{error}. Run the extraction again to replace it, or skip it (on_error='skip')") from error
         self._shared.add_lost(source, count)
         if source not in self._named:
             self._named.add(source)
