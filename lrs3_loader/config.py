@@ -7,7 +7,7 @@ same bytes. What may differ between launches of one run (ranks, workers, folders
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -85,7 +85,7 @@ class DecodeConfig:
     """Clips with more 25 fps frames are rejected (too_large); 180000 is two hours."""
     max_pixels: int = 3840 * 2160
     """Pictures larger than this are rejected (too_large)."""
-    max_sound_gap_seconds: float = 0.5
+    max_av_mismatch_seconds: float = 0.5
     """Sound and picture may differ in length by this much (filled with zeros, or cut); beyond it: length_mismatch."""
     chunk_mebibytes: int = 256
     """Frames of a long clip are decoded in chunks of about this size."""
@@ -267,7 +267,30 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
     return dataclasses.replace(config, corpus=corpus, landmarks=landmarks, speech=speech, regression=regression)
 
 
-def adopt(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
+#: (section, old name, new name) of config fields that had another name in earlier versions.
+_RENAMED_FIELDS = (("decode", "max_sound_gap_seconds", "max_av_mismatch_seconds"),)
+
+
+def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A config from a ``run.json`` of any earlier version, with the names that its fields have now."""
+    upgraded = dict(saved)
+    for section, old, new in _RENAMED_FIELDS:
+        if old in upgraded.get(section, {}):
+            upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}
+    return upgraded
+
+
+def with_current_flags(argv: Sequence[str]) -> list[str]:
+    """Command-line words in which flags of earlier versions are replaced by those of the renamed config fields."""
+    flags = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for _, old, new in _RENAMED_FIELDS}
+    words = []
+    for word in argv:
+        flag, equals, value = word.partition("=")
+        words.append(f"{flags[name]}{equals}{value}" if (name := flag.replace("_", "-")) in flags else word)
+    return words
+
+
+def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
     """What was left to the device, as the launch chose that began the run: ``saved`` is the config in its run.json.
 
     The same batches on every launch, whatever is free on the GPU by then, give the same bytes.

@@ -31,7 +31,7 @@ class NoVideoError(ClipError):
     reason = "no_video"
 
 
-class NoSoundError(ClipError):
+class NoAudioError(ClipError):
     """The file has no sound track."""
 
     reason = "no_sound"

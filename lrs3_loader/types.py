@@ -10,7 +10,7 @@ Length contract: a clip has T video frames at 25 fps, exactly ``640 T`` samples 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,30 @@ FRAMES_PER_SECOND = 25
 SAMPLE_RATE = 16_000
 SAMPLES_PER_FRAME = SAMPLE_RATE // FRAMES_PER_SECOND  # 640
 ROWS_PER_FRAME = 2
-HOP_LENGTH = SAMPLES_PER_FRAME // ROWS_PER_FRAME  # 320 samples: 50 rows a second
+HOP_LENGTH = SAMPLES_PER_FRAME // ROWS_PER_FRAME  # 320 samples: 50 rows per second
+
+
+def shape_repr(payload: Any) -> str:
+    """The ``__repr__`` of payload dataclasses: ``DecodedChunk(start=0, frames=u8[75, 224, 224, 3])``.
+
+    Tensors and arrays are shown by dtype and shape, in tuples, lists and mappings too; everything else by its own
+    ``repr``. Write ``__repr__ = shape_repr`` in the body of a dataclass.
+    """
+    parts = (f"{item.name}={_show(getattr(payload, item.name))}" for item in fields(payload) if item.repr)
+    return f"{type(payload).__name__}({', '.join(parts)})"
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, (torch.Tensor, np.ndarray)):
+        dtype = str(value.dtype).removeprefix("torch.")
+        for long, short in (("bfloat", "bf"), ("float", "f"), ("uint", "u"), ("int", "i")):
+            dtype = dtype.replace(long, short)
+        return f"{dtype}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{name}: {_show(item)}" for name, item in value.items()) + "}"
+    if type(value) in (tuple, list):
+        return f"{type(value).__name__}({', '.join(map(_show, value))})"
+    return repr(value)
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,8 @@ class Transcript:
     boxes: np.ndarray  # [rows, 5] f64: source frame number (25 fps), then x, y, w, h as fractions of the frame
     words: tuple[tuple[str, float, float, float], ...]  # (word, start seconds, end seconds, ASD score)
 
+    __repr__ = shape_repr
+
 
 @dataclass(frozen=True)
 class SourceInfo:
@@ -101,6 +126,8 @@ class ClipHead:
     source: SourceInfo
     transcript: Transcript | None = None
 
+    __repr__ = shape_repr
+
 
 @dataclass(frozen=True)
 class DecodedChunk:
@@ -114,6 +141,8 @@ class DecodedChunk:
     start: int  # index of the first frame here
     frames: torch.Tensor  # [n, H, W, 3] u8, RGB, the source's own size
     head: ClipHead | None  # present exactly when start == 0
+
+    __repr__ = shape_repr
 
     def __post_init__(self) -> None:
         frames = self.frames
@@ -199,6 +228,8 @@ class ClipFeatures:
     num_frames: int  # T
     arrays: Mapping[str, np.ndarray]
     meta: Mapping[str, Any] = field(default_factory=dict)
+
+    __repr__ = shape_repr
 
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():

@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, Checkpoint, load_checkpoint
 from lrs3_loader.config import SpeechConfig
-from lrs3_loader.runtime.memory import piecewise
+from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 CHUNK_HOP = 20 * SAMPLE_RATE
@@ -137,7 +137,7 @@ class SpeechEncoder:
             # WavLM gives torch a padding mask of bools beside a position bias of floats
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
             for batch in plan_batches(lengths, self._batch_samples, equal_lengths=self._equal_lengths):
-                parts = piecewise(self._forward, [chunks[i] for i in batch])
+                parts = split_on_oom(self._forward, [chunks[i] for i in batch])
                 for i, clip_hidden in zip(batch, itertools.chain.from_iterable(parts), strict=True):
                     rows[i] = clip_hidden[: num_rows(lengths[i])].float()
         return [rows[i] for i in range(len(chunks))]

@@ -91,7 +91,7 @@ def _read_remote(path: Url) -> tuple[list[_Row], dict[str, int]]:
     """The rows of a table on object storage, paths made plain, and the bytes of every file below its folder."""
     root, _, name = path.rpartition("/")
     store = RemoteStore(Url(root))
-    with store.at_hand(name) as folder:
+    with store.local_copy(name) as folder:
         rows = list(_read_rows(folder / name, str(path)))
     for row in rows:
         if os.path.isabs(row.path) or os.path.normpath(row.path).startswith(os.pardir):

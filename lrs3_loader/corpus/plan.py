@@ -61,7 +61,7 @@ def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
     store = store_at(corpus_root)
     for clip in clips[::step]:
         try:
-            with store.at_hand(clip.video_path) as folder:
+            with store.local_copy(clip.video_path) as folder:
                 ratios.append(clip.num_bytes / probe_frames(folder / clip.video_path))
         except UnreadableError as error:
             logger.debug("not used to estimate lengths: %s", error)

@@ -15,7 +15,7 @@ from typing import Generic, TypeVar
 from lrs3_loader.types import Clip, DecodedChunk, Reject
 
 Tag = TypeVar("Tag")
-NOTHING = 0  # the ticket number of a request for nothing
+NOOP = 0  # the ticket number of a request for nothing
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class ClipQueue(Generic[Tag]):
     """Iterating gives requests (number, what); ``accept`` takes their results; ``ready`` hands them on.
 
     While requests are out whose results may lead to more, and nothing else is to be done, it gives requests for
-    nothing, ``(NOTHING, None)``, since a DataLoader asks only when a result arrives. It ends when every clip is
+    nothing, ``(NOOP, None)``, since a DataLoader asks only when a result arrives. It ends when every clip is
     complete.
     """
 
@@ -58,7 +58,7 @@ class ClipQueue(Generic[Tag]):
         self.in_flight: dict[int, Ticket[Tag]] = {}  # in the order they went out
         self._clips = iter(clips)
         self._exhausted = False
-        self._numbers = itertools.count(NOTHING + 1)
+        self._numbers = itertools.count(NOOP + 1)
         self._order: deque[Job[Tag]] = deque()  # clips drawn and not yet handed on whole
         self._front: deque[Ticket[Tag]] = deque()  # to go out before the next clip is drawn
 
@@ -78,7 +78,7 @@ class ClipQueue(Generic[Tag]):
             return ticket.number, ChunkRequest(ticket.job.clip, ticket.start)
         if self.is_done:
             raise StopIteration
-        return NOTHING, None
+        return NOOP, None
 
     def _draw(self) -> None:
         try:

@@ -18,9 +18,9 @@ from torch.utils.data import Dataset
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.transcript import read_transcript
+from lrs3_loader.decode.audio import TimeRange, read_audio
 from lrs3_loader.decode.clip_queue import ChunkRequest
-from lrs3_loader.decode.sound import Stretch, read_sound
-from lrs3_loader.decode.video import Allocate, VideoTrack, probe_video, read_pictures
+from lrs3_loader.decode.video import Allocate, VideoTrack, probe_video, read_frames
 from lrs3_loader.errors import (
     ClipError,
     LengthMismatchError,
@@ -63,7 +63,7 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         The clip's files are fetched first where they are not on this machine. When that fails, or when the corpus
         has gone, it is no clip's fault: a ``RunError``.
         """
-        with self.files.at_hand(*_files_for(request), beat=self.beat) as root:
+        with self.files.local_copy(*_files_for(request), beat=self.beat) as root:
             try:
                 return self._decode(request, root)
             except ClipError as error:
@@ -87,11 +87,11 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         clip = request.clip
         track = probe_video(root / clip.video_path, clip.video_path, self.config)
         self.beat()
-        sources, skip = select_stretch(track, clip, self.config)
+        sources, skip = select_frames(track, clip, self.config)
         head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
         picture_bytes = track.height * track.width * 3
         size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // picture_bytes)
-        frames = read_pictures(track, sources[request.start : request.start + size], self.allocate)
+        frames = read_frames(track, sources[request.start : request.start + size], self.allocate)
         if head is not None:  # a file may ask to be shown on its side
             shown = dataclasses.replace(head.source, height=frames.shape[1], width=frames.shape[2])
             head = dataclasses.replace(head, source=shown)
@@ -101,8 +101,8 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         transcript = read_transcript(root / clip.transcript_path) if clip.transcript_path else None
         name = clip.sound_path or clip.video_path
         start = None if clip.sound_path else track.start_seconds
-        stretch = Stretch(start, skip, len(sources), open_end=clip.end_seconds is None)
-        sound = read_sound(root / name, name, stretch, self.config.max_sound_gap_seconds)
+        time_range = TimeRange(start, skip, len(sources), open_end=clip.end_seconds is None)
+        sound = read_audio(root / name, name, time_range, self.config.max_av_mismatch_seconds)
         self.beat()
         f0_hz, num_f0_rows = self.pitch(sound.waveform.numpy(), ROWS_PER_FRAME * len(sources))
         self.beat()
@@ -138,7 +138,7 @@ def _files_for(request: ChunkRequest) -> list[str]:
     return [clip.video_path, *(name for name in first_only if name is not None)]
 
 
-def select_stretch(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[np.ndarray, Fraction]:
+def select_frames(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[np.ndarray, Fraction]:
     """Which pictures a clip's frames show.
 
     Returns:
@@ -148,10 +148,10 @@ def select_stretch(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple
         TooShortError, TooLargeError: T is out of the configured range.
         LengthMismatchError: the stretch ends well after the video does.
     """
-    whole = track.sources_at_25()
+    whole = track.frame_indices_25fps()
     start = round((clip.start_seconds or 0) * FRAMES_PER_SECOND)
     stop = len(whole) if clip.end_seconds is None else round(clip.end_seconds * FRAMES_PER_SECOND)
-    if stop - len(whole) > config.max_sound_gap_seconds * FRAMES_PER_SECOND:
+    if stop - len(whole) > config.max_av_mismatch_seconds * FRAMES_PER_SECOND:
         length = len(whole) / FRAMES_PER_SECOND
         raise LengthMismatchError(f"{track.name}: to be used until {clip.end_seconds} s, but it lasts {length:.2f} s")
     sources = whole[start:stop]

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.clip_queue import ChunkRequest, ClipQueue, Tag, Ticket
 from lrs3_loader.decode.dataset import ClipDataset, Pitch
-from lrs3_loader.decode.shared_memory import in_shared_memory, pack, unpack
-from lrs3_loader.decode.workers import Crew, StartMethod, WorkTable, own_child_signals, prepare_parent
+from lrs3_loader.decode.shared_memory import empty_shared, from_shared_memory, to_shared_memory
+from lrs3_loader.decode.workers import StartMethod, WorkerPool, WorkTable, own_child_signals, prepare_parent
 from lrs3_loader.errors import (
     ClipError,
     DecoderCrashedError,
@@ -54,13 +54,13 @@ class _WatchedDataset(Dataset[tuple[int, torch.Tensor | None]]):
         info = get_worker_info()
         assert info is not None
         self.dataset.beat = lambda: self.table.beat(info.id)
-        self.dataset.allocate = in_shared_memory
+        self.dataset.allocate = empty_shared
         with self.table.working_on(info.id, number):
             try:
                 result: DecodedChunk | Reject | RunError = self.dataset[request]
             except RunError as error:  # one line for the user, without this process's traceback
                 result = error
-            return number, pack(result)
+            return number, to_shared_memory(result)
 
 
 def _as_is(item: Any) -> Any:
@@ -107,7 +107,7 @@ class ClipLoader(Generic[Tag]):
         self._start_method: StartMethod = start_method
         self._queue = ClipQueue(clips)
         self._idle_deaths = 0
-        self._crew: Crew | None = None
+        self._pool: WorkerPool | None = None
         self._results: Iterator[tuple[int, torch.Tensor | None]] | None = None
         self._stopped = threading.Event()
 
@@ -123,9 +123,9 @@ class ClipLoader(Generic[Tag]):
 
     def close(self) -> None:
         """End all workers at once."""
-        if self._crew is not None:
-            self._crew.close()
-        self._crew = self._results = None
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = self._results = None
 
     def __iter__(self) -> Iterator[tuple[Tag, DecodedChunk | Reject]]:
         while True:
@@ -146,7 +146,7 @@ class ClipLoader(Generic[Tag]):
         while not self._stopped.is_set():
             try:
                 number, packed = next(self._results)
-                result = None if packed is None else unpack(packed)
+                result = None if packed is None else from_shared_memory(packed)
             except (RuntimeError, OSError, EOFError) as error:
                 # DataLoader: "timed out", "worker exited unexpectedly"; others: the sender of a tensor has died.
                 timed_out = str(error).startswith("DataLoader timed out")
@@ -167,23 +167,23 @@ class ClipLoader(Generic[Tag]):
 
     def _start(self) -> None:
         import_ahead(self._dataset.pitch, self._start_method)
-        crew = self._crew = Crew(self.workers.num_workers, self.workers.deadline_seconds, self._start_method)
+        pool = self._pool = WorkerPool(self.workers.num_workers, self.workers.deadline_seconds, self._start_method)
         with warnings.catch_warnings():
             # How many processes there should be is the user's to say.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
-            self._results = self._connect(crew)
-        crew.start_watching()
+            self._results = self._connect(pool)
+        pool.start_watching()
 
-    def _connect(self, crew: Crew) -> Iterator[tuple[int, torch.Tensor | None]]:
+    def _connect(self, pool: WorkerPool) -> Iterator[tuple[int, torch.Tensor | None]]:
         loader: DataLoader[Any] = DataLoader(
-            _WatchedDataset(self._dataset, crew.table),
+            _WatchedDataset(self._dataset, pool.table),
             batch_size=None,
             sampler=self._queue,
             collate_fn=_as_is,
             num_workers=self.workers.num_workers,
             prefetch_factor=self._prefetch,
-            multiprocessing_context=crew.context,
-            worker_init_fn=crew.worker_init,
+            multiprocessing_context=pool.context,
+            worker_init_fn=pool.worker_init,
             timeout=POLL_SECONDS,
             generator=torch.Generator(),  # else each start would draw from the global one
         )
@@ -192,17 +192,17 @@ class ClipLoader(Generic[Tag]):
 
     def _replace_failed(self, wait_seconds: float) -> bool:
         """If a worker has died, settle what it was on and start all anew. False: none has."""
-        crew = self._crew
-        assert crew is not None
-        dead = crew.dead(wait_seconds)
+        pool = self._pool
+        assert pool is not None
+        dead = pool.dead(wait_seconds)
         if not dead:
             return False
         for worker in dead:
-            number, _ = crew.table.read(worker)
-            exit_code = crew.processes[worker].exitcode
+            number, _ = pool.table.read(worker)
+            exit_code = pool.processes[worker].exitcode
             if exit_code == -signal.SIGBUS:
                 raise RunError(f"a decode worker ran out of shared memory: {_shared_memory()}; give it more")
-            killed_for = crew.hung.get(worker)
+            killed_for = pool.hung.get(worker)
             if killed_for is not None and killed_for != number:
                 continue  # it got over that item just before it was killed, and what it is on now is not to blame
             ticket = self._queue.in_flight.get(number)
@@ -237,8 +237,8 @@ class ClipLoader(Generic[Tag]):
             self._queue.accept(ticket.number, Reject(clip, error.reason, str(error)))
 
     def _check_started(self, num_polls: int) -> None:
-        assert self._crew is not None
-        if num_polls * POLL_SECONDS > START_SECONDS + self.workers.deadline_seconds and self._crew.is_idle():
+        assert self._pool is not None
+        if num_polls * POLL_SECONDS > START_SECONDS + self.workers.deadline_seconds and self._pool.is_idle():
             raise RunError(f"decode workers do not start within {num_polls * POLL_SECONDS} s")
 
 

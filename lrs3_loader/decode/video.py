@@ -27,7 +27,7 @@ from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
 from lrs3_loader.io.media_file import open_input
-from lrs3_loader.types import FRAMES_PER_SECOND
+from lrs3_loader.types import FRAMES_PER_SECOND, shape_repr
 
 av.logging.set_level(None)
 decord.logging.set_level(decord.logging.QUIET)
@@ -65,17 +65,19 @@ class VideoTrack:
     has_open_groups: bool  # some pictures come after a key picture in the file, but are shown before it
     decord_fits: bool  # every packet is shown, in a container that decord reads faithfully
 
+    __repr__ = shape_repr
+
     @property
     def start_seconds(self) -> Fraction:
         """When the first picture is shown."""
         return int(self.pts[0]) * self.time_base
 
-    def sources_at_25(self) -> np.ndarray:
-        """[T] i64: which picture each frame at 25 fps shows; see :func:`resample_to_25`."""
-        return resample_to_25(self.pts, self.end_pts, self.time_base)
+    def frame_indices_25fps(self) -> np.ndarray:
+        """[T] i64: which picture each frame at 25 fps shows; see :func:`resample_to_25fps`."""
+        return resample_to_25fps(self.pts, self.end_pts, self.time_base)
 
 
-def resample_to_25(pts: np.ndarray, end_pts: int, time_base: Fraction) -> np.ndarray:
+def resample_to_25fps(pts: np.ndarray, end_pts: int, time_base: Fraction) -> np.ndarray:
     """Choose the picture that each frame at 25 fps shows, as FFmpeg's ``fps=25`` filter does with its default rounding.
 
     A picture at time ``t`` after the first takes slot ``floor(25 t + 1/2)``; slot k shows the latest picture whose slot
@@ -126,7 +128,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
     seconds = (end_pts - int(pts[0])) * time_base
     if seconds * FRAMES_PER_SECOND > MAX_SLOTS:
         raise UnreadableError(f"{name}: damaged timestamps: pictures {float(seconds):.0f} s apart")
-    if promised - seconds > config.max_sound_gap_seconds:
+    if promised - seconds > config.max_av_mismatch_seconds:
         raise UnreadableError(
             f"{name}: cut short: {float(promised):.2f} s promised, {float(seconds):.2f} s of video there"
         )
@@ -235,7 +237,7 @@ def _promised_seconds(stream: av.VideoStream) -> Fraction:
         return Fraction(0)
 
 
-def read_pictures(track: VideoTrack, sources: np.ndarray, allocate: Allocate = torch.empty) -> torch.Tensor:
+def read_frames(track: VideoTrack, sources: np.ndarray, allocate: Allocate = torch.empty) -> torch.Tensor:
     """Decode pictures.
 
     Args:
@@ -253,10 +255,10 @@ def read_pictures(track: VideoTrack, sources: np.ndarray, allocate: Allocate = t
     reads_through = np.array_equal(wanted, np.arange(len(wanted)))
     if track.decord_fits and (reads_through or not track.has_open_groups):
         try:
-            return _gather(_decord_pictures(track, wanted), position, allocate)
+            return _gather(_decode_with_decord(track, wanted), position, allocate)
         except _DecordDiffersError as error:
             logger.debug("%s: decoding with av instead of decord: %s", track.name, error)
-    return _gather(_av_pictures(track, wanted), position, allocate)
+    return _gather(_decode_with_av(track, wanted), position, allocate)
 
 
 def _gather(pieces: Iterator[np.ndarray], position: np.ndarray, allocate: Allocate) -> torch.Tensor:
@@ -279,7 +281,7 @@ class _DecordDiffersError(Exception):
     """decord does not see the frames that the container holds."""
 
 
-def _decord_pictures(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def _decode_with_decord(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """Yield the pictures in order, [k, H, W, 3] u8 at a time; raise :class:`_DecordDiffersError` on any doubt."""
     try:
         # With the smallest tolerance above zero decord raises instead of repeating a neighbour.
@@ -297,7 +299,7 @@ def _decord_pictures(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarr
         raise _DecordDiffersError(str(error).splitlines()[0]) from error
 
 
-def _av_pictures(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
+def _decode_with_av(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
     """The same by PyAV: slower, but every picture is found by its own timestamp or missed aloud."""
     missing = track.pts[wanted].tolist()[::-1]  # the next one last
     size = None

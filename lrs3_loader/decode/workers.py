@@ -32,7 +32,7 @@ from typing import Any, Literal
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.runtime.memory import hand_back_freed_memory
+from lrs3_loader.runtime.memory import limit_malloc_cache
 
 StartMethod = Literal["forkserver", "spawn"]
 TICKET, BEATS = 0, 1  # columns of the table
@@ -80,7 +80,7 @@ class LocklessEvent:
         self._flag.fill_(True)
 
 
-class Crew:
+class WorkerPool:
     """The processes of one DataLoader, which creates them through :attr:`context`."""
 
     def __init__(self, num_workers: int, deadline_seconds: float, start_method: StartMethod) -> None:
@@ -176,9 +176,9 @@ def init_worker(worker: int, lifeline: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _quiet_about_the_parent
-    die_with(lifeline)
+    kill_on_parent_exit(lifeline)
     torch.set_num_threads(1)
-    hand_back_freed_memory()
+    limit_malloc_cache()
 
 
 def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
@@ -187,7 +187,7 @@ def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, tra
         sys.__excepthook__(kind, error, trace)
 
 
-def die_with(lifeline: Connection) -> None:
+def kill_on_parent_exit(lifeline: Connection) -> None:
     """Have the kernel kill this process when the other end of the pipe closes.
 
     PR_SET_PDEATHSIG would not do: the parent of a worker is the fork server, which lives as long as a worker does.

@@ -101,7 +101,7 @@ class Store(Protocol):
         """Remove a file if it is there."""
         ...
 
-    def at_hand(self, *names: str, beat: Callable[[], None] | None = None) -> AbstractContextManager[Path]:
+    def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> AbstractContextManager[Path]:
         """A folder of this machine that holds these files under their names, for as long as the block lasts.
 
         One that does not exist is not there either. ``beat`` is called every second while the block is waited for.
@@ -179,7 +179,7 @@ class LocalStore:
             (self.root / name).unlink(missing_ok=True)
 
     @contextmanager
-    def at_hand(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
+    def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
         yield self.root
 
     def clear_scratch(self) -> None:
@@ -292,7 +292,7 @@ class RemoteStore:
                 fs.rm_file(f"{root}/{name}")
 
     @contextmanager
-    def at_hand(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
+    def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="lrs3_loader.") as folder, ThreadPoolExecutor(1) as pool:
             fetching = pool.submit(self._fetch, names, Path(folder))
             while True:

@@ -17,6 +17,7 @@ from typing import NoReturn, TypeVar
 
 import tyro
 
+from lrs3_loader.config import with_current_flags
 from lrs3_loader.errors import RunError
 
 EXIT_OK = 0
@@ -58,6 +59,7 @@ def parse(
     prog = as_called(f"lrs3-loader {command}") if command else None
     description = as_called(description)
     config = (tyro.conf.OmitArgPrefixes,)
+    words = with_current_flags(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if _rank() != 0:
             nowhere = stack.enter_context(open(os.devnull, "w"))
@@ -65,8 +67,8 @@ def parse(
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
             if default is None:
-                return tyro.cli(kind, prog=prog, args=argv, description=description, config=config)
-            return tyro.cli(kind, prog=prog, args=argv, description=description, config=config, default=default)
+                return tyro.cli(kind, prog=prog, args=words, description=description, config=config)
+            return tyro.cli(kind, prog=prog, args=words, description=description, config=config, default=default)
         except BrokenPipeError:  # help into ``| head``: the rest goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_OK)

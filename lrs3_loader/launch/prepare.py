@@ -11,7 +11,7 @@ import torch
 
 from lrs3_loader import __version__, demo
 from lrs3_loader.assets.locate import Assets
-from lrs3_loader.config import LaunchConfig, RunConfig, adopt, as_json, resolve
+from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_values, resolve, upgrade_saved
 from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import corpus_root, scan_corpus
 from lrs3_loader.doctor.room import warn_if_tight
@@ -93,7 +93,7 @@ def make_record(
 def settle(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
     """The config with nothing left to the device: as the run was begun, or by the memory that is free now."""
     if begun is not None and begun.record.get("device_type") == device.type:
-        config = adopt(config, begun.record["config"])
+        config = inherit_auto_values(config, begun.record["config"])
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return resolve(config, device.type, free_bytes)
 
@@ -105,7 +105,8 @@ def check_same(folder: RunFolder, config: RunConfig, device: torch.device, model
         RunError: the config, the models or the kind of device differ; the message lists each difference.
     """
     now = {"config": as_json(config), "models": models, "device_type": device.type}
-    lines = differences({name: folder.record.get(name) for name in now}, now)
+    begun = {name: folder.record.get(name) for name in now}
+    lines = differences(begun | {"config": upgrade_saved(folder.record["config"])}, now)
     if lines:
         listed = "\n  ".join(lines)
         raise RunError(

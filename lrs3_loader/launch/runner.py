@@ -25,7 +25,7 @@ from lrs3_loader.launch.progress import COUNTERS, ProgressDisplay, Tally
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.runtime.device import configure_torch, pick_device
-from lrs3_loader.runtime.pipelining import Follower
+from lrs3_loader.runtime.pipelining import BackgroundTask
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 
 INDEX_EVERY = 1_000  # shards that all ranks publish between two savings of the index; whoever publishes that one saves
@@ -147,11 +147,11 @@ def extract_shards(
         loader = stack.enter_context(ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat))
         decoded = stack.enter_context(contextlib.closing(upload(loader, extractor.device)))
         stack.callback(loader.stop)  # a thread of ``decoded`` may be waiting for it
-        follower = stack.enter_context(Follower("publish"))
+        publisher = stack.enter_context(BackgroundTask("publish"))
         for shard, items in itertools.groupby(decoded, key=lambda pair: pair[0]):
             timings: dict[str, float] = {}
             started_at = utc_now()
             watched = extractor.watch((item for _, item in items), timings, tally.add)
             # A GPU finishes one shard while it watches the next; a core has nothing to gain from that.
             results = extractor.finish(watched) if on_gpu else list(extractor.finish(watched))
-            follower.submit(partial(publish, shard, results, timings, started_at))
+            publisher.submit(partial(publish, shard, results, timings, started_at))

@@ -90,7 +90,7 @@ class RunFolder:
             raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
-        with store.at_hand(MANIFEST_FILE) as folder:
+        with store.local_copy(MANIFEST_FILE) as folder:
             return cls(path, record, _checked_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
 
     @property
@@ -125,7 +125,7 @@ class RunFolder:
 
     def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
         """The samples of a published shard (see ``shards.read_shard``); its tar is fetched first where it is remote."""
-        with self.store.at_hand(tar_name(shard.name)) as folder:
+        with self.store.local_copy(tar_name(shard.name)) as folder:
             yield from read_shard(folder / tar_name(shard.name))
 
     def summaries(self) -> list[LedgerSummary]:

@@ -118,7 +118,7 @@ def publish_shard(
 
 def _is_sound(store: Store, ledger: Ledger) -> bool:
     name = tar_name(ledger.shard)
-    with store.at_hand(name) as folder:
+    with store.local_copy(name) as folder:
         return (folder / name).exists() and not check_tar(folder / name, ledger)
 
 
@@ -193,7 +193,7 @@ def check_shard(shard: Shard, store: Store, ledger: Ledger) -> list[str]:
     Re-reads the tar whole: size, hash, members, shapes, and that samples and rejects are exactly the shard's clips.
     """
     name = tar_name(shard.name)
-    with store.at_hand(name) as folder:
+    with store.local_copy(name) as folder:
         if not (folder / name).exists():
             return [f"{store.where(name)} is missing although its ledger is there"]
         problems = _check_contents(shard, folder / name, ledger)

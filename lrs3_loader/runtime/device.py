@@ -7,7 +7,7 @@ import os
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.runtime.memory import keep_freed_memory
+from lrs3_loader.runtime.memory import disable_malloc_trim
 
 
 def pick_device(name: str) -> torch.device:
@@ -37,7 +37,7 @@ def configure_torch(threads: int) -> None:
 
     For the whole process: where one part's wishes hold only while it runs, they would reach into what other threads do.
     """
-    keep_freed_memory()
+    disable_malloc_trim()
     torch.set_num_threads(threads)
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.benchmark = False

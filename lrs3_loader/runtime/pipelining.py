@@ -72,7 +72,7 @@ def read_ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]
         thread.join()
 
 
-class Follower:
+class BackgroundTask:
     """A thread that does one job behind its caller's back: ``submit`` waits for the job before and raises its error.
 
     Leaving its block waits for the last job. When the block is left by an exception, an error of that job is dropped
@@ -94,7 +94,7 @@ class Follower:
         if last is not None:
             last.result()
 
-    def __enter__(self) -> Follower:
+    def __enter__(self) -> BackgroundTask:
         return self
 
     def __exit__(

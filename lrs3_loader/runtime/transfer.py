@@ -17,7 +17,7 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Download:
+class HostCopy:
     """A tensor on its way to the host: started when built, ``wait`` gives it."""
 
     def __init__(self, tensor: Tensor) -> None:

@@ -96,7 +96,7 @@ class FetchingReader(LocalReader):
 
     def _open_tar(self, url: str) -> TarIndex:
         root, _, name = url.rpartition("/")
-        with store_at(root).at_hand(name) as folder:  # open, it outlives its name
+        with store_at(root).local_copy(name) as folder:  # open, it outlives its name
             try:
                 return TarIndex(folder / name)
             except DamagedError as error:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from lrs3_loader.decode.clip_queue import NOTHING, ChunkRequest, ClipQueue
+from lrs3_loader.decode.clip_queue import NOOP, ChunkRequest, ClipQueue
 from lrs3_loader.types import Clip, ClipHead, DecodedChunk, Reject, SourceInfo
 
 SOURCE = SourceInfo(25.0, 1, 1, 1, 16_000, 1, 1, 0.0, 0, 0)
@@ -60,8 +60,8 @@ def test_further_chunks_go_ahead_of_further_clips() -> None:
 def test_asks_for_nothing_while_only_arrivals_can_tell() -> None:
     queue = queue_of(15)
     first = ask(queue)
-    assert next(queue) == (NOTHING, None)
-    assert not queue.accept(NOTHING, None)
+    assert next(queue) == (NOOP, None)
+    assert not queue.accept(NOOP, None)
     answer(queue, *first)
     assert ask(queue)[1].start == 10
     assert not queue.is_done

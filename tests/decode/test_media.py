@@ -17,13 +17,13 @@ import torch
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.plan import probe_frames
 from lrs3_loader.decode import video
+from lrs3_loader.decode.audio import ClipAudio, TimeRange, read_audio
 from lrs3_loader.decode.mp4 import check_mp4
-from lrs3_loader.decode.sound import Sound, Stretch, read_sound
-from lrs3_loader.decode.video import VideoTrack, probe_video, read_pictures, resample_to_25
+from lrs3_loader.decode.video import VideoTrack, probe_video, read_frames, resample_to_25fps
 from lrs3_loader.errors import (
     ClipError,
     LengthMismatchError,
-    NoSoundError,
+    NoAudioError,
     NoVideoError,
     TooLargeError,
     UnreadableError,
@@ -45,15 +45,15 @@ def probe(path: Path) -> VideoTrack:
     return probe_video(path, path.name, CONFIG)
 
 
-def sound_of(path: Path, track: VideoTrack | None = None, max_gap_seconds: float = 0.5) -> Sound:
+def audio_of(path: Path, track: VideoTrack | None = None, max_gap_seconds: float = 0.5) -> ClipAudio:
     track = track or probe(path)
-    stretch = Stretch(track.start_seconds, Fraction(0), len(track.sources_at_25()), open_end=True)
-    return read_sound(path, path.name, stretch, max_gap_seconds)
+    stretch = TimeRange(track.start_seconds, Fraction(0), len(track.frame_indices_25fps()), open_end=True)
+    return read_audio(path, path.name, stretch, max_gap_seconds)
 
 
 def frame_numbers(path: Path) -> list[int]:
     track = probe(path)
-    return [files.frame_number(picture) for picture in read_pictures(track, track.sources_at_25()).numpy()]
+    return [files.frame_number(picture) for picture in read_frames(track, track.frame_indices_25fps()).numpy()]
 
 
 def run_ffmpeg(exe: str, path: Path, *options: str) -> bytes:
@@ -87,7 +87,7 @@ def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> No
     path.write_bytes(data.replace(b"TITLE-TO-SPOIL", b"\xff\xfe\xe9-TO-SPOIL\x80\x81"[:14]))
     assert len(path.read_bytes()) == len(data)
     assert frame_numbers(path)[:3] == [0, 1, 2]
-    assert sound_of(path, max_gap_seconds=1.0).num_samples > 30_000
+    assert audio_of(path, max_gap_seconds=1.0).num_samples > 30_000
     assert probe_frames(path) == pytest.approx(50, abs=5)
 
 
@@ -98,16 +98,16 @@ def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> No
 def test_constant_25_fps_is_the_identity(time_base: Fraction) -> None:
     pts = np.array([round(Fraction(i, 25) / time_base) for i in range(1000)]) + 4_711
     end = int(pts[-1]) + round(Fraction(1, 25) / time_base)
-    assert resample_to_25(pts, end, time_base).tolist() == list(range(1000))
+    assert resample_to_25fps(pts, end, time_base).tolist() == list(range(1000))
 
 
 def test_resampling_by_hand() -> None:
     # 15 fps: pictures at 0, 66.7, 133.3 ms take slots 0, 2 (1.67), 3 (3.33); 200 ms is the end, 5 slots.
-    assert resample_to_25(np.array([0, 1, 2]), 3, Fraction(1, 15)).tolist() == [0, 0, 1, 2, 2]
+    assert resample_to_25fps(np.array([0, 1, 2]), 3, Fraction(1, 15)).tolist() == [0, 0, 1, 2, 2]
     # 50 fps: each odd picture lies half a slot further and rounds up; the later one of a slot is shown.
-    assert resample_to_25(np.arange(6), 6, Fraction(1, 50)).tolist() == [0, 2, 4]
+    assert resample_to_25fps(np.arange(6), 6, Fraction(1, 50)).tolist() == [0, 2, 4]
     # A gap is filled with the picture before it.
-    assert resample_to_25(np.array([0, 1, 5]), 6, Fraction(1, 25)).tolist() == [0, 1, 1, 1, 1, 2]
+    assert resample_to_25fps(np.array([0, 1, 5]), 6, Fraction(1, 25)).tolist() == [0, 1, 1, 1, 1, 2]
 
 
 RATES = [Fraction(12), Fraction(15), Fraction(24), Fraction(30_000, 1001), Fraction(30), Fraction(50), Fraction(60)]
@@ -146,7 +146,7 @@ def test_every_picture_once_in_every_container(tmp_path: Path, name: str) -> Non
     codec = "mpeg4" if name.endswith("avi") else "libx264"
     path = files.write_media(tmp_path / name, num_frames=60, video_codec=codec)
     track = probe(path)
-    pictures = read_pictures(track, np.arange(60)).numpy()
+    pictures = read_frames(track, np.arange(60)).numpy()
     assert [files.frame_number(picture) for picture in pictures] == list(range(60))
     assert track.decord_fits == (name not in ("a.avi", "a.ts"))
 
@@ -154,7 +154,7 @@ def test_every_picture_once_in_every_container(tmp_path: Path, name: str) -> Non
 @pytest.mark.parametrize("size", [(67, 61), (2, 2), (90, 162), (2, 33)])
 def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     path = files.write_media(tmp_path / "a.mp4", size=size, num_frames=10)
-    pictures = read_pictures(probe(path), np.arange(10))
+    pictures = read_frames(probe(path), np.arange(10))
     assert pictures.shape == (10, *size, 3)
     assert pictures.dtype == torch.uint8
 
@@ -173,12 +173,12 @@ def test_seeking_equals_reading_through(tmp_path: Path, options: dict[str, str],
     path = files.write_media(tmp_path / "a.mp4", num_frames=100, video_options=options)
     track = probe(path)
     track = dataclasses.replace(track, decord_fits=fits)
-    whole = read_pictures(track, np.arange(100))
+    whole = read_frames(track, np.arange(100))
     assert [files.frame_number(picture) for picture in whole.numpy()] == list(range(100))
     for start in (1, 11, 12, 13, 47, 64, 95):
-        assert torch.equal(read_pictures(track, np.arange(start, 100)), whole[start:])
+        assert torch.equal(read_frames(track, np.arange(start, 100)), whole[start:])
     scattered = np.array([3, 3, 4, 40, 41, 41, 41, 90, 99])
-    assert torch.equal(read_pictures(track, scattered), whole[torch.from_numpy(scattered)])
+    assert torch.equal(read_frames(track, scattered), whole[torch.from_numpy(scattered)])
 
 
 def test_decord_and_av_give_the_same_bits(shared_data: Path) -> None:
@@ -188,8 +188,8 @@ def test_decord_and_av_give_the_same_bits(shared_data: Path) -> None:
         track = probe(path)
         assert track.decord_fits
         some = np.arange(20, 50)
-        by_av = read_pictures(dataclasses.replace(track, decord_fits=False), some)
-        assert torch.equal(read_pictures(track, some), by_av)
+        by_av = read_frames(dataclasses.replace(track, decord_fits=False), some)
+        assert torch.equal(read_frames(track, some), by_av)
 
 
 def test_a_file_turned_by_90_degrees(tmp_path: Path, ffmpeg: str) -> None:
@@ -198,10 +198,10 @@ def test_a_file_turned_by_90_degrees(tmp_path: Path, ffmpeg: str) -> None:
         path = tmp_path / f"turned{degrees}.mp4"
         turn = ("-v", "error", "-display_rotation", str(degrees), "-i", str(source), "-c", "copy", str(path))
         subprocess.run([ffmpeg, *turn], check=True)
-        upright = np.rot90(read_pictures(probe(source), np.arange(10)).numpy(), degrees // 90, axes=(1, 2))
+        upright = np.rot90(read_frames(probe(source), np.arange(10)).numpy(), degrees // 90, axes=(1, 2))
         for fits in (True, False):
             track = dataclasses.replace(probe(path), decord_fits=fits)
-            assert np.array_equal(read_pictures(track, np.arange(10)).numpy(), upright), (degrees, fits)
+            assert np.array_equal(read_frames(track, np.arange(10)).numpy(), upright), (degrees, fits)
 
 
 # Sound on the timeline ----------------------------------------------------------------------------------------------
@@ -221,7 +221,7 @@ def test_tracks_that_start_apart_as_ffmpeg(
         sound_offset=sound_offset,
         container_options=options,
     )
-    ours, theirs = sound_of(path).waveform.numpy(), sound_by_ffmpeg(ffmpeg, path)
+    ours, theirs = audio_of(path).waveform.numpy(), sound_by_ffmpeg(ffmpeg, path)
     assert lag_between(ours, theirs) == 0  # in samples of 1/16 ms
     shared = min(len(ours), len(theirs))
     assert np.abs(ours[:shared] - theirs[:shared]).max() < 1e-4
@@ -244,7 +244,7 @@ def test_clicks_are_heard_when_they_are_shown(
     path = files.write_media(tmp_path / name, sound=sound, picture_offset=picture_offset, sound_offset=sound_offset)
     wanted = [at + sound_offset - picture_offset for at in CLICKS]
     # MPEG-TS has no place to say that the encoder primes with 1024 samples: FFmpeg's own writer puts them ahead.
-    heard = files.click_times(sound_of(path).waveform.numpy())
+    heard = files.click_times(audio_of(path).waveform.numpy())
     assert heard == pytest.approx(wanted, abs=ONE_MS)
 
 
@@ -254,7 +254,7 @@ def test_sample_rates_keep_time(tmp_path: Path, rate: int, codec: str) -> None:
     path = files.write_media(
         tmp_path / "a.mov", sound=files.clicks(2, rate, CLICKS), sample_rate=rate, sound_codec=codec
     )
-    sound = sound_of(path)
+    sound = audio_of(path)
     assert sound.sample_rate == rate
     assert len(sound.waveform) == 50 * 640
     assert files.click_times(sound.waveform.numpy()) == pytest.approx(list(CLICKS), abs=ONE_MS)
@@ -265,7 +265,7 @@ def test_rates_that_no_kernel_fits(tmp_path: Path, rate: int) -> None:
     path = tmp_path / "a.mkv"
     files.write_media(path, sound=files.clicks(2, rate, CLICKS), sample_rate=rate, sound_codec="pcm_s16le")
     begin = time.monotonic()
-    assert files.click_times(sound_of(path).waveform.numpy()) == pytest.approx(list(CLICKS), abs=ONE_MS)
+    assert files.click_times(audio_of(path).waveform.numpy()) == pytest.approx(list(CLICKS), abs=ONE_MS)
     assert time.monotonic() - begin < 20
 
 
@@ -273,7 +273,7 @@ def test_a_tone_keeps_its_size_through_resampling(tmp_path: Path) -> None:
     t = np.arange(96_000) / 48_000
     tone = (0.5 * np.sin(2 * np.pi * 440 * t)).astype(np.float32)[None]
     path = files.write_media(tmp_path / "a.mkv", sound=tone, sample_rate=48_000, sound_codec="pcm_s16le")
-    ours = sound_of(path).waveform.numpy()
+    ours = audio_of(path).waveform.numpy()
     wanted = 0.5 * np.sin(2 * np.pi * 440 * np.arange(32_000) / 16_000)
     assert np.abs(ours - wanted)[100:-100].max() < 2e-3
 
@@ -282,7 +282,7 @@ def test_stereo_is_averaged(tmp_path: Path) -> None:
     left, right = files.noise(2, 16_000, seed=1)[0], files.noise(2, 16_000, seed=2)[0]
     stereo = np.stack([left, right])[:, :32_000]
     path = files.write_media(tmp_path / "a.mkv", sound=stereo, sound_codec="pcm_s16le")
-    sound = sound_of(path)
+    sound = audio_of(path)
     assert sound.num_channels == 2
     assert np.abs(sound.waveform.numpy() - stereo.mean(axis=0)).max() < 2 / 32_768
 
@@ -291,28 +291,28 @@ def test_a_jump_of_the_sounds_timestamps_is_silence(tmp_path: Path) -> None:
     path = files.write_media(
         tmp_path / "a.mkv", sound=files.clicks(1.6, 16_000, CLICKS), sound_gap=(0.704, 0.4), sound_codec="pcm_s16le"
     )
-    sound = sound_of(path)
+    sound = audio_of(path)
     assert files.click_times(sound.waveform.numpy()) == pytest.approx([0.5, 1.4, 1.9], abs=ONE_MS)
     assert sound.num_missing_samples == 6_400
     assert not sound.waveform[int(0.75 * 16_000) : int(1.1 * 16_000)].any()
 
 
 def test_missing_and_excess_sound(tmp_path: Path) -> None:
-    short = sound_of(files.write_media(tmp_path / "a.mkv", sound=files.noise(1.6, 16_000), sound_codec="pcm_s16le"))
+    short = audio_of(files.write_media(tmp_path / "a.mkv", sound=files.noise(1.6, 16_000), sound_codec="pcm_s16le"))
     assert short.num_missing_samples == pytest.approx(6_400, abs=10)
     assert not short.waveform[-6_000:].any()
-    long = sound_of(files.write_media(tmp_path / "b.mkv", sound=files.noise(2.4, 16_000), sound_codec="pcm_s16le"))
+    long = audio_of(files.write_media(tmp_path / "b.mkv", sound=files.noise(2.4, 16_000), sound_codec="pcm_s16le"))
     assert long.num_excess_samples == pytest.approx(6_400, abs=10)
     for seconds, word in ((1.4, "misses 0.600 s"), (30, "exceeds")):
         path = files.write_media(tmp_path / "c.mkv", sound=files.noise(seconds, 16_000), sound_codec="pcm_s16le")
         with pytest.raises(LengthMismatchError, match=word):
-            sound_of(path)
+            audio_of(path)
 
 
 def test_sound_late_by_more_than_allowed(tmp_path: Path) -> None:
     path = files.write_media(tmp_path / "a.mp4", sound=files.noise(2, 16_000), sound_offset=0.7)
     with pytest.raises(LengthMismatchError, match=r"a\.mp4: the sound misses 0\.6\d\d s where 2\.00 s"):
-        sound_of(path)
+        audio_of(path)
 
 
 def test_a_stretch_of_sound_equals_that_part_of_the_whole(tmp_path: Path) -> None:
@@ -321,16 +321,16 @@ def test_a_stretch_of_sound_equals_that_part_of_the_whole(tmp_path: Path) -> Non
     chirp = (0.5 * np.sin(2 * np.pi * (200 + 100 * t) * t)).astype(np.float32)[None]
     path = files.write_media(tmp_path / "a.mp4", num_frames=250, sound=chirp, sample_rate=44_100, sound_offset=0.1)
     track = probe(path)
-    whole = sound_of(path, track).waveform
+    whole = audio_of(path, track).waveform
     for start in (30, 100, 175):
-        stretch = Stretch(track.start_seconds, Fraction(start, 25), 25, open_end=False)
-        part = read_sound(path, path.name, stretch, 0.5).waveform
+        stretch = TimeRange(track.start_seconds, Fraction(start, 25), 25, open_end=False)
+        part = read_audio(path, path.name, stretch, 0.5).waveform
         assert (part - whole[start * 640 : (start + 25) * 640]).abs().max() < 1e-4
 
 
 def test_a_sound_file_of_its_own_starts_with_its_first_sample(tmp_path: Path) -> None:
     path = files.write_media(tmp_path / "a.m4a", num_frames=0, sound=files.clicks(2, 16_000, CLICKS), sound_offset=0.3)
-    sound = read_sound(path, "a.m4a", Stretch(None, Fraction(0), 50, open_end=True), 0.5)
+    sound = read_audio(path, "a.m4a", TimeRange(None, Fraction(0), 50, open_end=True), 0.5)
     with av.open(str(path)) as container:
         first = next(container.decode(audio=0))
         start = float(first.pts * first.time_base)
@@ -339,7 +339,7 @@ def test_a_sound_file_of_its_own_starts_with_its_first_sample(tmp_path: Path) ->
 
 def test_real_clips_as_ffmpeg(shared_data: Path, ffmpeg: str) -> None:
     for path in sorted((shared_data / "lrs3_mini").rglob("*.mp4"))[:3]:
-        ours, theirs = sound_of(path).waveform.numpy(), sound_by_ffmpeg(ffmpeg, path)
+        ours, theirs = audio_of(path).waveform.numpy(), sound_by_ffmpeg(ffmpeg, path)
         shared = min(len(ours), len(theirs))
         assert shared > len(ours) - 1_000
         assert np.abs(ours[:shared] - theirs[:shared]).max() < 1e-4
@@ -356,8 +356,8 @@ def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def read_all(path: Path) -> int:
     track = probe(path)
-    sound_of(path, track)
-    return len(read_pictures(track, track.sources_at_25()))
+    audio_of(path, track)
+    return len(read_frames(track, track.frame_indices_25fps()))
 
 
 def failure(path: Path) -> ClipError:
@@ -411,19 +411,19 @@ def test_damaged_pictures_are_not_repeated_in_silence(tmp_path: Path) -> None:
     path = files.blanked(whole, tmp_path / "blank.mp4", 0.3, 0.7)
     track = probe(path)
     with pytest.raises(UnreadableError, match="pictures decoded"):
-        read_pictures(track, np.arange(50))
+        read_frames(track, np.arange(50))
 
 
 def test_missing_tracks(tmp_path: Path) -> None:
     silent = files.write_media(tmp_path / "silent.mp4")
-    assert isinstance(failure(silent), NoSoundError)
+    assert isinstance(failure(silent), NoAudioError)
     blind = files.write_media(tmp_path / "blind.mp4", num_frames=0, sound=files.noise(2, 16_000))
     assert isinstance(failure(blind), NoVideoError)
 
 
 def test_one_frame(tmp_path: Path) -> None:
     path = files.write_media(tmp_path / "a.mp4", num_frames=1)
-    assert probe(path).sources_at_25().tolist() == [0]
+    assert probe(path).frame_indices_25fps().tolist() == [0]
 
 
 def test_headers_that_promise_too_much(healthy: Path, tmp_path: Path) -> None:
@@ -432,7 +432,7 @@ def test_headers_that_promise_too_much(healthy: Path, tmp_path: Path) -> None:
         assert isinstance(error, UnreadableError)
         assert "claims" in str(error)
     # What the pictures themselves say goes; where nothing else is said, the size is refused before any is decoded.
-    assert len(read_pictures(probe(files.oversized(healthy, tmp_path / "big.mp4", 60_000, 60_000)), np.arange(5))) == 5
+    assert len(read_frames(probe(files.oversized(healthy, tmp_path / "big.mp4", 60_000, 60_000)), np.arange(5))) == 5
     png = files.write_media(tmp_path / "png.mov", num_frames=3, video_codec="png", sound=files.noise(0.12, 16_000))
     assert read_all(png) == 3
     for side in (10_000, 100_000):  # in the pictures themselves
@@ -457,7 +457,7 @@ def test_boxes_of_every_size_are_bounded(tmp_path: Path, healthy: Path) -> None:
         try:
             check_mp4(path, "a.mp4")
             track = probe(path)
-            assert len(track.sources_at_25()) < 10**8
+            assert len(track.frame_indices_25fps()) < 10**8
         except ClipError:
             pass
         assert time.monotonic() - begin < 10
@@ -465,7 +465,7 @@ def test_boxes_of_every_size_are_bounded(tmp_path: Path, healthy: Path) -> None:
 
 def test_decord_is_left_for_av_on_any_doubt(healthy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     track = probe(healthy)
-    wanted = read_pictures(track, np.arange(50))
+    wanted = read_frames(track, np.arange(50))
 
     class Short:
         def __init__(self, *_: object, **__: object) -> None: ...
@@ -473,4 +473,4 @@ def test_decord_is_left_for_av_on_any_doubt(healthy: Path, monkeypatch: pytest.M
             return 49
 
     monkeypatch.setattr(video.decord, "VideoReader", Short)
-    assert torch.equal(read_pictures(track, np.arange(50)), wanted)
+    assert torch.equal(read_frames(track, np.arange(50)), wanted)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from lrs3_loader.decode.workers import Crew, StartMethod
+from lrs3_loader.decode.workers import StartMethod, WorkerPool
 
 
 def _look_for_ever(event: Any) -> None:
@@ -22,10 +22,10 @@ def _look_for_ever(event: Any) -> None:
 
 def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
     """The DataLoader sets one event when it ends, and its workers look at it before every item."""
-    crew = Crew(1, deadline_seconds=60, start_method="forkserver")
-    event = crew.context.Event()
+    pool = WorkerPool(1, deadline_seconds=60, start_method="forkserver")
+    event = pool.context.Event()
     for _ in range(5):
-        process = crew.context.Process(target=_look_for_ever, args=(event,), daemon=True)
+        process = pool.context.Process(target=_look_for_ever, args=(event,), daemon=True)
         process.start()
         time.sleep(0.5)
         process.kill()
@@ -35,7 +35,7 @@ def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
     setter.join(10)
     assert not setter.is_alive()
     assert event.is_set()
-    crew.close()
+    pool.close()
 
 
 def _dies_slowly() -> None:
@@ -47,13 +47,13 @@ def _dies_slowly() -> None:
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 def test_one_that_is_still_dying_counts_as_dead(start_method: StartMethod) -> None:
     """The kernel closes the files of a process first, which breaks its connections."""
-    crew = Crew(1, deadline_seconds=60, start_method=start_method)
-    process = crew.context.Process(target=_dies_slowly)
+    pool = WorkerPool(1, deadline_seconds=60, start_method=start_method)
+    process = pool.context.Process(target=_dies_slowly)
     process.start()
-    assert crew.dead() == []
-    assert crew.dead(wait_seconds=30) == [0]
+    assert pool.dead() == []
+    assert pool.dead(wait_seconds=30) == [0]
     assert process.exitcode == 7
-    crew.close()
+    pool.close()
 
 
 def test_a_folder_for_sockets_with_too_long_a_name_is_named(tmp_path: Path) -> None:

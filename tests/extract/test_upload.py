@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from lrs3_loader.extract.upload import CHUNKS_AHEAD, upload
-from lrs3_loader.runtime.transfer import Download, to_device
+from lrs3_loader.runtime.transfer import HostCopy, to_device
 from lrs3_loader.types import DecodedChunk, Reject
 from support.factory import make_chunk, make_clip, make_reject
 
@@ -35,7 +35,7 @@ def test_on_a_cpu_items_are_passed_on_one_at_a_time() -> None:
 def test_on_a_cpu_nothing_is_copied() -> None:
     tensor = torch.arange(4)
     assert to_device(tensor, CPU) is tensor
-    assert Download(tensor).wait() is tensor
+    assert HostCopy(tensor).wait() is tensor
 
 
 @pytest.mark.gpu
@@ -58,5 +58,5 @@ def test_downloads_see_what_was_queued_before_them() -> None:
     big = torch.ones(2048, 2048, device=device)
     for _ in range(8):
         big = (big @ big) / 2048
-    download = Download(big + to_device(torch.tensor([3.0]), device))
+    download = HostCopy(big + to_device(torch.tensor([3.0]), device))
     assert bool((download.wait() == 4).all())

@@ -27,7 +27,7 @@ from lrs3_loader.config import (
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.decode.video import probe_video, read_pictures
+from lrs3_loader.decode.video import probe_video, read_frames
 from lrs3_loader.errors import NoFaceError, RunError
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models
@@ -96,7 +96,7 @@ def test_coefficients_equal_the_original_steps_on_real_clips(
     assert len(paths) >= 4
     for path in paths:
         track = probe_video(path, path.name, DecodeConfig())
-        frames = read_pictures(track, track.sources_at_25()[[0, 20]])
+        frames = read_frames(track, track.frame_indices_25fps()[[0, 20]])
         (found,) = landmarker([(frames, FaceTrack())])
         span = (frames, to_ibug68(found.points)[..., :2])
         assert np.abs(regressor([span])[0].numpy() - expected(files, *span)).max() < PARITY

@@ -108,7 +108,7 @@ def test_files_are_at_hand_under_their_names_and_leave_no_trace(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(scratch))
-    with store.at_hand("shards/a.tar", "shards/none.tar") as folder:
+    with store.local_copy("shards/a.tar", "shards/none.tar") as folder:
         assert (folder / "shards/a.tar").read_bytes() == b"data"
         assert not (folder / "shards/none.tar").exists()
     assert list(scratch.iterdir()) == []
@@ -122,7 +122,7 @@ def test_a_store_goes_to_other_processes(store: Store) -> None:
 def test_names_that_lead_out_are_refused(bucket: Bucket) -> None:
     store = store_at(bucket.url)
     for name in ("../../x", "/etc/passwd", "a/../../x"):
-        with pytest.raises(RunError, match="leads out of"), store.at_hand(name):
+        with pytest.raises(RunError, match="leads out of"), store.local_copy(name):
             pass
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import random
 import shutil
@@ -14,13 +15,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import torch.distributed as dist
 
 from lrs3_loader import demo
-from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig
+from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, inherit_auto_values, resolve
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
 from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.launch.prepare import check_same
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.runtime.device import pick_device
@@ -95,6 +98,20 @@ def test_other_settings_are_refused_with_the_difference(
     other = config_for(corpus.folder, plan=PlanConfig(shard_clips=2))
     with pytest.raises(RunError, match=r"config\.plan\.shard_clips: 1 -> 2"):
         extract(other, undisturbed.folder.path, assets)
+
+
+def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus
+) -> None:
+    record = copy.deepcopy(undisturbed.folder.record)
+    decode = record["config"]["decode"]
+    decode["max_sound_gap_seconds"] = decode.pop("max_av_mismatch_seconds")
+    folder = RunFolder(undisturbed.folder.path, record, undisturbed.folder.shards)
+    config = resolve(inherit_auto_values(config_for(corpus.folder), record["config"]), "cpu")
+    check_same(folder, config, torch.device("cpu"), record["models"])
+    decode["max_sound_gap_seconds"] = 0.75
+    with pytest.raises(RunError, match=r"config\.decode\.max_av_mismatch_seconds: 0\.75 -> 0\.5"):
+        check_same(folder, config, torch.device("cpu"), record["models"])
 
 
 def test_more_workers_give_the_same_bytes(

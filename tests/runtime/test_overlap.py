@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from lrs3_loader.runtime.pipelining import Follower, one_behind, read_ahead
+from lrs3_loader.runtime.pipelining import BackgroundTask, one_behind, read_ahead
 
 
 def test_each_item_is_started_before_the_one_before_it_is_finished() -> None:
@@ -67,31 +67,31 @@ def test_closing_ends_the_thread() -> None:
 def test_a_follower_does_one_job_at_a_time_and_hands_on_errors() -> None:
     done: list[int] = []
     gate = threading.Event()
-    with Follower("test") as follower:
-        follower.submit(lambda: (gate.wait(5), done.append(1))[1])
+    with BackgroundTask("test") as publisher:
+        publisher.submit(lambda: (gate.wait(5), done.append(1))[1])
         assert done == []
         gate.set()
-        follower.submit(lambda: done.append(2))
+        publisher.submit(lambda: done.append(2))
         assert done[0] == 1
     assert done == [1, 2]
 
     def fail() -> None:
         raise OSError("disk full")
 
-    with Follower("test") as follower:
-        follower.submit(fail)
+    with BackgroundTask("test") as publisher:
+        publisher.submit(fail)
         with pytest.raises(OSError, match="disk full"):
-            follower.submit(lambda: done.append(3))
-    with pytest.raises(OSError, match="disk full"), Follower("test") as follower:
-        follower.submit(fail)
+            publisher.submit(lambda: done.append(3))
+    with pytest.raises(OSError, match="disk full"), BackgroundTask("test") as publisher:
+        publisher.submit(fail)
     assert done == [1, 2]
 
 
 def test_a_follower_lets_another_error_pass() -> None:
-    def leave(follower: Follower) -> None:
-        with follower:
-            follower.submit(lambda: [].clear(0))  # type: ignore[call-arg]
+    def leave(publisher: BackgroundTask) -> None:
+        with publisher:
+            publisher.submit(lambda: [].clear(0))  # type: ignore[call-arg]
             raise KeyError
 
     with pytest.raises(KeyError):
-        leave(Follower("test"))
+        leave(BackgroundTask("test"))

@@ -25,13 +25,12 @@ from benchmarks.fit_adam import Fitted, adam_fit, objective
 from benchmarks.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_takes
 from benchmarks.results import Bound, Figure, Remark
 from benchmarks.stages import relative_error
-from benchmarks.timing import Work, in_turn
+from benchmarks.timing import Work, default_malloc, in_turn
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FrameLandmarks
 from lrs3_loader.face.landmarks.tracks import fill_gaps
-from lrs3_loader.runtime.memory import as_usual
 
 NUM_FRAMES = {"cpu": 1024, "cuda": 1024}
 MAX_WHOLE_REPEATS = 2  # they take minutes
@@ -93,7 +92,7 @@ class PeerBench:
 
     def _measure(self, match: Match) -> Iterator[Figure | Remark]:
         apart, unit = match.apart(match.ours(), match.peer())
-        seconds = in_turn({"ours": match.ours, "peer": as_usual()(match.peer)}, self.repeats, self.device)
+        seconds = in_turn({"ours": match.ours, "peer": default_malloc()(match.peer)}, self.repeats, self.device)
         yield Figure.rate(match.stage, match.our_name, match.num_frames, seconds["ours"], "frames/s")
         yield Figure.rate(match.stage, match.peer_name, match.num_frames, seconds["peer"], "frames/s")
         ratio = Figure.ratio(match.stage, f"  {match.ratio_name}", seconds["peer"], seconds["ours"], match.bound)
@@ -254,7 +253,7 @@ class PeerBench:
         for number in range(min(self.repeats, MAX_WHOLE_REPEATS)):
             run = runner.run(corpus, self.bench.scratch / f"whole-{number}", 1, ["--workers", "1"])
             ours.append(run.seconds)
-            with as_usual():
+            with default_malloc():
                 scripts.append(run_chain(sources, folder, models))
             theirs.append(sum(scripts[-1].values()))
         yield Figure.rate("whole", "ours, one run", run.num_frames, ours, "frames/s")

@@ -17,11 +17,12 @@ import torch
 from benchmarks.fit_adam import CAMERA, SIZE, Fitted, adam_fit, objective
 from benchmarks.fit_clips import Measured
 from benchmarks.fit_truth import Truth, errors, rotation_error, speaking_clip
+from benchmarks.timing import default_malloc
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.fit.points import MOUTH
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
-from lrs3_loader.runtime.memory import as_usual, keep_freed_memory
+from lrs3_loader.runtime.memory import disable_malloc_trim
 
 SMALL_SHARES = (1 / 3, 1 / 4, 1 / 6)
 #: MediaPipe's points on the outer lips that are no iBUG landmark, in two groups that lie between one another: each is
@@ -82,7 +83,7 @@ def compare_with_adam(model: FaceModel, clips: Sequence[Measured], num_runs: int
 
     Ours runs with memory kept, as in an extraction.
     """
-    keep_freed_memory()
+    disable_malloc_trim()
     model = replace(model, exp_bounds=None)
     fitter = LandmarkFitter(model, FitConfig.geneface(model))
     squares = [clip.in_square(SIZE) for clip in clips]
@@ -98,10 +99,10 @@ def compare_with_adam(model: FaceModel, clips: Sequence[Measured], num_runs: int
 def _compare(model: FaceModel, fitter: LandmarkFitter, clip: Measured, given: FitInput, num_runs: int) -> Comparison:
     adam, ours = [], []
     for _ in range(num_runs):
-        with as_usual():
+        with default_malloc():
             adam.append(_timed(lambda: adam_fit(model, clip.lm68)))
         ours.append(_timed(lambda: fitter([given])[0]))
-    with as_usual():
+    with default_malloc():
         fine_seconds, _ = _timed(lambda: adam_fit(model, clip.lm68, fine_stage=True))
     by_adam, result = adam[0][1], ours[0][1]
     fitted = Fitted(result.id, result.exp, result.pose)

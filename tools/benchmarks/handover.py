@@ -8,7 +8,7 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from lrs3_loader.decode.shared_memory import in_shared_memory
+from lrs3_loader.decode.shared_memory import empty_shared
 from lrs3_loader.decode.workers import own_child_signals, prepare_parent
 
 CHUNK_SHAPE = (125, 224, 224, 3)  # five seconds of LRS3: 18.8 MB
@@ -24,7 +24,7 @@ class _Chunks(Dataset[torch.Tensor]):
         return self.num_chunks
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        return in_shared_memory(CHUNK_SHAPE, torch.uint8).fill_(index % 256)
+        return empty_shared(CHUNK_SHAPE, torch.uint8).fill_(index % 256)
 
 
 def measure_handover(num_chunks: int) -> tuple[int, float]:

@@ -35,7 +35,7 @@ from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.runtime.device import configure_torch
-from lrs3_loader.runtime.memory import keep_freed_memory
+from lrs3_loader.runtime.memory import disable_malloc_trim
 from lrs3_loader.types import SAMPLES_PER_FRAME, Clip, DecodedChunk
 
 SPEECH_FOLDER = "hubert-large-random"
@@ -202,7 +202,7 @@ class Workbench:
     ) -> None:
         """``num_frames``: by kind of device, where the options do not say."""
         configure_torch(options.threads)
-        keep_freed_memory()  # as extraction does
+        disable_malloc_trim()  # as extraction does
         self.options = options
         self.device = device
         self.scratch = scratch

@@ -23,7 +23,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.decode.video import probe_video, read_pictures
+from lrs3_loader.decode.video import probe_video, read_frames
 from lrs3_loader.face.deep3d.align import align, crop_faces, five_points
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor
 from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter
@@ -79,7 +79,7 @@ class StageBench:
         def pictures() -> None:
             for take in files.values():
                 track = probe_video(take.path, take.clip.video_path, self.config.decode)
-                read_pictures(track, track.sources_at_25()[: take.num_frames])
+                read_frames(track, track.frame_indices_25fps()[: take.num_frames])
 
         dataset = ClipDataset(self.bench.root, self.config.decode, f0_praat)
 

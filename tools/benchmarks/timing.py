@@ -10,6 +10,14 @@ from typing import Any
 
 import torch
 
+from lrs3_loader.runtime.memory import (
+    LARGEST_THRESHOLD_OLDER,
+    M_MMAP_THRESHOLD,
+    M_TRIM_THRESHOLD,
+    disable_malloc_trim,
+    mallopt,
+)
+
 Work = Callable[[], Any]
 
 
@@ -35,6 +43,17 @@ def in_turn(ways: Mapping[str, Work], repeats: int, device: torch.device) -> dic
         for name, work in ways.items():
             seconds[name].append(seconds_of(work, device))
     return seconds
+
+
+@contextmanager
+def default_malloc() -> Iterator[None]:
+    """Inside the block malloc works with glibc's own dynamic limits: for measuring code that does not change them."""
+    mallopt(M_MMAP_THRESHOLD, LARGEST_THRESHOLD_OLDER)
+    mallopt(M_TRIM_THRESHOLD, 2 * LARGEST_THRESHOLD_OLDER)
+    try:
+        yield
+    finally:
+        disable_malloc_trim()
 
 
 @contextmanager

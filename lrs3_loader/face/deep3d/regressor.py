@@ -29,8 +29,8 @@ from lrs3_loader.face.landmarks.tracks import check_track, fill_gaps
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
-from lrs3_loader.runtime.memory import piecewise
-from lrs3_loader.runtime.transfer import Download, to_device
+from lrs3_loader.runtime.memory import split_on_oom
+from lrs3_loader.runtime.transfer import HostCopy, to_device
 
 #: Where each part lies in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
@@ -145,7 +145,7 @@ class Aimed:
     """A batch between ``aim`` and ``regress``."""
 
     frames: list[Tensor]  # of each span
-    points: Download  # f32 [frames of all spans, 5, 2], NaN where no face was found
+    points: HostCopy  # f32 [frames of all spans, 5, 2], NaN where no face was found
 
 
 class Deep3DRegressor(nn.Module):
@@ -194,7 +194,7 @@ class Deep3DRegressor(nn.Module):
             if landmarks.shape != (len(frames), 68, 2):
                 raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
         points = torch.cat([five_points(landmarks).float() for _, landmarks in spans])
-        return Aimed([frames for frames, _ in spans], Download(points))
+        return Aimed([frames for frames, _ in spans], HostCopy(points))
 
     @torch.inference_mode()
     def regress(self, aimed: Aimed) -> list[Tensor]:
@@ -216,7 +216,7 @@ class Deep3DRegressor(nn.Module):
         with self._precision():
             for part in crops.split(self.batch_size):
                 missing = crops.new_zeros(self.batch_size - len(part), CROP_SIZE, CROP_SIZE, 3)
-                results.append(torch.cat(piecewise(self.network, torch.cat([part, missing])))[: len(part)])
+                results.append(torch.cat(split_on_oom(self.network, torch.cat([part, missing])))[: len(part)])
         return torch.cat(results)
 
     def _precision(self) -> contextlib.AbstractContextManager[None]:

@@ -37,7 +37,7 @@ from lrs3_loader.face.landmarks.detector import LEFT_EYE, RIGHT_EYE, FaceDetecto
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
 from lrs3_loader.face.landmarks.tracks import FaceTrack, check_track, fill_gaps
 from lrs3_loader.io.files import ZIP_DAMAGE
-from lrs3_loader.runtime.transfer import Download, to_device
+from lrs3_loader.runtime.transfer import HostCopy, to_device
 
 CROP_MARGIN = 1.5  # side of the crop over that of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
@@ -130,7 +130,7 @@ class Detected:
     """A batch between ``detect`` and ``locate``."""
 
     spans: Spans
-    faces: Download  # f32 [B, K, 1 + 16], score and letterbox coordinates
+    faces: HostCopy  # f32 [B, K, 1 + 16], score and letterbox coordinates
 
 
 class FaceLandmarker(nn.Module):
@@ -181,7 +181,7 @@ class FaceLandmarker(nn.Module):
             scores, coordinates = self.detector(
                 self._fill([letterbox(frames, self.detector.size) for frames, _ in spans])
             )
-        return Detected(spans, Download(torch.cat([scores[..., None], coordinates], -1)))
+        return Detected(spans, HostCopy(torch.cat([scores[..., None], coordinates], -1)))
 
     @torch.inference_mode()
     def locate(self, detected: Detected) -> list[FrameLandmarks]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lrs3_loader.face.landmarks.tflite_graph import Graph, read_graph
 from lrs3_loader.face.landmarks.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
-from lrs3_loader.runtime.memory import piecewise
+from lrs3_loader.runtime.memory import split_on_oom
 
 MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
 """On a CPU a batch is run in slices: of as many items as keep a tensor in the cache, the more the smaller the tensors
@@ -68,7 +68,7 @@ class TFLiteModule(nn.Module):
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
         if x.device.type == "cpu":
             return self._run_in_slices(x)
-        parts = piecewise(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
+        parts = split_on_oom(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
         return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
 
     def _run_in_slices(self, x: Tensor) -> tuple[Tensor, ...]:

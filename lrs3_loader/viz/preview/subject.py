@@ -17,7 +17,16 @@ import torch
 
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.config import CorpusConfig, DecodeConfig, FaceConfig, LandmarkConfig, RunConfig, SpeechConfig, resolve
+from lrs3_loader.config import (
+    CorpusConfig,
+    DecodeConfig,
+    FaceConfig,
+    LandmarkConfig,
+    RunConfig,
+    SpeechConfig,
+    resolve,
+    upgrade_saved,
+)
 from lrs3_loader.corpus.scan import corpus_root, key_part
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
@@ -218,7 +227,7 @@ def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, f
 
 def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video | None:
     """The sample's video; without it (and a word in the log) where the corpus is gone or has changed."""
-    settings = folder.record["config"]
+    settings = upgrade_saved(folder.record["config"])
     layout = settings["corpus"]["layout"]
     place = corpus or Path(settings["corpus"]["corpus"])
     if corpus is None and not place.exists():

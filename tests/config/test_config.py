@@ -12,10 +12,12 @@ from lrs3_loader.config import (
     PlanConfig,
     RunConfig,
     WorkerConfig,
-    adopt,
     as_json,
     demo_defaults,
+    inherit_auto_values,
     resolve,
+    upgrade_saved,
+    with_current_flags,
 )
 
 
@@ -56,10 +58,10 @@ def test_resolving_leaves_nothing_to_the_device(
 
 def test_a_run_keeps_the_batches_it_was_begun_with() -> None:
     begun = resolve(RunConfig(), "cuda", 78 << 30)
-    later = resolve(adopt(RunConfig(), as_json(begun)), "cuda", 4 << 30)
+    later = resolve(inherit_auto_values(RunConfig(), as_json(begun)), "cuda", 4 << 30)
     assert later == begun
     chosen = RunConfig(landmarks=LandmarkConfig(frame_batch=7))
-    assert adopt(chosen, as_json(begun)).landmarks.frame_batch == 7
+    assert inherit_auto_values(chosen, as_json(begun)).landmarks.frame_batch == 7
 
 
 def test_what_the_user_chose_is_kept() -> None:
@@ -73,3 +75,18 @@ def test_saved_config_is_plain_json() -> None:
     assert json.loads(json.dumps(plain)) == plain
     assert plain["corpus"]["corpus"] == "/data/x"
     assert plain["face"]["face_model"] == "demo"
+
+
+def test_config_fields_are_known_by_their_earlier_names() -> None:
+    saved = as_json(RunConfig(decode=DecodeConfig(max_av_mismatch_seconds=0.75)))
+    old = saved | {"decode": dict(saved["decode"])}
+    old["decode"]["max_sound_gap_seconds"] = old["decode"].pop("max_av_mismatch_seconds")
+    assert upgrade_saved(old) == upgrade_saved(saved) == saved
+    assert "max_sound_gap_seconds" in old["decode"]
+
+
+@pytest.mark.parametrize("old", ["--max-sound-gap-seconds", "--max_sound_gap_seconds"])
+def test_flags_are_known_by_their_earlier_names(old: str) -> None:
+    words = [old, "0.5", f"{old}=0.5", "--limit", "3", "sound-gap"]
+    new = "--max-av-mismatch-seconds"
+    assert with_current_flags(words) == [new, "0.5", f"{new}=0.5", "--limit", "3", "sound-gap"]

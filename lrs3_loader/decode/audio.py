@@ -19,8 +19,8 @@ import torch
 from torchaudio.functional import resample
 
 from lrs3_loader.decode.video import open_container
-from lrs3_loader.errors import LengthMismatchError, NoSoundError, UnreadableError
-from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableError
+from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, shape_repr
 
 JUMP_SECONDS = Fraction(1, 10)  # smaller steps of the timestamps are ignored: libswresample's min_hard_comp
 PREROLL_SECONDS = 1  # decoded and thrown away after a seek, so that the decoder has settled
@@ -30,7 +30,7 @@ INTEGER_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
 
 
 @dataclass(frozen=True)
-class Stretch:
+class TimeRange:
     """What is wanted of a sound track. Times are on the container's timeline."""
 
     start_seconds: Fraction | None  # of the first frame wanted; None: the track's own beginning (a separate file)
@@ -40,7 +40,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Sound:
+class ClipAudio:
     """Sound of a stretch, and what was found on the way."""
 
     waveform: torch.Tensor  # [640 T] f32, mono, 16 kHz
@@ -51,8 +51,10 @@ class Sound:
     num_missing_samples: int  # filled with zeros, at 16 kHz
     num_excess_samples: int  # beyond the last frame, at 16 kHz
 
+    __repr__ = shape_repr
 
-def read_sound(path: Path, name: str, stretch: Stretch, max_gap_seconds: float) -> Sound:
+
+def read_audio(path: Path, name: str, time_range: TimeRange, max_gap_seconds: float) -> ClipAudio:
     """Read exactly ``640 T`` samples at 16 kHz, starting when the first frame wanted is shown.
 
     Args:
@@ -60,21 +62,21 @@ def read_sound(path: Path, name: str, stretch: Stretch, max_gap_seconds: float) 
         max_gap_seconds: more silence to be filled in, or more sound beyond the last frame, is an error.
 
     Raises:
-        NoSoundError: no sound track, or one without a sample.
+        NoAudioError: no sound track, or one without a sample.
         LengthMismatchError: sound and pictures differ by more than ``max_gap_seconds``.
         UnreadableError: see errors.py.
     """
     with open_container(path, name) as container:
         try:
-            placed = _place(container, name, stretch, Fraction(max_gap_seconds))
+            placed = _place(container, name, time_range, Fraction(max_gap_seconds))
         except av.error.FFmpegError as error:
             raise UnreadableError(f"{name}: damaged sound ({error.strerror})") from error
-    rate, wanted = placed.sample_rate, stretch.num_frames * SAMPLES_PER_FRAME
+    rate, wanted = placed.sample_rate, time_range.num_frames * SAMPLES_PER_FRAME
     missing = round(placed.num_missing * Fraction(SAMPLE_RATE, rate))
-    excess = round(placed.num_excess * Fraction(SAMPLE_RATE, rate)) if stretch.open_end else 0
+    excess = round(placed.num_excess * Fraction(SAMPLE_RATE, rate)) if time_range.open_end else 0
     for samples, what in ((missing, "misses"), (excess, "exceeds the pictures by at least")):
         if samples > max_gap_seconds * SAMPLE_RATE:
-            seconds = stretch.num_frames / FRAMES_PER_SECOND
+            seconds = time_range.num_frames / FRAMES_PER_SECOND
             raise LengthMismatchError(
                 f"{name}: the sound {what} {samples / SAMPLE_RATE:.3f} s where {seconds:.2f} s of pictures are shown "
                 f"(allowed: {max_gap_seconds:g} s)"
@@ -86,7 +88,7 @@ def read_sound(path: Path, name: str, stretch: Stretch, max_gap_seconds: float) 
     waveform[: len(part)] = part
     if not torch.isfinite(waveform).all():
         raise UnreadableError(f"{name}: damaged sound: it holds values that are not finite")
-    return Sound(waveform, rate, placed.num_channels, placed.num_samples, placed.start_seconds, missing, excess)
+    return ClipAudio(waveform, rate, placed.num_channels, placed.num_samples, placed.start_seconds, missing, excess)
 
 
 @dataclass
@@ -102,23 +104,25 @@ class _Placed:
     num_excess: int
 
 
-def _place(container: av.container.InputContainer, name: str, stretch: Stretch, max_gap_seconds: Fraction) -> _Placed:
-    """Decode no more than is needed and lay it on the stretch's timeline."""
+def _place(
+    container: av.container.InputContainer, name: str, time_range: TimeRange, max_gap_seconds: Fraction
+) -> _Placed:
+    """Decode no more than is needed and place it on the timeline of the range."""
     stream = container.streams.best("audio")
     if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
-        raise NoSoundError(f"{name}: no sound track")
-    frames = _frames(container, stream, name, stretch)
+        raise NoAudioError(f"{name}: no sound track")
+    frames = _frames(container, stream, name, time_range)
     first = next(frames, None)
     if first is None:
-        raise NoSoundError(f"{name}: the sound track holds no samples")
+        raise NoAudioError(f"{name}: the sound track holds no samples")
     rate, num_channels = first.frame.sample_rate, first.frame.layout.nb_channels
     if rate not in SAMPLE_RATES:
         raise UnreadableError(f"{name}: sound of {rate} samples a second")
 
-    origin = first.track_start if stretch.start_seconds is None else stretch.start_seconds
-    origin += stretch.skip_seconds
+    origin = first.track_start if time_range.start_seconds is None else time_range.start_seconds
+    origin += time_range.skip_seconds
     margin = -(-rate // FRAMES_PER_SECOND)
-    length = -(-stretch.num_frames * rate // FRAMES_PER_SECOND)
+    length = -(-time_range.num_frames * rate // FRAMES_PER_SECOND)
     limit = length + int(max_gap_seconds * rate) + margin + 1  # decoding further would tell nothing new
     samples = np.zeros(margin + length + margin, dtype=np.float32)
     covered = np.zeros(length, dtype=bool)
@@ -160,16 +164,16 @@ class _Frame:
 
 
 def _frames(
-    container: av.container.InputContainer, stream: av.AudioStream, name: str, stretch: Stretch
+    container: av.container.InputContainer, stream: av.AudioStream, name: str, time_range: TimeRange
 ) -> Iterator[_Frame]:
     """Decode the track, from shortly before the stretch on."""
     time_base = Fraction(stream.time_base or 1)
     stream.codec_context.thread_count = 1
     track_start: Fraction | None = None
-    ahead = stretch.skip_seconds - PREROLL_SECONDS
+    ahead = time_range.skip_seconds - PREROLL_SECONDS
     if ahead > PREROLL_SECONDS:
         track_start = (stream.start_time or 0) * time_base
-        origin = track_start if stretch.start_seconds is None else stretch.start_seconds
+        origin = track_start if time_range.start_seconds is None else time_range.start_seconds
         container.seek(int((origin + ahead) / time_base), stream=stream)
     for frame in container.decode(stream):
         assert isinstance(frame, av.AudioFrame)
