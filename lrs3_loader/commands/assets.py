@@ -72,14 +72,14 @@ class Convert:
     def __call__(self) -> int:
         from lrs3_loader.face.model.convert import (
             convert_face_model,
-            describe,
+            describe_model,
             save_face_model,
         )
 
         task = self.task or Assets(self.assets).canonical_task()
         model = convert_face_model(self.kind, self.source, task, self.dense_index, self.flame_embedding, self.flame_jaw)
         save_face_model(model, self.out)
-        print(describe(model))
+        print(describe_model(model))
         if model.dense is None:
             print("no face_landmarker.task found (see --task), so dense landmarks cannot be fitted with this file")
         print(f"use it with --face-model {self.out}")

@@ -12,7 +12,7 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.bfm import convert_bfm_2009, convert_bfm_front
-from lrs3_loader.face.model.convert import convert_face_model, describe, save_face_model
+from lrs3_loader.face.model.convert import convert_face_model, describe_model, save_face_model
 from lrs3_loader.face.model.morphable import FaceModel
 from support.bfm_files import NUM_FRONT, TRIANGLES, make_originals, slow_front, write_front, write_originals
 from support.paths import REPO
@@ -188,7 +188,7 @@ def test_index_files_that_do_not_fit_are_refused(originals: Path) -> None:
 
 
 def test_describe_says_what_was_made(front: Path) -> None:
-    text = describe(convert_face_model("bfm-front", front))
+    text = describe_model(convert_face_model("bfm-front", front))
     assert "80 identity, 64 expression" in text
     assert "LicenseRef-BFM-2009" in text
     assert "dense     none" in text

@@ -380,7 +380,7 @@ def test_conversion_adds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     np.save(tmp_path / "index.npy", np.arange(468))
     model = convert.convert_face_model("ict", tmp_path, task, tmp_path / "index.npy")  # goes before the task file
     assert torch.equal(model.dense_mean, model.mean[:468])
-    assert "468 of 468 points have a weight" in convert.describe(model)
+    assert "468 of 468 points have a weight" in convert.describe_model(model)
     assert convert.convert_face_model("ict", tmp_path).dense is None
 
 

@@ -13,7 +13,7 @@ from lrs3_loader.face.fit import curvature as fit_curvature
 from lrs3_loader.face.fit import solver, start
 from lrs3_loader.face.fit import terms as fit_terms
 from lrs3_loader.face.fit import windows as fit_windows
-from lrs3_loader.face.fit.curvature import Products
+from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.fit.points import FitPoints
 from lrs3_loader.face.geometry.camera import Camera, project
@@ -31,7 +31,7 @@ def refit_pixels(model: FaceModel, clip: FitInput, result: FitResult) -> torch.T
     return project(model.landmarks(result.id, result.exp), result.pose, Camera.for_frame(clip.height, clip.width))
 
 
-def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_terms.State, solver.Problem]:
+def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_terms.State, solver.FitProblem]:
     """A random problem near a speaking clip, everything switched on: two sequences of five frames."""
     points = FitPoints(MODEL, FitConfig())
     generator = torch.Generator().manual_seed(seed)
@@ -47,17 +47,17 @@ def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_te
         translation=0.1 * noise(2, 5, 3),
     )
     beliefs = {
-        "rays": 0.1 * noise(2, 5, 68, 2),
+        "normalized_xy": 0.1 * noise(2, 5, 68, 2),
         "precision": 1e4 * noise(2, 5, 68).abs(),
         "exp_precision": torch.full((MODEL.num_exp,), 5.0, dtype=torch.float64),
         "bound_precision": 400.0,
-        "step_precision": 100 * noise(2, 4, size).abs(),
-        "bend_precision": 100 * noise(2, 3, size).abs(),
+        "velocity_precision": 100 * noise(2, 4, size).abs(),
+        "acceleration_precision": 100 * noise(2, 3, size).abs(),
     }
-    frames = fit_terms.Frames(**(beliefs | changes))  # type: ignore[arg-type]
+    frames = fit_terms.Observations(**(beliefs | changes))  # type: ignore[arg-type]
     prior = torch.eye(MODEL.num_id, dtype=torch.float64).expand(2, -1, -1)
     rest = {"id_precision": prior} if free else {"neutral": points.basis.neutral(state.id)}
-    return state, solver.Problem(points.basis, Products(points.basis), frames, **rest)
+    return state, solver.FitProblem(points.basis, ModeProducts(points.basis), frames, **rest)
 
 
 def moved(state: fit_terms.State, step: torch.Tensor) -> fit_terms.State:
@@ -112,7 +112,7 @@ def test_bounds_push_smoothly_and_only_outside() -> None:
     _, both = problem()
     exp = torch.linspace(-0.3, 1.3, 4001, dtype=torch.float64)[:, None].expand(-1, MODEL.num_exp)[None]
     exp = exp.clone().requires_grad_()
-    value, slope, curvature = fit_terms.bound_penalty(exp, both.basis, both.frames)
+    value, slope, curvature = fit_terms.bound_penalty(exp, both.basis, both.observations)
     (first,) = torch.autograd.grad(value.sum(), exp, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), exp)
     assert torch.allclose(0.5 * first, slope)
@@ -129,22 +129,22 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
     state, both = problem(free=free)
     found = both.residuals(state)
     by_frames, by_id = both.gradient(state, found)
-    step, id_step = solver.System(state, found, both, torch.zeros(2)).step(by_frames, by_id, num_cg=80)
+    step, id_step = solver.NormalEquations(state, found, both, torch.zeros(2)).step(by_frames, by_id, num_cg=80)
     blocks = fit_curvature.curvature(state, found, both.products, with_identity=free)
-    size, frames = MODEL.num_exp + 6, both.frames
+    size, observations = MODEL.num_exp + 6, both.observations
 
     def smoothness(moves: torch.Tensor) -> torch.Tensor:
         changes = moves[1:] - moves[:-1]
         bends = changes[1:] - changes[:-1]
-        assert frames.bend_precision is not None
-        terms = frames.step_precision[row] * changes**2, frames.bend_precision[row] * bends**2
+        assert observations.acceleration_precision is not None
+        terms = observations.velocity_precision[row] * changes**2, observations.acceleration_precision[row] * bends**2
         return 0.5 * sum(term.sum() for term in terms)
 
     for row in range(2):
         dense = torch.block_diag(*blocks.frames[row].double())
         zero = torch.zeros(5, size, dtype=torch.float64)
         dense += torch.autograd.functional.hessian(smoothness, zero).reshape(5 * size, 5 * size)
-        stiff = frames.exp_precision + fit_terms.bound_penalty(state.exp, both.basis, frames)[2][row]
+        stiff = observations.exp_precision + fit_terms.bound_penalty(state.exp, both.basis, observations)[2][row]
         dense += torch.diag(torch.nn.functional.pad(stiff, (0, 6)).flatten())
         right = by_frames[row].flatten()
         if free:
@@ -160,12 +160,12 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
 
 def test_the_closed_form_start_is_near_and_survives_degenerate_landmarks() -> None:
     clip, _, _, pose = speaking_clip(MODEL, seed=3, noise_px=0.0)
-    rays = FitPoints(MODEL, FitConfig()).rays(clip, Camera.for_frame(224, 224)).float()
-    shape = MODEL.landmark_mean.expand(len(rays), -1, -1)
-    rotation, translation = start.weak_perspective(rays, shape, torch.ones(60, 68))
+    normalized_xy = FitPoints(MODEL, FitConfig()).normalized_xy(clip, Camera.for_frame(224, 224)).float()
+    shape = MODEL.landmark_mean.expand(len(normalized_xy), -1, -1)
+    rotation, translation = start.weak_perspective(normalized_xy, shape, torch.ones(60, 68))
     assert rotation_error(torch.cat((matrix_to_euler(rotation), translation), 1), pose).max() < 8
     assert torch.allclose(rotation @ rotation.transpose(-1, -2), torch.eye(3).expand(60, 3, 3), atol=1e-4)
-    nowhere = start.weak_perspective(torch.zeros_like(rays), shape, torch.ones(60, 68))
+    nowhere = start.weak_perspective(torch.zeros_like(normalized_xy), shape, torch.ones(60, 68))
     assert all(torch.isfinite(value).all() for value in nowhere)
 
 
@@ -184,10 +184,10 @@ def test_landmarks_without_weight_are_left_out() -> None:
         [FitInput(clip.lm68, clip.valid, 224, 224, confidence)]
     )
     assert (refit_pixels(MODEL, clip, result) - refit_pixels(MODEL, clip, expected)).abs().max() < 5e-3
-    rays = left_out._points.rays(clip, Camera.for_frame(224, 224))
-    lips = rays[:, left_out._points.inner_lips]
-    all_rays = FitPoints(MODEL, FitConfig()).rays(clip, Camera.for_frame(224, 224))
-    assert torch.equal(lips, all_rays[:, [62, 66]])
+    normalized_xy = left_out._points.normalized_xy(clip, Camera.for_frame(224, 224))
+    lips = normalized_xy[:, left_out._points.inner_lips]
+    all_normalized_xy = FitPoints(MODEL, FitConfig()).normalized_xy(clip, Camera.for_frame(224, 224))
+    assert torch.equal(lips, all_normalized_xy[:, [62, 66]])
 
 
 def test_keyframes_are_spread_distinct_and_all_of_few() -> None:
@@ -225,7 +225,9 @@ def test_truth_is_recovered() -> None:
 
 def test_without_noise_the_fit_is_nearly_exact() -> None:
     clip, _, exp, pose = speaking_clip(MODEL, seed=5, noise_px=0.0)
-    config = FitConfig(noise_decimetres=1e-4, noise_px=1e-3, size_sigma=1.0, max_iterations=40, tolerance=1e-7)
+    config = FitConfig(
+        correlated_noise_decimetres=1e-4, noise_px=1e-3, size_sigma=1.0, max_iterations=40, tolerance=1e-7
+    )
     (result,) = LandmarkFitter(MODEL, config)([clip])
     assert result.reprojection_px.max() < 0.05
     assert rotation_error(result.pose, pose).max() < 0.5
@@ -260,7 +262,7 @@ def test_rounded_lengths_change_nothing_but_the_padding(monkeypatch: pytest.Monk
     for clip, one, other in zip(clips, expected, fitter(clips), strict=True):
         assert (refit_pixels(MODEL, clip, one) - refit_pixels(MODEL, clip, other)).abs().max() < 5e-3
         assert one.converged == other.converged
-    parts = fit_windows.windows([40, 6, 23, 33])
+    parts = fit_windows.split_into_windows([40, 6, 23, 33])
     lengths = [batch.index.shape for batch in fit_windows.batches(parts, 100, torch.device("cpu"), 16)]
     assert lengths == [(2, 48), (2, 32)]
     assert all(
@@ -284,7 +286,7 @@ def test_long_clips_are_fitted_in_windows_without_seams(monkeypatch: pytest.Monk
     clip, *_ = speaking_clip(MODEL, 1, 150)
     (whole,) = LandmarkFitter(MODEL)([clip])
     monkeypatch.setattr(fit_windows, "WINDOW_FRAMES", 40)
-    windows = fit_windows.windows([150, 3])
+    windows = fit_windows.split_into_windows([150, 3])
     ends = [(int(window.frames[0]), int(window.frames[-1]) + 1) for window in windows]
     assert ends == [(0, 72), (8, 112), (48, 150), (88, 150), (150, 153)]
     assert torch.cat([window.frames[window.keep] for window in windows]).tolist() == list(range(153))

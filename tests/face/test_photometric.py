@@ -26,10 +26,10 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.fit import solver
-from lrs3_loader.face.fit.curvature import Products
+from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, LandmarkFitter
 from lrs3_loader.face.fit.points import FitPoints
-from lrs3_loader.face.fit.terms import Frames, State
+from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitResult
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
 from lrs3_loader.face.image.crops import CROP_SIZE, FaceCrops, cut_faces
@@ -88,16 +88,16 @@ def some_problem(outlier: float) -> tuple[PhotometricProblem, State]:
         pictures=smooth_pictures(6),
     )
     size = model.num_exp + 6
-    frames = Frames(
-        rays=torch.zeros(*shape, 68, 2, dtype=torch.float64),
+    frames = Observations(
+        normalized_xy=torch.zeros(*shape, 68, 2, dtype=torch.float64),
         precision=torch.zeros(*shape, 68, dtype=torch.float64),
         exp_precision=torch.full((model.num_exp,), 1e-9, dtype=torch.float64),
         bound_precision=0.0,
-        step_precision=torch.zeros(2, 2, size, dtype=torch.float64),
+        velocity_precision=torch.zeros(2, 2, size, dtype=torch.float64),
     )
     problem = PhotometricProblem(
         points.basis,
-        Products(points.basis),
+        ModeProducts(points.basis),
         frames,
         neutral=points.basis.neutral(state.id),
         region=region,
@@ -137,8 +137,8 @@ def test_the_curvature_is_the_square_of_the_residuals_derivatives() -> None:
     part = slice(0, 6)
 
     def residuals(where: State) -> torch.Tensor:
-        _, ray, _ = problem._place(where, part)
-        shown = sample(blurred(problem.samples.pictures), problem._pixel(ray, part))
+        _, normalized_xy, _ = problem._place(where, part)
+        shown = sample(blurred(problem.samples.pictures), problem._pixel(normalized_xy, part))
         weight = (problem.pixel_weight * problem.samples.precision / 3).sqrt()
         return (weight[..., None] * (shown - problem.samples.colour)).flatten(1).double()
 
@@ -157,7 +157,7 @@ def test_without_samples_it_is_the_landmark_problem() -> None:
     problem, state = some_problem(2.0)
     empty = dataclasses.replace(problem.samples, precision=torch.zeros_like(problem.samples.precision))
     empty_problem = dataclasses.replace(problem, samples=empty, _known=[])
-    plain = solver.Problem(problem.basis, problem.products, problem.frames, neutral=problem.neutral)
+    plain = solver.FitProblem(problem.basis, problem.products, problem.observations, neutral=problem.neutral)
     found = plain.residuals(state)
     assert torch.equal(empty_problem.cost(state, found), plain.cost(state, found))
     assert torch.equal(empty_problem.gradient(state, found)[0], plain.gradient(state, found)[0])
@@ -189,7 +189,7 @@ def test_what_lies_off_the_frame_or_has_no_crop_is_not_compared() -> None:
     frames = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
     landmarks = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(0)) * 40
     landmarks[1] = torch.nan
-    views = Views.of(
+    views = Views.from_crops(
         torch.zeros(2, 4, 3), torch.eye(3).expand(2, 3, 3), torch.zeros(2, 3), cut_faces(frames, landmarks), (60, 60)
     )
     at = torch.arange(0.0, CROP_SIZE)

@@ -1,8 +1,9 @@
 """Gauss-Newton curvatures of frames without their Jacobians. Letters as in ``terms``.
 
-A landmark's ray has the derivatives ``a, b`` [3] by the place of its point on the model. Its share of the Hessian's
-expression block is ``basis^T (a a^T + b b^T) basis``: linear in the six numbers of a symmetric 3 x 3 matrix. So
-the blocks of all frames are one product of matrices, [frames, 6 K] times a table of the model's [6 K, pairs of modes].
+A landmark's normalized image coordinates (u, v) have the derivatives ``a, b`` [3] by the place of its point on the
+model. Its share of the Hessian's expression block is ``basis^T (a a^T + b b^T) basis``: linear in the six numbers of a
+symmetric 3 x 3 matrix. So the blocks of all frames are one product of matrices, [frames, 6 K] times a table of the
+model's [6 K, pairs of modes].
 On one CPU thread that takes half the time of Jacobians and their squares.
 """
 
@@ -18,8 +19,11 @@ from lrs3_loader.face.fit.terms import POSE_SIZE, Basis, Residuals, State
 _AXES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
-class Products:
-    """Products of a basis' modes for every landmark, f32: made once for a model. Rows: axes first, then landmarks."""
+class ModeProducts:
+    """Products of pairs of a basis' modes at every landmark, f32, computed once for a model.
+
+    Rows: axes first, then landmarks.
+    """
 
     def __init__(self, basis: Basis) -> None:
         self._id, self._exp = basis.id, basis.exp
@@ -71,11 +75,11 @@ class Curvature:
     id: torch.Tensor  # [B, I, I] of all frames together, or [B, 0, 0]
 
 
-def curvature(state: State, found: Residuals, products: Products, with_identity: bool) -> Curvature:
-    """Gauss-Newton approximation at a state with the residuals ``found``."""
-    batch, num_frames, num_points = found.weight.shape
+def curvature(state: State, residuals: Residuals, products: ModeProducts, with_identity: bool) -> Curvature:
+    """Gauss-Newton approximation at a state with the residuals ``residuals``."""
+    batch, num_frames, num_points = residuals.weight.shape
     shape = (batch * num_frames, num_points)
-    by_model_point, by_pose = _derivatives(state, found, shape)
+    by_model_point, by_pose = _derivatives(state, residuals, shape)
     (a, b), (pose_a, pose_b) = by_model_point, by_pose
     six = torch.stack([a[:, i] * a[:, j] + b[:, i] * b[:, j] for i, j in _AXES], 1).flatten(1)
     mixed = pose_a[:, :, None] * a[:, None] + pose_b[:, :, None] * b[:, None]  # [B T, 6, 3, K]
@@ -106,21 +110,21 @@ def curvature(state: State, found: Residuals, products: Products, with_identity:
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-def _derivatives(state: State, found: Residuals, shape: tuple[int, int]) -> tuple[Pair, Pair]:
-    """Of a landmark's weighted ray, by its point on the model [n, 3, K] and by the pose [n, 6, K], x and y each.
+def _derivatives(state: State, residuals: Residuals, shape: tuple[int, int]) -> tuple[Pair, Pair]:
+    """Derivatives of the weighted normalized image coordinates by the model point [n, 3, K] and by the pose [n, 6, K].
 
     ``shape`` is (n, K) for all frames in a row. Axes come before landmarks so that all of this runs along memory.
     """
-    scale = (found.weight.sqrt() / found.depth).float().view(shape)
-    ray_x, ray_y = (ray.reshape(shape) for ray in found.rays.float().unbind(-1))
-    x, y, z = (turned.reshape(shape) * scale for turned in found.turned.float().unbind(-1))
+    scale = (residuals.weight.sqrt() / residuals.depth).float().view(shape)
+    u, v = (value.reshape(shape) for value in residuals.normalized_xy.float().unbind(-1))
+    x, y, z = (turned.reshape(shape) * scale for turned in residuals.turned.float().unbind(-1))
     first, second, third = state.rotation.float().view(-1, 3, 3, 1).unbind(1)  # rows of R, [n, 3, 1]
     nothing = torch.zeros_like(scale)
-    # d(ray)/dP = [1 0 ray_x; 0 1 ray_y] / d
-    by_point_x = (first + third * ray_x[:, None]) * scale[:, None]
-    by_point_y = (second + third * ray_y[:, None]) * scale[:, None]
-    by_pose_x = (ray_x * y, z - ray_x * x, -y, scale, nothing, ray_x * scale)
-    by_pose_y = (ray_y * y - z, -ray_y * x, x, nothing, scale, ray_y * scale)
+    # d(u, v)/dP = [1 0 u; 0 1 v] / d
+    by_point_x = (first + third * u[:, None]) * scale[:, None]
+    by_point_y = (second + third * v[:, None]) * scale[:, None]
+    by_pose_x = (u * y, z - u * x, -y, scale, nothing, u * scale)
+    by_pose_y = (v * y - z, -v * x, x, nothing, scale, v * scale)
     return (by_point_x, by_point_y), (torch.stack(by_pose_x, 1), torch.stack(by_pose_y, 1))
 
 

@@ -21,13 +21,13 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from lrs3_loader.face.fit.curvature import Products
+from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.points import MOUTH, FitPoints, identity_prior
-from lrs3_loader.face.fit.solver import Problem, Settings, minimise
+from lrs3_loader.face.fit.solver import FitProblem, SolverSettings, minimise
 from lrs3_loader.face.fit.start import bridge_gaps, keyframe_features, spread, weak_perspective
-from lrs3_loader.face.fit.terms import Frames, State
+from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult
-from lrs3_loader.face.fit.windows import Batch, Window, batches, windows
+from lrs3_loader.face.fit.windows import Window, WindowBatch, batches, split_into_windows
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera, project
 from lrs3_loader.face.geometry.rotation import matrix_to_euler
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
@@ -50,10 +50,10 @@ class LandmarkFitter:
         self.batch_frames = batch_frames or (128 if model.device.type == "cpu" else 16_384)
         self._length_step = 1 if model.device.type == "cpu" else _GPU_LENGTH_STEP
         self._points = FitPoints(model, self.config)
-        self._products = Products(self._points.basis)
+        self._products = ModeProducts(self._points.basis)
         self._id_prior = identity_prior(model, self.config)
-        self._settings = Settings(
-            self.config.num_cg, self.config.max_iterations, self.config.tolerance, self.config.settling
+        self._settings = SolverSettings(
+            self.config.num_cg, self.config.max_iterations, self.config.tolerance, self.config.hessian_reuse_tol
         )
 
     @torch.no_grad()
@@ -65,33 +65,38 @@ class LandmarkFitter:
         lengths = [len(clip.valid) for clip in clips]
         valid = torch.cat([clip.valid for clip in clips]).to(device)
         cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
-        rays, confidence, focal, clip_of = self._measured(clips)
+        normalized_xy, confidence, focal, clip_of = self._measured(clips)
 
         neutral = self._points.basis.mean.expand(len(clips), -1, -1)
-        rotation, translation = self._start(rays, confidence, neutral[clip_of], valid, clip_of)
-        precision, steady = self._points.precision(confidence, rotation, translation, focal)
-        keys = self._keyframes(rotation, rays, translation, valid, lengths)
+        rotation, translation = self._start(normalized_xy, confidence, neutral[clip_of], valid, clip_of)
+        precision, correlated_share = self._points.precision(confidence, rotation, translation, focal)
+        keys = self._keyframes(rotation, normalized_xy, translation, valid, lengths)
         nothing = torch.zeros(len(clips), self.model.num_id, dtype=torch.float64, device=device)
-        start = State(nothing, self._neutral_exp().expand(len(rays), -1), rotation, translation)
-        found, id_converged = self._fit(start, keys, rays, precision, steady)
-        start = self._restart(found, keys, rays, confidence, valid, clip_of)
-        state, converged = self._fit(start, windows(lengths), rays, precision, None)
+        start = State(nothing, self._neutral_exp().expand(len(normalized_xy), -1), rotation, translation)
+        found, id_converged = self._fit(start, keys, normalized_xy, precision, correlated_share)
+        start = self._restart(found, keys, normalized_xy, confidence, valid, clip_of)
+        state, converged = self._fit(start, split_into_windows(lengths), normalized_xy, precision, None)
         return self._results(clips, cameras, state, (id_converged & converged).tolist())
 
     def _measured(self, clips: Sequence[FitInput]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of all frames in a row: rays [N, K, 2], confidence [N, K], focal length in pixels [N], which clip [N]."""
+        """Concatenate the frames of all clips.
+
+        Returns normalized image coordinates [N, K, 2], confidence [N, K], focal length in pixels [N], clip number [N].
+        """
         device = self.model.device
         clip_of = torch.repeat_interleave(torch.arange(len(clips)), torch.tensor([len(clip.valid) for clip in clips]))
         clip_of = clip_of.to(device)
         cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
         focal = torch.tensor([camera.focal_px for camera in cameras], dtype=torch.float64).to(device)[clip_of]
-        rays = torch.cat([self._points.rays(clip, cam) for clip, cam in zip(clips, cameras, strict=True)]).to(device)
+        normalized_xy = torch.cat(
+            [self._points.normalized_xy(clip, cam) for clip, cam in zip(clips, cameras, strict=True)]
+        ).to(device)
         confidence = torch.cat([self._points.confidence(clip) for clip in clips]).to(device)
-        return rays, confidence, focal, clip_of
+        return normalized_xy, confidence, focal, clip_of
 
     def _start(
         self,
-        rays: torch.Tensor,
+        normalized_xy: torch.Tensor,
         confidence: torch.Tensor,
         points: torch.Tensor,
         valid: torch.Tensor,
@@ -102,18 +107,18 @@ class LandmarkFitter:
         none = torch.zeros_like(clip_of).index_add(0, clip_of, enough.long())[clip_of] == 0
         usable = torch.where(none, valid, enough)
         weights = torch.where(usable[:, None], confidence * self._points.weights + _MIN_WEIGHT, 1.0)
-        rotation, translation = weak_perspective(rays, points, weights)
+        rotation, translation = weak_perspective(normalized_xy, points, weights)
         return bridge_gaps(rotation, translation, usable, clip_of)
 
     def _keyframes(
         self,
         rotation: torch.Tensor,
-        rays: torch.Tensor,
+        normalized_xy: torch.Tensor,
         translation: torch.Tensor,
         valid: torch.Tensor,
         lengths: Sequence[int],
     ) -> list[Window]:
-        lips = rays[:, self._points.inner_lips]
+        lips = normalized_xy[:, self._points.inner_lips]
         features = keyframe_features(rotation, lips, translation).cpu().numpy().astype(np.float64)
         usable = valid.cpu().numpy()
         keys, start = [], 0
@@ -128,7 +133,7 @@ class LandmarkFitter:
         self,
         found: State,
         keys: Sequence[Window],
-        rays: torch.Tensor,
+        normalized_xy: torch.Tensor,
         confidence: torch.Tensor,
         valid: torch.Tensor,
         clip_of: torch.Tensor,
@@ -145,7 +150,7 @@ class LandmarkFitter:
         if not bool(is_key.all()):
             basis = self._points.basis
             points = basis.neutral(found.id)[clip_of] + (exp @ basis.exp.flatten(0, 1).T).unflatten(-1, (-1, 3))
-            turned, moved = self._start(rays, confidence, points, valid, clip_of)
+            turned, moved = self._start(normalized_xy, confidence, points, valid, clip_of)
             rotation = torch.where(is_key[:, None, None], found.rotation, turned)
             translation = torch.where(is_key[:, None], found.translation, moved)
         return State(found.id, exp, rotation, translation)
@@ -154,26 +159,26 @@ class LandmarkFitter:
         self,
         start: State,
         parts: Sequence[Window],
-        rays: torch.Tensor,
+        normalized_xy: torch.Tensor,
         precision: torch.Tensor,
-        steady: torch.Tensor | None,
+        correlated_share: torch.Tensor | None,
     ) -> tuple[State, torch.Tensor]:
         """``start`` with the frames of ``parts`` fitted, and whether each clip's converged [clips].
 
         States hold one identity a clip [clips, I] and all frames in a row [N, ...]. The identity is fitted where
-        ``steady`` [N] is given, the share of the landmarks' error variance that is the same in all frames.
+        ``correlated_share`` [N] is given, the share of the landmarks' error variance that is the same in all frames.
         """
         final = State(start.id.clone(), start.exp.clone(), start.rotation.clone(), start.translation.clone())
-        converged = torch.ones(len(start.id), dtype=torch.bool, device=rays.device)
-        for batch in batches(parts, self.batch_frames, rays.device, self._length_step):
+        converged = torch.ones(len(start.id), dtype=torch.bool, device=normalized_xy.device)
+        for batch in batches(parts, self.batch_frames, normalized_xy.device, self._length_step):
             clip, index = batch.clip, batch.index
             state = State(start.id[clip], start.exp[index], start.rotation[index], start.translation[index])
-            frames = self._frames(batch, rays[index], precision[index], state.translation)
-            if steady is not None:
-                id_precision = self._id_prior * _num_errors(steady[index], batch.real)[:, None, None]
-                problem = Problem(self._points.basis, self._products, frames, id_precision=id_precision)
+            frames = self._frames(batch, normalized_xy[index], precision[index], state.translation)
+            if correlated_share is not None:
+                id_precision = self._id_prior * _num_errors(correlated_share[index], batch.real)[:, None, None]
+                problem = FitProblem(self._points.basis, self._products, frames, id_precision=id_precision)
             else:
-                problem = Problem(
+                problem = FitProblem(
                     self._points.basis, self._products, frames, neutral=self._points.basis.neutral(state.id)
                 )
             state, done = minimise(state, problem, self._settings)
@@ -185,25 +190,34 @@ class LandmarkFitter:
                 converged[number] &= done[row]
         return final, converged
 
-    def _frames(self, batch: Batch, rays: torch.Tensor, precision: torch.Tensor, translation: torch.Tensor) -> Frames:
+    def _frames(
+        self, batch: WindowBatch, normalized_xy: torch.Tensor, precision: torch.Tensor, translation: torch.Tensor
+    ) -> Observations:
         config = self.config
         exp_sigma = self.model.exp_sigma.double()
         near = batch.neighbours[..., None]
-        scales = (config.exp_bend, config.rotation_bend_radians, config.translation_bend_decimetres)
+        scales = (
+            config.exp_acceleration_sigma,
+            config.rotation_acceleration_sigma_radians,
+            config.translation_acceleration_sigma_decimetres,
+        )
         bend = None
         if min(scales) < math.inf and batch.index.shape[1] > 2:
             sigma = self._change_sigma(translation, *scales)
             bend = near[:, 1:] * near[:, :-1] / sigma[:, 1:-1].square()
         sigma = self._change_sigma(
-            translation, config.exp_step, config.rotation_step_radians, config.translation_step_decimetres
+            translation,
+            config.exp_velocity_sigma,
+            config.rotation_velocity_sigma_radians,
+            config.translation_velocity_sigma_decimetres,
         )
-        return Frames(
-            rays=rays,
+        return Observations(
+            normalized_xy=normalized_xy,
             precision=precision * batch.real[..., None],
             exp_precision=config.exp_weight / exp_sigma.square(),
             bound_precision=config.bound_sigma**-2,
-            step_precision=near / (sigma[:, 1:] * sigma[:, :-1]),
-            bend_precision=bend,
+            velocity_precision=near / (sigma[:, 1:] * sigma[:, :-1]),
+            acceleration_precision=bend,
             outlier_sigma=config.outlier_sigma,
         )
 
@@ -250,11 +264,14 @@ class LandmarkFitter:
         return results
 
 
-def _num_errors(steady: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """[B] how many frames' errors the average over a sequence's frames is worth one of: all where they are ``steady``
-    [B, T] (then more frames tell no more of the identity), 1 where they are independent."""
+def _num_errors(correlated_share: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
+    """Number of frames [B] whose errors count as one when the identity is estimated from a sequence.
+
+    The number of frames where errors are fully correlated (``correlated_share`` [B, T] is 1: more frames tell no more
+    about the identity), 1 where they are independent.
+    """
     num_frames = real.sum(1)
-    share = (steady * real).sum(1) / num_frames
+    share = (correlated_share * real).sum(1) / num_frames
     return 1 + share * (num_frames - 1)
 
 

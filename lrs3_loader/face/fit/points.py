@@ -57,12 +57,12 @@ class FitPoints:
         mean, id, exp = (torch.cat(column).double() for column in zip(*parts, strict=True))
         self.basis = Basis(mean, id, exp, _bounds(model))
 
-    def rays(self, clip: FitInput, camera: Camera) -> torch.Tensor:
+    def normalized_xy(self, clip: FitInput, camera: Camera) -> torch.Tensor:
         """[T, K, 2] f64: points from the principal point, y up, in focal lengths; 0 where not seen."""
         pixels, seen = self._pixels(clip)
         x, y = pixels.double().unbind(-1)
-        rays = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
-        return torch.where((seen > 0)[..., None], rays, 0.0)
+        normalized_xy = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
+        return torch.where((seen > 0)[..., None], normalized_xy, 0.0)
 
     def confidence(self, clip: FitInput) -> torch.Tensor:
         """[T, K] f64 factors of the weights; 0 where not seen."""
@@ -84,23 +84,27 @@ class FitPoints:
     def precision(
         self, confidence: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor, focal: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """([N, K] weight / variance of a ray, from the noise on the face and in the frame; [N] which share of that
-        variance is the same in all frames of a clip).
+        """Precision of the normalized image coordinates, from the noise on the face and in the frame.
 
         Args:
             confidence: [N, K], as ``confidence`` gives it.
             rotation: [N, 3, 3] about right; it tells which side of the contour a face in profile hides.
             translation: [N, 3] about right.
             focal: [N] pixels.
+
+        Returns:
+            [N, K] weight / variance, and [N] the share of that variance that is the same in all frames of a clip.
         """
         config = self.config
         depth = DISTANCE - translation[:, 2]
-        steady = (config.noise_decimetres / depth).square() + (config.steady_px / focal).square()
-        variance = steady + (config.noise_px / focal).square()
+        correlated = (config.correlated_noise_decimetres / depth).square() + (
+            config.correlated_noise_px / focal
+        ).square()
+        variance = correlated + (config.noise_px / focal).square()
         precision = confidence * self.weights / variance[:, None]
         contour = self.landmarks[self.landmarks < _CONTOUR]
         precision[:, : len(contour)] *= _contour_visibility(rotation, config.far_side_weight)[:, contour]
-        return precision, steady / variance
+        return precision, correlated / variance
 
 
 def landmark_weights(config: FitConfig) -> torch.Tensor:

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 
 import torch
 
-from lrs3_loader.face.fit.curvature import Curvature, Products, curvature
+from lrs3_loader.face.fit.curvature import Curvature, ModeProducts, curvature
 from lrs3_loader.face.fit.terms import (
     POSE_SIZE,
     Basis,
-    Frames,
+    Observations,
     Residuals,
     State,
     bound_penalty,
+    compute_residuals,
     cost,
     gradient,
-    residuals,
     smoothness_diagonal,
     smoothness_gradient,
 )
@@ -38,66 +38,66 @@ _pad = torch.nn.functional.pad
 
 
 @dataclass(frozen=True)
-class Problem:
+class FitProblem:
     """Sequences to be fitted: with ``neutral``, expression and pose of frames whose person is known; with
     ``id_precision``, the identity too."""
 
     basis: Basis
-    products: Products  # of the basis
-    frames: Frames
+    products: ModeProducts  # of the basis
+    observations: Observations
     neutral: torch.Tensor | None = None  # [B, K, 3] f64 landmarks of the known identities
     id_precision: torch.Tensor | None = None  # [B, I, I] f64
 
     def residuals(self, state: State) -> Residuals:
         neutral = self.basis.neutral(state.id) if self.neutral is None else self.neutral
-        return residuals(state, neutral, self.basis, self.frames)
+        return compute_residuals(state, neutral, self.basis, self.observations)
 
-    def cost(self, state: State, found: Residuals) -> torch.Tensor:
-        """[B] f64 of a state with the residuals ``found``."""
-        total = cost(state, found, self.basis, self.frames)
+    def cost(self, state: State, residuals: Residuals) -> torch.Tensor:
+        """[B] f64 of a state with the residuals ``residuals``."""
+        total = cost(state, residuals, self.basis, self.observations)
         if self.id_precision is None:
             return total
         return total + ((state.id[:, None] @ self.id_precision)[:, 0] * state.id).sum(-1)
 
-    def gradient(self, state: State, found: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
+    def gradient(self, state: State, residuals: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
         """Half the gradient, f64: by the frames [B, T, D], by the identity [B, I] (or [B, 0] where it is known)."""
-        by_frames, by_id = gradient(state, found, self.basis, self.frames)
+        by_frames, by_id = gradient(state, residuals, self.basis, self.observations)
         if self.id_precision is None:
             return by_frames, by_id[:, :0]
         return by_frames, by_id + (self.id_precision @ state.id[..., None])[..., 0]
 
-    def curvature(self, state: State, found: Residuals) -> Curvature:
+    def curvature(self, state: State, residuals: Residuals) -> Curvature:
         """Half the Gauss-Newton Hessian of what was measured, f32."""
-        return curvature(state, found, self.products, with_identity=self.id_precision is not None)
+        return curvature(state, residuals, self.products, with_identity=self.id_precision is not None)
 
 
 @dataclass(frozen=True)
-class Settings:
+class SolverSettings:
     """How hard to try."""
 
     num_cg: int
     max_iterations: int
     tolerance: float  # relative change of the objective below which a sequence is converged
-    settling: float = 0.01  # relative gain of a step below which the next one may do with the same curvature
+    hessian_reuse_tol: float = 0.01  # relative gain of a step below which the next one may do with the same curvature
 
 
-def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State, torch.Tensor]:
+def minimise(state: State, problem: FitProblem, settings: SolverSettings) -> tuple[State, torch.Tensor]:
     """Levenberg-Marquardt with a damping of its own for every sequence; returns (state, converged [B]).
 
     A sequence is converged when a step changes its objective by less than the tolerance relatively; it is then left
     alone. Near its minimum the curvature hardly changes: it is then kept (a chord method) for as long as every step is
     a gain. Nothing that becomes of a sequence depends on its neighbours in the batch.
     """
-    found = problem.residuals(state)
-    best = problem.cost(state, found)
+    residuals = problem.residuals(state)
+    best = problem.cost(state, residuals)
     converged = torch.zeros_like(best, dtype=torch.bool)
     damping = torch.full_like(best, _FIRST_DAMPING)
-    system, settling = None, converged
+    system, reuse = None, converged
     for _ in range(settings.max_iterations):
-        if system is None or not bool(settling.all()):
-            fresh = System(state, found, problem, damping)
-            system = fresh if system is None else fresh.replaced_where(settling, system)
-        candidate = state.moved(*system.step(*problem.gradient(state, found), settings.num_cg))
+        if system is None or not bool(reuse.all()):
+            fresh = NormalEquations(state, residuals, problem, damping)
+            system = fresh if system is None else fresh.replaced_where(reuse, system)
+        candidate = state.moved(*system.step(*problem.gradient(state, residuals), settings.num_cg))
         tried = problem.residuals(candidate)
         value = problem.cost(candidate, tried)
         better = (value < best) & ~converged
@@ -108,8 +108,8 @@ def minimise(state: State, problem: Problem, settings: Settings) -> tuple[State,
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(_MIN_DAMPING, _MAX_DAMPING)
         if bool(converged.all()):
             break
-        found = found.replaced_where(better, tried)
-        settling = converged | (better & (gain < settings.settling))
+        residuals = residuals.replaced_where(better, tried)
+        reuse = converged | (better & (gain < settings.hessian_reuse_tol))
     return state, converged
 
 
@@ -123,26 +123,26 @@ def _apply(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     return (vector[..., None, :] @ matrix)[..., 0, :]
 
 
-class System:
+class NormalEquations:
     """Gauss-Newton equations at one state, f32, scaled to a unit diagonal, damped and factored.
 
     Jacobi scaling takes the condition number from about 1e6 to 1e4, which single precision can bear.
     """
 
-    def __init__(self, state: State, found: Residuals, problem: Problem, damping: torch.Tensor) -> None:
+    def __init__(self, state: State, residuals: Residuals, problem: FitProblem, damping: torch.Tensor) -> None:
         """``damping`` [B] is relative to the diagonal."""
-        frames = problem.frames
+        observations = problem.observations
         self._damping = damping.float().view(-1, 1, 1)
-        bend = frames.bend_precision
-        self._smooth = (frames.step_precision.float(), None if bend is None else bend.float())
-        blocks = problem.curvature(state, found)
-        stiff = (frames.exp_precision + bound_penalty(state.exp, problem.basis, frames)[2]).float()
+        bend = observations.acceleration_precision
+        self._smooth = (observations.velocity_precision.float(), None if bend is None else bend.float())
+        blocks = problem.curvature(state, residuals)
+        stiff = (observations.exp_precision + bound_penalty(state.exp, problem.basis, observations)[2]).float()
         self._factor(blocks.frames, _pad(stiff, (0, POSE_SIZE)))
         self._id_size = blocks.id.shape[-1]
         if problem.id_precision is not None:
             self._add_border(blocks.border, blocks.id + problem.id_precision.float())
 
-    def replaced_where(self, chosen: torch.Tensor, other: System) -> System:
+    def replaced_where(self, chosen: torch.Tensor, other: NormalEquations) -> NormalEquations:
         """``other`` for the sequences ``chosen`` [B], this one for the rest; this one is used up."""
         if bool(chosen.any()):
             names = ["_damping", "_scale", "_own", "_lower"]
@@ -182,7 +182,7 @@ class System:
         self, gradient: torch.Tensor, id_gradient: torch.Tensor, num_cg: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """(of the frames [B, T, D], of the identity [B, I] or None), f64, by ``num_cg`` preconditioned conjugate
-        gradient steps from zero. The gradients are ``Problem.gradient``'s."""
+        gradient steps from zero. The gradients are ``FitProblem.gradient``'s."""
         shape = gradient.shape
         right = (self._scale * gradient.float()).flatten(1)
         if self._id_size:

@@ -11,14 +11,14 @@ import torch
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.geometry.rotation import interpolate
 
-_MIN_SCALE = 1e-4  # rays per decimetre: a face 1 km away; keeps degenerate landmarks finite
+_MIN_SCALE = 1e-4  # normalized image coordinates per decimetre: a face 1 km away; keeps degenerate landmarks finite
 KEYFRAME_FEATURES = 4
 
 
 def weak_perspective(
-    rays: torch.Tensor, points: torch.Tensor, weights: torch.Tensor
+    normalized_xy: torch.Tensor, points: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rotation [N, 3, 3], translation [N, 3]) that bring ``points`` [N, K, 3] near ``rays`` [N, K, 2].
+    """(rotation [N, 3, 3], translation [N, 3]) that bring ``points`` [N, K, 3] near ``normalized_xy`` [N, K, 2].
 
     Scaled orthographic projection: the affine map is fitted by least squares with ``weights`` [N, K], its two rows are
     replaced by the nearest orthogonal pair ``(M M^T)^(-1/2) M``, and their length gives the depth. Within about 2
@@ -26,17 +26,17 @@ def weak_perspective(
     """
     weights = (weights / weights.sum(-1, keepdim=True))[..., None]
     point_mean = (weights * points).sum(-2, keepdim=True)
-    ray_mean = (weights * rays).sum(-2, keepdim=True)
+    xy_mean = (weights * normalized_xy).sum(-2, keepdim=True)
     centred = points - point_mean
     moments = (weights * centred).transpose(-1, -2) @ centred
     ridge = 1e-6 * torch.diagonal(moments, dim1=-2, dim2=-1).sum(-1)  # points on a line are no reason to stop
     moments = moments + ridge[:, None, None] * torch.eye(3, dtype=moments.dtype, device=moments.device)
-    cross = (weights * (rays - ray_mean)).transpose(-1, -2) @ centred
+    cross = (weights * (normalized_xy - xy_mean)).transpose(-1, -2) @ centred
     affine = torch.linalg.solve(moments, cross.transpose(-1, -2)).transpose(-1, -2)  # [N, 2, 3]
     rows, scale = _orthogonal_rows(affine)
     rotation = torch.cat((rows, torch.linalg.cross(rows[..., :1, :], rows[..., 1:, :])), -2)
     depth = 1 / scale.clamp(min=_MIN_SCALE)
-    centre = torch.cat((ray_mean[..., 0, :] * depth[..., None], (DISTANCE - depth)[..., None]), -1)
+    centre = torch.cat((xy_mean[..., 0, :] * depth[..., None], (DISTANCE - depth)[..., None]), -1)
     return rotation, centre - (point_mean @ rotation.transpose(-1, -2))[..., 0, :]
 
 
@@ -82,8 +82,8 @@ def bridge_gaps(
 def keyframe_features(rotation: torch.Tensor, lips: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
     """[N, 4] what keyframes should differ in: where the face looks (2), how it is tilted, how open the mouth is.
 
-    In units that make a turn of 11 degrees count as much as an opening of 2 cm. ``lips`` [N, 2, 2] are the rays of the
-    inner lips' middles.
+    In units that make a turn of 11 degrees count as much as an opening of 2 cm. ``lips`` [N, 2, 2] are the normalized
+    image coordinates of the middles of the inner lips.
     """
     depth = (DISTANCE - translation[:, 2:]).clamp(min=1e-3)
     opening = (lips[:, 0] - lips[:, 1]).norm(dim=-1, keepdim=True) * depth

@@ -3,17 +3,18 @@
 Letters: B sequences (clips, or windows of clips), T frames of a sequence, K landmarks, I identity modes, E expression
 modes, D = E + 6 unknowns of a frame in the order [expression, rotation, translation].
 
-Measured are *rays*, landmarks divided by the focal length: ``(u - cx) / f`` and ``-(v - cy) / f``. With
-``P = R X + t`` and depth ``d = distance - P_z`` the model's ray is ``(P_x / d, P_y / d)``. A rotation is updated on
+Landmarks are given in normalized image coordinates (``normalized_xy``), which do not depend on the resolution: pixels
+from the principal point, y up, in focal lengths, ``((u - cx) / f, -(v - cy) / f)``. With ``P = R X + t`` and depth
+``d = distance - P_z`` the model predicts ``(P_x / d, P_y / d)``. A rotation is updated on
 the left, ``R <- exp([w]x) R``, so ``dP/dw = -[R X]x``, ``dP/dt = 1`` and ``dP/d(coefficient) = R basis``: no Euler
 angle is a variable and no pose is singular.
 
 Minimised, as a negative log posterior times two:
 
-    sum over frames and landmarks   rho(precision |ray - measured|^2)
+    sum over frames and landmarks   rho(precision |predicted - measured|^2)
     + sum over frames               exp_precision . exp^2 + bound_precision |exp outside its bounds|^2 (smoothed)
-    + sum over neighbouring frames  step_precision . (change of [exp, rotation, translation])^2
-    + sum over three in a row       bend_precision . (change of that change)^2
+    + sum over neighbouring frames  velocity_precision . (change of [exp, rotation, translation])^2
+    + sum over three in a row       acceleration_precision . (change of that change)^2
     + id^T id_precision id          (where the identity is free)
 
 with ``rho(s) = s``, or for landmarks that may be far off ``2 c^2 (sqrt(1 + s / c^2) - 1)``, quadratic inside about c
@@ -53,15 +54,15 @@ class Basis:
 
 
 @dataclass(frozen=True)
-class Frames:
+class Observations:
     """What was measured, and how strongly everything is believed; f64."""
 
-    rays: torch.Tensor  # [B, T, K, 2], 0 where the precision is 0
-    precision: torch.Tensor  # [B, T, K], weight / variance of a ray; 0: not seen
+    normalized_xy: torch.Tensor  # [B, T, K, 2], 0 where the precision is 0
+    precision: torch.Tensor  # [B, T, K], weight / variance of normalized_xy; 0: not seen
     exp_precision: torch.Tensor  # [E]
     bound_precision: float
-    step_precision: torch.Tensor  # [B, T - 1, D], 0 where two frames are not neighbours
-    bend_precision: torch.Tensor | None = None  # [B, T - 2, D], 0 where three frames are not neighbours
+    velocity_precision: torch.Tensor  # [B, T - 1, D], 0 where two frames are not neighbours
+    acceleration_precision: torch.Tensor | None = None  # [B, T - 2, D], 0 where three frames are not neighbours
     outlier_sigma: float = math.inf  # c of the module docstring
 
 
@@ -93,7 +94,7 @@ class State:
 class Residuals:
     """How a state differs from what was measured."""
 
-    rays: torch.Tensor  # [B, T, K, 2] of the model
+    normalized_xy: torch.Tensor  # [B, T, K, 2] of the model
     difference: torch.Tensor  # [B, T, K, 2] model - measured
     turned: torch.Tensor  # [B, T, K, 3] points R X
     depth: torch.Tensor  # [B, T, K]
@@ -111,37 +112,41 @@ def _picked(chosen: torch.Tensor, new: State | Residuals, old: State | Residuals
         yield torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
 
 
-def residuals(state: State, neutral: torch.Tensor, basis: Basis, frames: Frames) -> Residuals:
+def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observations: Observations) -> Residuals:
     """Residuals for the neutral landmarks ``neutral`` [B, K, 3] of the sequences' identities."""
     offsets = (state.exp @ basis.exp.flatten(0, 1).T).unflatten(-1, (-1, 3))
     turned = (neutral[:, None] + offsets) @ state.rotation.transpose(-1, -2)
     placed = turned + state.translation[..., None, :]
     depth = DISTANCE - placed[..., 2]
-    rays = placed[..., :2] / depth[..., None]
-    difference = rays - frames.rays
+    normalized_xy = placed[..., :2] / depth[..., None]
+    difference = normalized_xy - observations.normalized_xy
     across, down = difference.unbind(-1)  # sums over two are slow as reductions
-    cost, weight = frames.precision * (across * across + down * down), frames.precision
-    if math.isfinite(frames.outlier_sigma):
-        limit = frames.outlier_sigma**2
+    cost, weight = observations.precision * (across * across + down * down), observations.precision
+    if math.isfinite(observations.outlier_sigma):
+        limit = observations.outlier_sigma**2
         root = (1 + cost / limit).sqrt()
         cost, weight = 2 * limit * (root - 1), weight / root
-    return Residuals(rays, difference, turned, depth, weight, cost)
+    return Residuals(normalized_xy, difference, turned, depth, weight, cost)
 
 
-def gradient(state: State, found: Residuals, basis: Basis, frames: Frames) -> tuple[torch.Tensor, torch.Tensor]:
+def gradient(
+    state: State, residuals: Residuals, basis: Basis, observations: Observations
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Half the objective's gradient by the frames' unknowns [B, T, D], smoothness included, and that of the landmark
     term by the identity [B, I]."""
-    across, down = ((found.weight / found.depth)[..., None] * found.difference).unbind(-1)
-    inwards = across * found.rays[..., 0] + down * found.rays[..., 1]
+    across, down = ((residuals.weight / residuals.depth)[..., None] * residuals.difference).unbind(-1)
+    inwards = across * residuals.normalized_xy[..., 0] + down * residuals.normalized_xy[..., 1]
     by_place = torch.stack((across, down, inwards), -1)
-    moment = found.turned.transpose(-1, -2) @ by_place  # sum of turned x by_place, antisymmetric part of this
+    moment = residuals.turned.transpose(-1, -2) @ by_place  # sum of turned x by_place, antisymmetric part of this
     skew = moment - moment.transpose(-1, -2)
     by_turn = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1)
     by_model_point = (by_place @ state.rotation).flatten(-2)  # [B, T, 3K]
-    by_exp = by_model_point @ basis.exp.flatten(0, 1) + frames.exp_precision * state.exp
-    by_exp = by_exp + bound_penalty(state.exp, basis, frames)[1]
+    by_exp = by_model_point @ basis.exp.flatten(0, 1) + observations.exp_precision * state.exp
+    by_exp = by_exp + bound_penalty(state.exp, basis, observations)[1]
     by_id = by_model_point.sum(1) @ basis.id.flatten(0, 1)
-    smooth = smoothness_gradient(frame_changes(state), frames.step_precision, frames.bend_precision)
+    smooth = smoothness_gradient(
+        frame_changes(state), observations.velocity_precision, observations.acceleration_precision
+    )
     return torch.cat((by_exp, by_turn, by_place.sum(-2)), -1) + smooth, by_id
 
 
@@ -156,7 +161,7 @@ def frame_changes(state: State) -> torch.Tensor:
 
 def smoothness_gradient(changes: torch.Tensor, step: torch.Tensor, bend: torch.Tensor | None) -> torch.Tensor:
     """Half the gradient [B, T, D] of the smoothness terms whose frames differ by ``changes`` [B, T - 1, D]; linear
-    in ``changes``, turns taken as small. ``step`` and ``bend`` as in ``Frames``."""
+    in ``changes``, turns taken as small. ``step`` and ``bend`` as in ``Observations``."""
     pull = step * changes
     if bend is not None:
         pull = pull + _difference_transposed(bend * (changes[:, 1:] - changes[:, :-1]))
@@ -176,7 +181,9 @@ def _difference_transposed(change: torch.Tensor) -> torch.Tensor:
     return _pad(change, (0, 0, 1, 0)) - _pad(change, (0, 0, 0, 1))
 
 
-def bound_penalty(exp: torch.Tensor, basis: Basis, frames: Frames) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def bound_penalty(
+    exp: torch.Tensor, basis: Basis, observations: Observations
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(value, half the slope, half the curvature) [B, T, E] of what holds coefficients inside their bounds.
 
     ``bound_precision e^2 + constant`` at a distance e outside a bound, 0 well inside. In between, from ``-w`` to ``w``,
@@ -184,7 +191,7 @@ def bound_penalty(exp: torch.Tensor, basis: Basis, frames: Frames) -> tuple[torc
     w a third of the standard deviation, the curvature rises linearly: without that, steps that cross a bound would
     overshoot.
     """
-    stiff = frames.bound_precision
+    stiff = observations.bound_precision
     if stiff == 0:
         nothing = torch.zeros_like(exp)
         return nothing, nothing, nothing
@@ -200,15 +207,15 @@ def bound_penalty(exp: torch.Tensor, basis: Basis, frames: Frames) -> tuple[torc
     return stiff * value, side * slope, stiff / (2 * width) * ramp
 
 
-def cost(state: State, found: Residuals, basis: Basis, frames: Frames) -> torch.Tensor:
+def cost(state: State, residuals: Residuals, basis: Basis, observations: Observations) -> torch.Tensor:
     """[B] the objective without the identity prior."""
     changes = frame_changes(state)
     terms = [
-        found.cost,
-        frames.exp_precision * state.exp.square(),
-        bound_penalty(state.exp, basis, frames)[0],
-        frames.step_precision * changes.square(),
+        residuals.cost,
+        observations.exp_precision * state.exp.square(),
+        bound_penalty(state.exp, basis, observations)[0],
+        observations.velocity_precision * changes.square(),
     ]
-    if frames.bend_precision is not None:
-        terms.append(frames.bend_precision * (changes[:, 1:] - changes[:, :-1]).square())
+    if observations.acceleration_precision is not None:
+        terms.append(observations.acceleration_precision * (changes[:, 1:] - changes[:, :-1]).square())
     return torch.stack([term.sum((1, 2)) for term in terms]).sum(0)

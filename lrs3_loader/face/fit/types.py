@@ -24,9 +24,9 @@ class FitConfig:
     (by reprojection alone, weaker priors would always win); the weights of eyes and mouth follow GeneFace++.
     """
 
-    noise_decimetres: float = 0.004
+    correlated_noise_decimetres: float = 0.004
     """Expected error of an ordinary landmark on the face, detector and model together; alike in all frames."""
-    steady_px: float = 0.01
+    correlated_noise_px: float = 0.01
     """The same in pixels of the source frame, added in quadrature: what matters for tiny faces."""
     noise_px: float = 0.4
     """Expected error in pixels that is new in every frame, added in quadrature."""
@@ -59,16 +59,16 @@ class FitConfig:
     """How softly coefficients are held inside their bounds (a standard deviation of the excess); inf: not at all."""
     clamp: bool = True
     """Cut off what is left outside the bounds (1.06 -> 1.08 px on real clips of 224 px, 0.60 -> 0.64 at the mouth)."""
-    exp_step: float = 0.5
+    exp_velocity_sigma: float = 0.5
     """Expected change of an expression coefficient from frame to frame, in its standard deviations."""
-    rotation_step_radians: float = 0.01
+    rotation_velocity_sigma_radians: float = 0.01
     """Expected turn of the head from frame to frame; of a large face the landmarks say more, of a tiny one this."""
-    translation_step_decimetres: float = 0.05
+    translation_velocity_sigma_decimetres: float = 0.05
     """Expected shift from frame to frame of a face 10 decimetres away; grows with the distance."""
-    exp_bend: float = 0.3
+    exp_acceleration_sigma: float = 0.3
     """Expected change of that change, in the same units; inf: anything goes. Likewise for the two below."""
-    rotation_bend_radians: float = math.inf
-    translation_bend_decimetres: float = math.inf
+    rotation_acceleration_sigma_radians: float = math.inf
+    translation_acceleration_sigma_decimetres: float = math.inf
     num_keyframes: int = 16
     """Frames from which the identity is estimated (all, where a clip has no more)."""
     max_iterations: int = 15
@@ -77,7 +77,7 @@ class FitConfig:
     """Conjugate gradient steps in an iteration."""
     tolerance: float = 1e-3
     """A clip is converged when an iteration changes its objective by less than this share."""
-    settling: float = 0.01
+    hessian_reuse_tol: float = 0.01
     """After an iteration that gained less than this share, the next one takes the same curvature: cheaper, and nearer
     the end hardly worse."""
 
@@ -122,8 +122,8 @@ class FitConfig:
         scale = 2.0 * NUM_LANDMARKS
         pose_bend = 2 / math.sqrt(0.3 * scale / 3)
         return cls(
-            noise_decimetres=1e-9,
-            steady_px=1.0,
+            correlated_noise_decimetres=1e-9,
+            correlated_noise_px=1.0,
             noise_px=1e-9,
             outlier_sigma=math.inf,
             upper_lid_weight=20.0,
@@ -134,16 +134,16 @@ class FitConfig:
             exp_weight=0.6 * scale / model.num_exp,
             size_sigma=math.inf,
             bound_sigma=math.inf,
-            exp_step=math.inf,
-            rotation_step_radians=math.inf,
-            translation_step_decimetres=math.inf,
-            exp_bend=2 / math.sqrt(scale / model.num_exp),
-            rotation_bend_radians=pose_bend,
-            translation_bend_decimetres=pose_bend,
+            exp_velocity_sigma=math.inf,
+            rotation_velocity_sigma_radians=math.inf,
+            translation_velocity_sigma_decimetres=math.inf,
+            exp_acceleration_sigma=2 / math.sqrt(scale / model.num_exp),
+            rotation_acceleration_sigma_radians=pose_bend,
+            translation_acceleration_sigma_decimetres=pose_bend,
             num_keyframes=12,
             num_cg=2,
             tolerance=3e-3,
-            settling=0.3,
+            hessian_reuse_tol=0.3,
         )
 
     def jointly(self) -> FitConfig:
@@ -154,7 +154,7 @@ class FitConfig:
             num_keyframes=best.num_keyframes,
             max_iterations=best.max_iterations,
             num_cg=best.num_cg,
-            settling=best.settling,
+            hessian_reuse_tol=best.hessian_reuse_tol,
             tolerance=best.tolerance,
         )
 

@@ -24,7 +24,7 @@ class Window:
 
 
 @dataclass(frozen=True)
-class Batch:
+class WindowBatch:
     """Windows side by side, the shorter ones padded with their last frame."""
 
     windows: list[Window]
@@ -43,7 +43,7 @@ class Batch:
             target[self.index[row, window.keep]] = values[row, window.keep]
 
 
-def windows(lengths: Sequence[int]) -> list[Window]:
+def split_into_windows(lengths: Sequence[int]) -> list[Window]:
     """All frames of clips of these ``lengths``, in overlapping windows that keep each frame once."""
     found, first = [], 0
     for clip, length in enumerate(lengths):
@@ -56,7 +56,9 @@ def windows(lengths: Sequence[int]) -> list[Window]:
     return found
 
 
-def batches(parts: Sequence[Window], batch_frames: int, device: torch.device, length_step: int = 1) -> Iterator[Batch]:
+def batches(
+    parts: Sequence[Window], batch_frames: int, device: torch.device, length_step: int = 1
+) -> Iterator[WindowBatch]:
     """Windows of like length together, at most ``batch_frames`` frames (padding included) or one window a batch.
 
     Batches are as long as their longest window, rounded up to a multiple of ``length_step``, so that there are few
@@ -76,12 +78,12 @@ def _rounded_up(length: int, step: int) -> int:
     return -(-length // step) * step
 
 
-def _batch(parts: list[Window], device: torch.device, length_step: int) -> Batch:
+def _batch(parts: list[Window], device: torch.device, length_step: int) -> WindowBatch:
     longest = _rounded_up(len(parts[0].frames), length_step)
     index = torch.stack([_padded(part.frames, longest) for part in parts])
     real = torch.arange(longest) < torch.tensor([[len(part.frames)] for part in parts])
     clip = torch.tensor([part.clip for part in parts])
-    return Batch(parts, clip.to(device), index.to(device), real.to(device))
+    return WindowBatch(parts, clip.to(device), index.to(device), real.to(device))
 
 
 def _padded(frames: torch.Tensor, length: int) -> torch.Tensor:

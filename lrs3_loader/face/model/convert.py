@@ -13,11 +13,11 @@ from lrs3_loader.face.model.flame import convert_flame
 from lrs3_loader.face.model.ict import convert_ict
 from lrs3_loader.face.model.morphable import FaceModel
 
-Kind = Literal["bfm-front", "bfm-2009", "flame", "ict"]
+ModelKind = Literal["bfm-front", "bfm-2009", "flame", "ict"]
 
 
 def convert_face_model(
-    kind: Kind,
+    kind: ModelKind,
     source: Path,
     task: Path | None = None,
     dense_index: Path | None = None,
@@ -53,7 +53,7 @@ def save_face_model(model: FaceModel, path: Path) -> None:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def describe(model: FaceModel) -> str:
+def describe_model(model: FaceModel) -> str:
     """A few lines for people: what the model has, and its licence."""
     texture = "none" if model.tex_basis is None else f"{model.tex_basis.shape[2]} modes"
     dense = "none"

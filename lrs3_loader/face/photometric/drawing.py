@@ -14,7 +14,7 @@ from lrs3_loader.face.image.crops import CROP_SIZE
 from lrs3_loader.face.photometric import render
 from lrs3_loader.face.photometric.appearance import NOISE, Appearance, estimate_appearance
 from lrs3_loader.face.photometric.region import Region
-from lrs3_loader.face.photometric.render import Hits
+from lrs3_loader.face.photometric.render import Fragments
 from lrs3_loader.face.photometric.terms import Samples, blurred, sample, slices, with_gradients
 
 _DEPTH_SLACK = 0.03  # decimetres: a vertex this far behind what is drawn at its pixel still counts as seen
@@ -34,7 +34,7 @@ class Views:
     usable: torch.Tensor  # [n] bool: there is a crop
 
     @classmethod
-    def of(
+    def from_crops(
         cls,
         vertices: torch.Tensor,
         rotation: torch.Tensor,
@@ -77,9 +77,9 @@ class Views:
 
     def pixels(self, placed: torch.Tensor) -> torch.Tensor:
         """[n, V, 2] of points in camera space, in the crop."""
-        ray = placed[..., :2] / (DISTANCE - placed[..., 2:])
+        normalized_xy = placed[..., :2] / (DISTANCE - placed[..., 2:])
         focal, centre = self.pinhole[:, None].split(2, -1)
-        return centre + focal * ray * ray.new_tensor([1.0, -1.0])
+        return centre + focal * normalized_xy * normalized_xy.new_tensor([1.0, -1.0])
 
     def inside(self, pixel: torch.Tensor) -> torch.Tensor:
         """[n, P] whether ``pixel`` [n, P, 2] lies on the crop, on the source frame, and there is a crop."""
@@ -91,7 +91,7 @@ class Views:
         """[n, V, 3] unit normals in camera axes."""
         return region.normals(self.vertices) @ self.rotation.transpose(-1, -2)
 
-    def hits(self, region: Region, size: int) -> Hits:
+    def rasterize(self, region: Region, size: int) -> Fragments:
         """What is seen in a drawing of ``size`` x ``size`` pixels over the crop."""
         cameras = render.make_cameras(self.rotation, self.translation, self.pinhole, CROP_SIZE, CROP_SIZE)
         return render.rasterize(self.vertices, region.triangles, cameras, size, size)
@@ -108,7 +108,7 @@ def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tens
     """Of the vertices, what ``estimate_appearance`` takes."""
     placed, normals = views.placed(), views.normals(region)
     pixel = views.pixels(placed)
-    drawn = views.hits(region, size).depth
+    drawn = views.rasterize(region, size).depth
     cell = ((pixel + 0.5) * (size / CROP_SIZE)).floor().clamp(0, size - 1).long()
     behind = torch.take_along_dim(drawn.flatten(1), cell[..., 1] * size + cell[..., 0], 1)
     to_camera = torch.nn.functional.normalize(placed.new_tensor([0.0, 0.0, DISTANCE]) - placed, dim=-1)
@@ -118,11 +118,13 @@ def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tens
     return values[..., :3], values[..., 3:].square().sum(-1) / 3, seen, normals
 
 
-def draw_samples(views: Views, looks: list[Appearance], region: Region, size: int, num_samples: int) -> Samples:
-    """Points of the surface that are seen, and the colours that ``looks`` give them, one look a frame."""
+def draw_samples(views: Views, appearances: list[Appearance], region: Region, size: int, num_samples: int) -> Samples:
+    """Points of the surface that are seen, and the colours that ``appearances`` give them, one appearance a frame."""
     parts = []
     for part in slices(len(views), region.device):
-        albedo, light, variance = (torch.stack([getattr(look, name) for look in looks[part]]) for name in _LOOK)
+        albedo, light, variance = (
+            torch.stack([getattr(appearance, name) for appearance in appearances[part]]) for name in _APPEARANCE_FIELDS
+        )
         coloured = Appearance(albedo, light, variance).colours(views[part].normals(region))
         values = torch.cat((coloured, variance[..., None]), -1)
         parts.append(_draw_slice(views[part], values, region, size, num_samples))
@@ -130,20 +132,20 @@ def draw_samples(views: Views, looks: list[Appearance], region: Region, size: in
     return Samples(corners, barycentric, colour, precision, pixel, views.pinhole, views.pictures)
 
 
-_LOOK = ("albedo", "light", "variance")
+_APPEARANCE_FIELDS = ("albedo", "light", "variance")
 
 
 def _draw_slice(
     views: Views, values: torch.Tensor, region: Region, size: int, num_samples: int
 ) -> tuple[torch.Tensor, ...]:
     """The fields of ``Samples`` up to ``pixel``; ``values`` [n, V, 4] are colours and their variance."""
-    hits = views.hits(region, size)
+    fragments = views.rasterize(region, size)
     at = (torch.arange(size, device=region.device) + 0.5) * (CROP_SIZE / size) - 0.5
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2).expand(len(views), -1, -1)
-    seen = (hits.triangle.flatten(1) >= 0) & views.inside(grid)
+    seen = (fragments.triangle.flatten(1) >= 0) & views.inside(grid)
     chosen, used = spread_evenly(seen, num_samples)
-    triangle = torch.take_along_dim(hits.triangle.flatten(1), chosen, 1).clamp(min=0)
-    barycentric = torch.take_along_dim(hits.barycentric.flatten(1, 2), chosen[..., None], 1)
+    triangle = torch.take_along_dim(fragments.triangle.flatten(1), chosen, 1).clamp(min=0)
+    barycentric = torch.take_along_dim(fragments.barycentric.flatten(1, 2), chosen[..., None], 1)
     corners = region.triangles[triangle]
     found = torch.take_along_dim(values, corners.flatten(1)[..., None], 1).unflatten(1, corners.shape[1:])
     found = (found * barycentric[..., None]).sum(2)

@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 import torch
 
 from lrs3_loader.face.fit.fitter import LandmarkFitter
-from lrs3_loader.face.fit.solver import Settings, minimise
-from lrs3_loader.face.fit.terms import Frames, State
+from lrs3_loader.face.fit.solver import SolverSettings, minimise
+from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult, PhotometricQuality
-from lrs3_loader.face.fit.windows import Batch, batches, windows
+from lrs3_loader.face.fit.windows import WindowBatch, batches, split_into_windows
 from lrs3_loader.face.geometry.camera import Camera
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
 from lrs3_loader.face.model.morphable import FaceModel
@@ -122,20 +122,20 @@ class PhotometricFitter(LandmarkFitter):
         """Draw all frames as in ``state`` and, with ``fit``, move it: (error of the drawing [N], converged [clips])."""
         lengths = [len(clip.valid) for clip in clips]
         starts = [0, *itertools.accumulate(lengths)]
-        looks = [self._look(clip, state, number, starts[number]) for number, clip in enumerate(clips)]
-        rays, confidence, focal, _ = self._measured(clips)
+        appearances = [self._appearance(clip, state, number, starts[number]) for number, clip in enumerate(clips)]
+        normalized_xy, confidence, focal, _ = self._measured(clips)
         precision, _ = self._points.precision(confidence, state.rotation, state.translation, focal)
-        errors = torch.full((len(rays),), torch.nan)
+        errors = torch.full((len(normalized_xy),), torch.nan)
         converged = torch.ones(len(clips), dtype=torch.bool)
         moved = State(state.id, state.exp.clone(), state.rotation.clone(), state.translation.clone())
-        for batch in batches(windows(lengths), min(self.batch_frames, _BATCH_FRAMES), rays.device):
+        for batch in batches(split_into_windows(lengths), min(self.batch_frames, _BATCH_FRAMES), normalized_xy.device):
             clip, index = batch.clip, batch.index
             part = State(state.id[clip], state.exp[index], state.rotation[index], state.translation[index])
-            samples = self._samples(batch, clips, starts, looks, part)
+            samples = self._samples(batch, clips, starts, appearances, part)
             batch.scatter(errors, samples.error().view(index.shape).cpu())
             if not fit:
                 continue
-            frames = self._frames(batch, rays[index], precision[index], part.translation)
+            frames = self._frames(batch, normalized_xy[index], precision[index], part.translation)
             part, done = self._move(part, frames, samples)
             for name in _MOVED:
                 batch.scatter(getattr(moved, name), getattr(part, name))
@@ -145,7 +145,7 @@ class PhotometricFitter(LandmarkFitter):
             getattr(state, name).copy_(getattr(moved, name))
         return errors, converged
 
-    def _move(self, start: State, frames: Frames, samples: Samples) -> tuple[State, torch.Tensor]:
+    def _move(self, start: State, frames: Observations, samples: Samples) -> tuple[State, torch.Tensor]:
         """Sequences fitted to landmarks and pixels."""
         problem = PhotometricProblem(
             self._points.basis,
@@ -158,11 +158,11 @@ class PhotometricFitter(LandmarkFitter):
             pixel_weight=self.photometric.pixel_weight,
             outlier=self.photometric.outlier_sigma,
         )
-        settings = Settings(self.config.num_cg, self.photometric.max_iterations, self.config.tolerance)
+        settings = SolverSettings(self.config.num_cg, self.photometric.max_iterations, self.config.tolerance)
         return minimise(start, problem, settings)
 
-    def _look(self, clip: FitInput, state: State, number: int, start: int) -> Appearance:
-        """What the person in the clip of this number, whose frames begin at ``start``, looks like."""
+    def _appearance(self, clip: FitInput, state: State, number: int, start: int) -> Appearance:
+        """What the person in the clip of this number, whose frames begin at ``start``, appearances like."""
         assert clip.crops is not None
         there = torch.nonzero(clip.crops.places.isfinite().all(1))[:, 0]
         count = min(self.photometric.num_keyframes, len(there))
@@ -173,7 +173,12 @@ class PhotometricFitter(LandmarkFitter):
         return find_appearance(views, self.region, self.photometric.drawing_size)
 
     def _samples(
-        self, batch: Batch, clips: Sequence[FitInput], starts: Sequence[int], looks: list[Appearance], part: State
+        self,
+        batch: WindowBatch,
+        clips: Sequence[FitInput],
+        starts: Sequence[int],
+        appearances: list[Appearance],
+        part: State,
     ) -> Samples:
         """Samples of a batch's frames [B T], none in the padding; ``part`` is the batch's state."""
         views, chosen = [], []
@@ -184,7 +189,7 @@ class PhotometricFitter(LandmarkFitter):
             views.append(
                 self._views(clips[number], frames, same, part.exp[row], part.rotation[row], part.translation[row])
             )
-            chosen += [looks[number]] * len(frames)
+            chosen += [appearances[number]] * len(frames)
         samples = draw_samples(
             Views.cat(views), chosen, self.region, self.photometric.drawing_size, self.photometric.num_samples
         )
@@ -201,7 +206,9 @@ class PhotometricFitter(LandmarkFitter):
     ) -> Views:
         assert clip.crops is not None
         crops = clip.crops.read(frames), clip.crops.places[frames]
-        return Views.of(self.region.expressed(neutral, exp), rotation, translation, crops, (clip.height, clip.width))
+        return Views.from_crops(
+            self.region.expressed(neutral, exp), rotation, translation, crops, (clip.height, clip.width)
+        )
 
 
 _MOVED = ("exp", "rotation", "translation")

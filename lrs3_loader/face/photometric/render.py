@@ -101,7 +101,7 @@ def make_cameras(
 
 
 @dataclass(frozen=True)
-class Hits:
+class Fragments:
     """What is seen at each pixel: the nearest triangle that faces the camera."""
 
     triangle: torch.Tensor  # [N, H, W] i64, -1 where there is none
@@ -116,7 +116,7 @@ class Hits:
         return (found * self.barycentric[..., None]).sum(-2) * seen
 
 
-def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, height: int, width: int) -> Hits:
+def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, height: int, width: int) -> Fragments:
     """See ``vertices`` [N, V, 3] f32, joined by ``triangles`` [F, 3], with N ``cameras``. Differentiable in the
     barycentric coordinates and the depth."""
     from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
@@ -130,7 +130,7 @@ def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, hei
     packed = fragments.pix_to_face[..., 0]  # numbered through over all pictures
     seen = packed >= 0
     first = torch.arange(len(vertices), device=packed.device)[:, None, None] * len(triangles)
-    return Hits(
+    return Fragments(
         triangle=torch.where(seen, packed - first, -1),
         barycentric=fragments.bary_coords[..., 0, :],
         depth=torch.where(seen, fragments.zbuf[..., 0], torch.inf),

@@ -7,7 +7,8 @@ the variance of that colour, minimised is, besides the landmark term (``fit.term
     sum over samples   k rho(|picture(u(x)) - c|^2 / (3 s^2)),   rho as in ``fit.terms``
 
 k lowers the weight of pixels, whose errors are far from independent. By the chain rule the derivative by x is the
-picture's gradient times that of u. Colours and visibility are kept while x moves, and found anew by the next drawing.
+picture's gradient times that of u. Colours and visibility are kept while x moves, and determined again by the next
+drawing.
 
 Letters: B sequences, T frames, N = B T of them in a row, P samples of a frame, V vertices of ``face.region``, E
 expression modes, D = E + 6, S side of a crop, n frames of a slice.
@@ -21,7 +22,7 @@ from dataclasses import dataclass, field
 import torch
 
 from lrs3_loader.face.fit.curvature import Curvature
-from lrs3_loader.face.fit.solver import Problem
+from lrs3_loader.face.fit.solver import FitProblem
 from lrs3_loader.face.fit.terms import POSE_SIZE, Residuals, State
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.image.crops import CROP_SIZE
@@ -93,7 +94,7 @@ def sample(values: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PhotometricProblem(Problem):
+class PhotometricProblem(FitProblem):
     """Sequences of known identity, to be fitted to landmarks and pixels."""
 
     region: Region
@@ -103,21 +104,21 @@ class PhotometricProblem(Problem):
     outlier: float  # the number of standard deviations beyond which a sample pulls with a constant force
     _known: list[tuple[State, torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
-    def cost(self, state: State, found: Residuals) -> torch.Tensor:
+    def cost(self, state: State, residuals: Residuals) -> torch.Tensor:
         parts = []
         for part in slices(len(self.samples.pixel), self.region.device):
-            _, ray, _ = self._place(state, part)
-            colours = sample(blurred(self.samples.pictures[part]), self._pixel(ray, part))
+            _, normalized_xy, _ = self._place(state, part)
+            colours = sample(blurred(self.samples.pictures[part]), self._pixel(normalized_xy, part))
             parts.append(self._robust(colours - self.samples.colour[part], part)[0].sum(1))
         photometric = torch.cat(parts).double().view(state.exp.shape[:2]).sum(1)
-        return super().cost(state, found) + photometric
+        return super().cost(state, residuals) + photometric
 
-    def gradient(self, state: State, found: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
-        by_frames, by_id = super().gradient(state, found)
+    def gradient(self, state: State, residuals: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
+        by_frames, by_id = super().gradient(state, residuals)
         return by_frames + self._linearised(state)[0].double(), by_id
 
-    def curvature(self, state: State, found: Residuals) -> Curvature:
-        landmarks = super().curvature(state, found)
+    def curvature(self, state: State, residuals: Residuals) -> Curvature:
+        landmarks = super().curvature(state, residuals)
         return Curvature(landmarks.frames + self._linearised(state)[1], landmarks.border, landmarks.id)
 
     def _linearised(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
@@ -130,33 +131,35 @@ class PhotometricProblem(Problem):
         return self._known[0][1:]
 
     def _linearise(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        turned, ray, depth = self._place(state, part)
+        turned, normalized_xy, depth = self._place(state, part)
         pinhole = self.samples.pinhole[part, None]
-        pixel = self._pixel(ray, part)
+        pixel = self._pixel(normalized_xy, part)
         values = sample(with_gradients(blurred(self.samples.pictures[part])), pixel)
         colours, along_x, along_y = values.split(3, -1)
         inside = (pixel >= 0) & (pixel <= CROP_SIZE - 1)  # beyond the border colours no longer change
         along_x, along_y = along_x * inside[..., :1], along_y * inside[..., 1:]
         difference = colours - self.samples.colour[part]
         _, weight = self._robust(difference, part)
-        slopes = torch.stack((along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2]), 2)  # [n, P, 2, 3] by the ray
+        slopes = torch.stack(
+            (along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2]), 2
+        )  # [n, P, 2, 3] by the normalized_xy
         force = weight[..., None] * (slopes @ difference[..., None])[..., 0]  # [n, P, 2]
         tensor = weight[..., None, None] * (slopes @ slopes.transpose(-1, -2))  # [n, P, 2, 2]
-        jacobian = self._ray_jacobian(state, part, turned, ray, depth)  # [n, P, 2, D]
+        jacobian = self._projection_jacobian(state, part, turned, normalized_xy, depth)  # [n, P, 2, D]
         flat = jacobian.flatten(1, 2)
         gradient = (force.flatten(1)[:, None] @ flat)[:, 0]
         hessian = (tensor @ jacobian).flatten(1, 2).transpose(-1, -2) @ flat
         return gradient, (hessian + hessian.transpose(-1, -2)) / 2
 
-    def _ray_jacobian(
-        self, state: State, part: slice, turned: torch.Tensor, ray: torch.Tensor, depth: torch.Tensor
+    def _projection_jacobian(
+        self, state: State, part: slice, turned: torch.Tensor, normalized_xy: torch.Tensor, depth: torch.Tensor
     ) -> torch.Tensor:
         """[n, P, 2, D]: see ``fit.terms`` for the derivatives."""
         nothing, inverse = torch.zeros_like(depth), 1 / depth
         by_place = torch.stack(
             (
-                torch.stack((inverse, nothing, ray[..., 0] * inverse), -1),
-                torch.stack((nothing, inverse, ray[..., 1] * inverse), -1),
+                torch.stack((inverse, nothing, normalized_xy[..., 0] * inverse), -1),
+                torch.stack((nothing, inverse, normalized_xy[..., 1] * inverse), -1),
             ),
             -2,
         )  # [n, P, 2, 3]
@@ -168,7 +171,7 @@ class PhotometricProblem(Problem):
         return torch.cat((by_point @ modes, by_turn, by_place), -1)
 
     def _place(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the samples: R X [n, P, 3], ray [n, P, 2], depth [n, P]."""
+        """Of the samples: R X [n, P, 3], normalized_xy [n, P, 2], depth [n, P]."""
         num_frames = state.exp.shape[1]
         frames = torch.arange(len(self.samples.pixel), device=self.region.device)[part]
         exp = state.exp.flatten(0, 1)[part]
@@ -181,12 +184,12 @@ class PhotometricProblem(Problem):
         depth = DISTANCE - placed[..., 2]
         return turned, placed[..., :2] / depth[..., None], depth
 
-    def _pixel(self, ray: torch.Tensor, part: slice) -> torch.Tensor:
+    def _pixel(self, normalized_xy: torch.Tensor, part: slice) -> torch.Tensor:
         pinhole = self.samples.pinhole[part, None]
         return torch.stack(
             (
-                pinhole[..., 2] + pinhole[..., 0] * ray[..., 0],
-                pinhole[..., 3] - pinhole[..., 1] * ray[..., 1],
+                pinhole[..., 2] + pinhole[..., 0] * normalized_xy[..., 0],
+                pinhole[..., 3] - pinhole[..., 1] * normalized_xy[..., 1],
             ),
             -1,
         )
