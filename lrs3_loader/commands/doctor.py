@@ -53,11 +53,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.EXIT_OK if doctor.is_fit(checks) else cli.EXIT_PROBLEM
 
 
-def try_out(args: Args) -> list[doctor.Check]:
+def try_out(args: Args) -> list[doctor.CheckResult]:
     """What needs the packages themselves."""
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.corpus.scan import corpus_root, scan_corpus
-    from lrs3_loader.doctor import room, trial
+    from lrs3_loader.doctor import disk_space, trial
 
     assets = Assets(args.assets)
     checks = [trial.check_gpu(), trial.check_decoders()]
@@ -66,5 +66,5 @@ def try_out(args: Args) -> list[doctor.Check]:
         clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
         checks.append(trial.check_clips(clips, root, args.run.decode))
         if isinstance(args.out, Path):
-            checks.append(room.check_room(args.run, clips, root, args.out, assets))
+            checks.append(disk_space.check_disk_space(args.run, clips, root, args.out, assets))
     return checks

@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     outcome = runner.run(args.run, args.launch, leases.connect())
     if outcome is not None:
-        print(summary.describe(outcome))
+        print(summary.describe_outcome(outcome))
         if args.launch.demo:
             print(summary.describe_demo(outcome.folder))
     return cli.EXIT_OK

@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 import os
 
-from lrs3_loader.doctor.check import Check, checks_json, format_checks, is_fit
+from lrs3_loader.doctor.check_result import CheckResult, checks_json, format_checks, is_fit
 from lrs3_loader.doctor.machine import check_machine
 from lrs3_loader.doctor.software import check_software, check_torch_loads, list_versions
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location
 
 __all__ = [
-    "Check",
+    "CheckResult",
     "check_machine",
     "check_software",
     "check_torch_loads",
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def stop_if_unfit(out: Location, num_workers: int) -> None:
-    """Check versions and the machine, and that the torch packages load, on every rank; rank 0 reports for all.
+    """CheckResult versions and the machine, and that the torch packages load, on every rank; rank 0 reports for all.
 
     Raises:
         RunError: the run cannot work here (``SystemExit`` on the other ranks of the launch).

@@ -6,7 +6,7 @@ import os
 import resource
 from pathlib import Path
 
-from lrs3_loader.doctor.check import Check
+from lrs3_loader.doctor.check_result import CheckResult
 from lrs3_loader.io.storage import Location
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -17,24 +17,26 @@ MIN_PROCESSES = 512
 MIN_FREE_BYTES = 1 << 30
 
 
-def check_machine(out: Location, num_workers: int) -> list[Check]:
+def check_machine(out: Location, num_workers: int) -> list[CheckResult]:
     """Of this machine, for a run in ``out`` with this many decode workers over all ranks here."""
     checks = [check_shared_memory(num_workers), check_open_files(), check_processes(), check_address_space()]
     return [*checks, check_disk(out)] if isinstance(out, Path) else checks
 
 
-def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> Check:
+def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> CheckResult:
     """Decode workers hand their frames over through it; a container often has 64 MB."""
     name = str(place)
     try:
         found = os.statvfs(place)
     except OSError as error:
-        return Check(name, "fail", f"cannot be used: {error.strerror}", f"mount a tmpfs there: {_shm_remedy(1 << 30)}")
+        return CheckResult(
+            name, "fail", f"cannot be used: {error.strerror}", f"mount a tmpfs there: {_shm_remedy(1 << 30)}"
+        )
     free, needed = found.f_bavail * found.f_frsize, num_workers * SHARED_BYTES_PER_WORKER
     text = f"{_mib(free)} free, about {_mib(needed)} wanted by {num_workers} decode workers"
     if free >= needed:
-        return Check(name, "ok", text)
-    return Check(name, "warn", text, f"{_shm_remedy(needed)}; or fewer --workers, or a smaller --chunk-mebibytes")
+        return CheckResult(name, "ok", text)
+    return CheckResult(name, "warn", text, f"{_shm_remedy(needed)}; or fewer --workers, or a smaller --chunk-mebibytes")
 
 
 def _shm_remedy(num_bytes: int) -> str:
@@ -42,48 +44,52 @@ def _shm_remedy(num_bytes: int) -> str:
     return f"docker run --shm-size {gib}g, or mount -o remount,size={gib}g /dev/shm"
 
 
-def check_open_files() -> Check:
+def check_open_files() -> CheckResult:
     """The hard limit counts: a run raises the soft one to it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _limit("open files", hard, MIN_OPEN_FILES, "raise it: ulimit -Hn 65536, or LimitNOFILE= of the service")
 
 
-def check_processes() -> Check:
+def check_processes() -> CheckResult:
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
     return _limit("processes", soft, MIN_PROCESSES, "raise it: ulimit -u unlimited, or docker run --pids-limit -1")
 
 
-def check_address_space() -> Check:
+def check_address_space() -> CheckResult:
     """CUDA and memory-mapped files reserve far more than they use."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
-        return Check("address space", "ok", "unlimited")
+        return CheckResult("address space", "ok", "unlimited")
     text = f"limited to {_mib(soft)}; CUDA and mapped files reserve far more than they use"
-    return Check("address space", "warn", text, "lift it: ulimit -v unlimited")
+    return CheckResult("address space", "warn", text, "lift it: ulimit -v unlimited")
 
 
-def check_disk(out: Path) -> Check:
+def check_disk(out: Path) -> CheckResult:
     """That the folder of the run, or the one it will be made in, can be written and is not full."""
     place = out.absolute()
     while not place.exists():
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return Check("disk", "fail", f"{place} is no folder that can be written to", "choose another --out")
+        return CheckResult("disk", "fail", f"{place} is no folder that can be written to", "choose another --out")
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize
     text = f"{free / 1e9:.1f} GB free in {place}"
     if found.f_files and not found.f_favail:
-        return Check("disk", "fail", f"no inodes left in {place}", "remove files, or choose another --out")
+        return CheckResult("disk", "fail", f"no inodes left in {place}", "remove files, or choose another --out")
     if free < MIN_FREE_BYTES:
-        return Check("disk", "warn", text, "free some, or choose another --out")
-    return Check("disk", "ok", text)
+        return CheckResult("disk", "warn", text, "free some, or choose another --out")
+    return CheckResult("disk", "ok", text)
 
 
-def _limit(name: str, value: int, least: int, remedy: str) -> Check:
+def _limit(name: str, value: int, least: int, remedy: str) -> CheckResult:
     if value == resource.RLIM_INFINITY:
-        return Check(name, "ok", "unlimited")
+        return CheckResult(name, "ok", "unlimited")
     text = f"at most {value}"
-    return Check(name, "ok", text) if value >= least else Check(name, "warn", f"{text}, {least} wanted", remedy)
+    return (
+        CheckResult(name, "ok", text)
+        if value >= least
+        else CheckResult(name, "warn", f"{text}, {least} wanted", remedy)
+    )
 
 
 def _mib(num_bytes: int) -> str:

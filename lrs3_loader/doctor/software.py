@@ -11,7 +11,7 @@ from importlib import metadata
 from types import ModuleType
 
 from lrs3_loader import __version__
-from lrs3_loader.doctor.check import Check
+from lrs3_loader.doctor.check_result import CheckResult, Level
 
 OLDEST_PYTHON, NEWEST_PYTHON = (3, 10), (3, 13)
 TRIO = ("torch", "torchvision", "torchaudio")
@@ -24,7 +24,7 @@ Find = Callable[[str], str]  # the version of a package; raises PackageNotFoundE
 Load = Callable[[str], ModuleType]  # imports a package
 
 
-def check_software(find: Find = metadata.version) -> list[Check]:
+def check_software(find: Find = metadata.version) -> list[CheckResult]:
     """Python, the trio of torch packages, and the others."""
     return [_check_python(sys.version_info[:3]), _check_trio(find), _check_packages(find)]
 
@@ -44,40 +44,42 @@ def list_versions(find: Find = metadata.version) -> dict[str, str | None]:
     return versions
 
 
-def _check_python(version: tuple[int, ...]) -> Check:
+def _check_python(version: tuple[int, ...]) -> CheckResult:
     text = ".".join(map(str, version))
     if OLDEST_PYTHON <= version[:2] <= NEWEST_PYTHON:
-        return Check("python", "ok", text)
+        return CheckResult("python", "ok", text)
     wanted = " to ".join(".".join(map(str, bound)) for bound in (OLDEST_PYTHON, NEWEST_PYTHON))
-    level = "fail" if version[:2] < OLDEST_PYTHON else "warn"
-    return Check("python", level, f"{text}, {wanted} is tested", f"make a virtual environment with Python {wanted}")  # type: ignore[arg-type]
+    level: Level = "fail" if version[:2] < OLDEST_PYTHON else "warn"
+    return CheckResult(
+        "python", level, f"{text}, {wanted} is tested", f"make a virtual environment with Python {wanted}"
+    )
 
 
-def _check_trio(find: Find) -> Check:
+def _check_trio(find: Find) -> CheckResult:
     name = "torch packages"
     found = {}
     for package in TRIO:
         try:
             found[package] = find(package)
         except metadata.PackageNotFoundError:
-            return Check(name, "fail", f"{package} is not installed", _install(NEWEST_TORCH))
+            return CheckResult(name, "fail", f"{package} is not installed", _install(NEWEST_TORCH))
     text = ", ".join(f"{package} {version}" for package, version in found.items())
     numbers = {package: _numbers(version)[:2] for package, version in found.items()}
     torch = numbers["torch"]
     if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
         bounds = " to ".join(".".join(map(str, bound)) for bound in (OLDEST_TORCH, NEWEST_TORCH))
-        return Check(name, "fail", f"{text}; torch must be {bounds}", _install(NEWEST_TORCH))
+        return CheckResult(name, "fail", f"{text}; torch must be {bounds}", _install(NEWEST_TORCH))
     if numbers["torchvision"] != (0, torch[1] + TORCHVISION_LAG) or numbers["torchaudio"] != torch:
-        return Check(name, "fail", f"{text} are not of one release", _install(torch))
+        return CheckResult(name, "fail", f"{text} are not of one release", _install(torch))
     if _numbers(found["torchaudio"]) >= TORCHAUDIO_TOO_NEW:
-        return Check(name, "fail", f"{text}; this torchaudio is built for a later torch", _install(torch))
+        return CheckResult(name, "fail", f"{text}; this torchaudio is built for a later torch", _install(torch))
     builds = {version.partition("+")[2] for version in found.values()}
     if len(builds) > 1:
-        return Check(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
-    return Check(name, "ok", text)
+        return CheckResult(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
+    return CheckResult(name, "ok", text)
 
 
-def check_torch_loads(load: Load = importlib.import_module) -> Check:
+def check_torch_loads(load: Load = importlib.import_module) -> CheckResult:
     """Import torch, torchvision and torchaudio: versions that look right may still be built for different CUDA
     versions, or for another Python. Takes the seconds that importing torch takes."""
     name = "torch import"
@@ -86,8 +88,8 @@ def check_torch_loads(load: Load = importlib.import_module) -> Check:
             load(package)
         except (ImportError, OSError, RuntimeError) as error:  # OSError: a shared library is missing or too old
             reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            return Check(name, "fail", f"{package} does not load ({reason})", _install(NEWEST_TORCH))
-    return Check(name, "ok", f"{', '.join(TRIO)} load beside one another")
+            return CheckResult(name, "fail", f"{package} does not load ({reason})", _install(NEWEST_TORCH))
+    return CheckResult(name, "ok", f"{', '.join(TRIO)} load beside one another")
 
 
 def _numbers(version: str) -> tuple[int, ...]:
@@ -103,7 +105,7 @@ def _install(torch: tuple[int, ...]) -> str:
     return f'pip install --force-reinstall {wanted} "torchaudio=={major}.{minor}.*,<{too_new}"'
 
 
-def _check_packages(find: Find) -> Check:
+def _check_packages(find: Find) -> CheckResult:
     found, missing = [], []
     for package in PACKAGES:
         try:
@@ -111,5 +113,7 @@ def _check_packages(find: Find) -> Check:
         except metadata.PackageNotFoundError:
             missing.append(package)
     if missing:
-        return Check("packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}")
-    return Check("packages", "ok", ", ".join(found))
+        return CheckResult(
+            "packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}"
+        )
+    return CheckResult("packages", "ok", ", ".join(found))

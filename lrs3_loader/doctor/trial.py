@@ -16,7 +16,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
-from lrs3_loader.doctor.check import Check
+from lrs3_loader.doctor.check_result import CheckResult
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
@@ -29,7 +29,7 @@ DEADLINE_SECONDS = 30.0
 MIN_GPU_BYTES = 6 << 30
 
 
-def check_decoders() -> Check:
+def check_decoders() -> CheckResult:
     """Encode a clip whose frame k has a known grey and whose sound is a tone, and get both back through a worker."""
     greys = np.linspace(40, 215, NUM_FRAMES)
     time = np.arange(NUM_FRAMES * SAMPLES_PER_FRAME) / SAMPLE_RATE
@@ -42,12 +42,12 @@ def check_decoders() -> Check:
             clip = Clip("doctor/trial/clip", path.name, path.stat().st_size)
             (found,) = _decode([clip], Path(folder), DecodeConfig())
     except (RunError, OSError, ImportError) as error:
-        return Check("decoders", "fail", f"no clip could be decoded: {error}", _reinstall())
+        return CheckResult("decoders", "fail", f"no clip could be decoded: {error}", _reinstall())
     problem = _compare(found, greys)
     if problem:
-        return Check("decoders", "fail", problem, _reinstall())
+        return CheckResult("decoders", "fail", problem, _reinstall())
     text = f"{NUM_FRAMES} frames, their sound and its pitch came back right from a decode process"
-    return Check("decoders", "ok", text)
+    return CheckResult("decoders", "ok", text)
 
 
 def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
@@ -66,20 +66,20 @@ def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
     return ""
 
 
-def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> Check:
+def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> CheckResult:
     """Decode a few clips of a corpus, evenly spaced."""
     step = max(1, len(clips) // NUM_CLIPS)
     chosen = clips[step // 2 :: step][:NUM_CLIPS]
     try:
         found = _decode(chosen, root, config)
     except RunError as error:
-        return Check("corpus", "fail", str(error), "see the message")
+        return CheckResult("corpus", "fail", str(error), "see the message")
     rejects = [result for result in found if isinstance(result, Reject)]
     if rejects:
         text = f"{len(rejects)} of {len(chosen)} clips would be rejected, such as {rejects[0].clip.key} "
         remedy = "look at the file; a clip costs only itself, but if most fail the corpus is laid out otherwise"
-        return Check("corpus", "warn", text + f"({rejects[0].reason}: {rejects[0].message})", remedy)
-    return Check("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
+        return CheckResult("corpus", "warn", text + f"({rejects[0].reason}: {rejects[0].message})", remedy)
+    return CheckResult("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
 
 
 def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list[DecodedChunk | Reject]:
@@ -96,7 +96,7 @@ def _reinstall() -> str:
     return "pip install --force-reinstall --no-deps decord av praat-parselmouth numpy; on a full disk set TMPDIR"
 
 
-def check_gpu() -> Check:
+def check_gpu() -> CheckResult:
     """Every GPU multiplies two matrices; none at all is worth a word, one that the driver cannot drive is a failure."""
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
@@ -104,8 +104,8 @@ def check_gpu() -> Check:
                 f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
             )
             remedy = "install a driver that is new enough (nvidia-smi names its CUDA version), or a torch built for it"
-            return Check("gpu", "fail", f"there is a GPU, but it cannot be used; {built}", remedy)
-        return Check("gpu", "warn", "none: everything runs on the CPU", "start one rank per core (torchrun)")
+            return CheckResult("gpu", "fail", f"there is a GPU, but it cannot be used; {built}", remedy)
+        return CheckResult("gpu", "warn", "none: everything runs on the CPU", "start one rank per core (torchrun)")
     names = []
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
@@ -115,13 +115,13 @@ def check_gpu() -> Check:
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
             first_line = str(error).splitlines()[0]
-            return Check("gpu", "fail", f"cuda:{index} does not compute: {first_line}", _gpu_remedy())
+            return CheckResult("gpu", "fail", f"cuda:{index} does not compute: {first_line}", _gpu_remedy())
         if not right:
-            return Check("gpu", "fail", f"cuda:{index} computes wrong", "take it out with CUDA_VISIBLE_DEVICES")
+            return CheckResult("gpu", "fail", f"cuda:{index} computes wrong", "take it out with CUDA_VISIBLE_DEVICES")
         if properties.total_memory < MIN_GPU_BYTES:
             remedy = "use --frame-batch 64 --hubert-batch-seconds 40"
-            return Check("gpu", "warn", f"{names[-1]} has little memory", remedy)
-    return Check("gpu", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
+            return CheckResult("gpu", "warn", f"{names[-1]} has little memory", remedy)
+    return CheckResult("gpu", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
 
 
 def _gpu_remedy() -> str:
@@ -130,7 +130,7 @@ def _gpu_remedy() -> str:
     )
 
 
-def check_models(assets: Assets, face_model: str, speech: str) -> list[Check]:
+def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:
     """The model files that a run reads; what is missing but can be fetched is worth a word."""
     checks = []
     for row in check_assets(assets, face_model, speech):
@@ -138,13 +138,13 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[Check]:
             continue
         if row.state == "damaged":
             checks.append(
-                Check(row.name, "fail", row.problem or "damaged", "delete it and run: lrs3-loader assets fetch")
+                CheckResult(row.name, "fail", row.problem or "damaged", "delete it and run: lrs3-loader assets fetch")
             )
         elif row.state == "missing":
-            checks.append(Check(row.name, "warn", f"not on this machine ({row.needed_for})", row.how))
+            checks.append(CheckResult(row.name, "warn", f"not on this machine ({row.needed_for})", row.how))
         elif row.state == "differs":
             remedy = f"fine where it is meant so; otherwise delete it and run: {FETCH_COMMAND}"
-            checks.append(Check(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
+            checks.append(CheckResult(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
         else:
-            checks.append(Check(row.name, "ok", f"{row.path}"))
+            checks.append(CheckResult(row.name, "ok", f"{row.path}"))
     return checks

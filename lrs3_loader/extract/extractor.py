@@ -1,11 +1,11 @@
-"""From the decoded chunks of a shard's clips to each clip's features or reject, in two steps.
+"""Turns the decoded chunks of a shard into features or a reject for each clip, in two steps.
 
-    watch:   chunks -> fixed batches of frames -> landmarks        as they arrive; frames are let go at once
-                                               -> regression       (where asked for)
-    finish:  rejects (no face) -> sound features -> fit            over all clips of the shard together
+    process_frames:  chunks -> batches of frames -> landmarks (-> regression)    as chunks arrive; frames are freed
+    process_clips:   rejects (no face) -> audio features -> fit                  all clips of the shard together
 
-Everything is formed inside the shard, in the plan's order, so a shard's numbers are its own. Nothing is shared between
-the two steps but the models: one shard may be finished on one thread while another is watched on the next.
+Batches never cross a shard and follow the plan's order, so the numbers of a shard do not depend on other shards. The
+two steps share nothing but the models: one thread may process the clips of one shard while another processes the frames
+of the next.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Count = Callable[..., None]  # count(clips=, frames=, rejects=, ...), see ``prog
 
 @dataclass
 class _ClipState:
-    """What is known of one clip while its shard goes through the stages."""
+    """Intermediate results of one clip while its shard is processed."""
 
     clip: Clip
     num_frames: int
@@ -49,8 +49,8 @@ class _ClipState:
     track: FaceTrack = field(default_factory=FaceTrack)
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
-    crops: FaceCrops | None = None  # of a photometric fit
-    dense: torch.Tensor | None = None  # [T, L, 2], where the fit needs them
+    crops: FaceCrops | None = None  # for a photometric fit
+    dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
@@ -60,34 +60,37 @@ class _ClipState:
         self.crops = None
 
 
-class Watched:
-    """A shard between the two steps: what was seen of each of its clips."""
+class ShardInProgress:
+    """A shard between the two steps: the state of each of its clips after its frames were processed."""
 
     def __init__(self, timings: dict[str, float], count: Count) -> None:
         self.states: list[_ClipState | Reject] = []
         self.clock = _Clock(timings)
         self.count = count
-        self.seen: torch.cuda.Event | None = None  # on a GPU: all of it is there
+        self.frames_done: torch.cuda.Event | None = None  # on a GPU: recorded after the last kernel of the step
 
 
 _Batch = list[FrameSpan[_ClipState]]
 
 
 class Extractor:
-    """Puts clips through all models of one rank: ``extract(items)`` turns a shard's chunks into features and rejects.
+    """Runs all models of one rank over clips: ``extract(items)`` turns a shard's chunks into features and rejects.
 
-    The config must be resolved (``config.resolve``), the models loaded for it, on ``device``.
+    Args:
+        config: a resolved config (see ``config.resolve``).
+        models: the models loaded for ``config``, on ``device``.
+        device: where frames are processed.
     """
 
     def __init__(self, config: RunConfig, models: Models, device: torch.device):
         self.config = config
         self.models = models
         self.device = device
-        self._finishing = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self._clip_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def own_stream(self) -> contextlib.AbstractContextManager[Any]:
-        """For a thread that finishes: on a GPU, what runs within need not wait for what is watched meanwhile."""
-        return contextlib.nullcontext() if self._finishing is None else torch.cuda.stream(self._finishing)
+    def clip_stream(self) -> contextlib.AbstractContextManager[Any]:
+        """Context for ``process_clips`` in a thread: its kernels do not wait for those of ``process_frames``."""
+        return contextlib.nullcontext() if self._clip_stream is None else torch.cuda.stream(self._clip_stream)
 
     @property
     def device_name(self) -> str:
@@ -96,54 +99,58 @@ class Extractor:
     def extract(
         self, items: Iterable[DecodedChunk | Reject], timings: dict[str, float], count: Count
     ) -> Iterator[ClipFeatures | Reject]:
-        """Features or reject of every clip of one shard, in order: ``finish(watch(...))``."""
-        return self.finish(self.watch(items, timings, count))
+        """Yield features or a reject for every clip of one shard, in order: both steps, one after the other."""
+        return self.process_clips(self.process_frames(items, timings, count))
 
-    def watch(self, items: Iterable[DecodedChunk | Reject], timings: dict[str, float], count: Count) -> Watched:
-        """Take in one shard's frames.
+    def process_frames(
+        self, items: Iterable[DecodedChunk | Reject], timings: dict[str, float], count: Count
+    ) -> ShardInProgress:
+        """Locate the face in all frames of one shard.
 
         Args:
             items: the shard's chunks, clip by clip; a Reject ends its clip.
-            timings: filled with seconds per stage, as spent by the calling thread.
-            count: told of clips, frames and rejects as they pass; from another thread, too.
+            timings: filled with the seconds that the calling thread spends in each stage.
+            count: called with numbers of clips, frames and rejects (see ``progress.COUNTERS``), from any thread.
         """
-        watched = Watched(timings, count)
-        batches = fixed_batches(self._open_clips(items, watched), self.models.landmarker.batch_size)
-        found = one_behind(batches, partial(self._detect, watched), partial(self._locate, watched.clock))
-        if self.models.wants_pixels:
-            found = map(partial(self._keep_crops, watched.clock), found)
+        shard = ShardInProgress(timings, count)
+        batches = fixed_batches(self._open_clips(items, shard), self.models.landmarker.batch_size)
+        found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
+        if self.models.needs_pixels:
+            found = map(partial(self._keep_crops, shard.clock), found)
         if self.models.regressor is None:
             for _ in found:
                 pass
         else:
-            with_it = (watched.clock, self.models.regressor)
-            for _ in one_behind(found, partial(self._aim, *with_it), partial(self._regress, *with_it)):
+            arguments = (shard.clock, self.models.regressor)
+            for _ in one_behind(found, partial(self._align, *arguments), partial(self._regress, *arguments)):
                 pass
         if self.device.type == "cuda":
-            watched.seen = torch.cuda.current_stream(self.device).record_event()
-        return watched
+            shard.frames_done = torch.cuda.current_stream(self.device).record_event()
+        return shard
 
-    def finish(self, watched: Watched) -> Iterator[ClipFeatures | Reject]:
-        """Features or reject of every clip of a shard that was watched, in order."""
-        clock = watched.clock
-        self._take_over(watched)
-        alive = [state for state in watched.states if isinstance(state, _ClipState) and state.reject is None]
+    def process_clips(self, shard: ShardInProgress) -> Iterator[ClipFeatures | Reject]:
+        """Yield features or a reject for every clip of a shard whose frames were processed, in order."""
+        clock = shard.clock
+        self._wait_for_frames(shard)
+        alive = [state for state in shard.states if isinstance(state, _ClipState) and state.reject is None]
         with clock("landmarks"):
             alive = _keep(alive, self._finish_track)
         with clock("sound"):
-            self._hear(alive, watched.count)
+            self._audio_features(alive, shard.count)
         with clock("fit"):
             self._fit(alive)
-        for state in watched.states:
+        for state in shard.states:
             result = state if isinstance(state, Reject) else self._result(state)
             if isinstance(result, Reject):
-                watched.count(rejects=1)
+                shard.count(rejects=1)
             yield result
 
-    def _open_clips(self, items: Iterable[DecodedChunk | Reject], watched: Watched) -> Iterator[FrameSpan[_ClipState]]:
-        """Pass frames on, and open a state for each clip that arrives."""
-        states = watched.states
-        for item in watched.clock.iterate("decode_wait", items):
+    def _open_clips(
+        self, items: Iterable[DecodedChunk | Reject], shard: ShardInProgress
+    ) -> Iterator[FrameSpan[_ClipState]]:
+        """Yield the frames of each chunk, and add a state to ``shard`` for each clip."""
+        states = shard.states
+        for item in shard.clock.iterate("decode_wait", items):
             clip = item.clip
             last = states[-1] if states else None
             current = last if isinstance(last, _ClipState) and last.clip == clip else None
@@ -152,21 +159,21 @@ class Extractor:
                     states.append(item)
                 else:
                     current.reject = item
-                watched.count(clips=1)
+                shard.count(clips=1)
                 continue
             if current is None:
                 assert item.head is not None, "the first chunk of a clip carries its head"
-                # The sound outlives the frames: a copy of its own does not hold on to shared memory.
+                # The audio is kept longer than the frames: a copy lets their shared memory be freed.
                 head = dataclasses.replace(item.head, waveform=item.head.waveform.clone())
                 current = _ClipState(clip, item.num_frames, head)
                 states.append(current)
             yield FrameSpan(current, item.start, to_device(item.frames, self.device))
             if item.is_last:
-                watched.count(clips=1, frames=item.num_frames)
+                shard.count(clips=1, frames=item.num_frames)
 
-    def _detect(self, watched: Watched, batch: _Batch) -> tuple[_Batch, Detected]:
-        watched.count(frame_slots=self.models.landmarker.batch_size)
-        with watched.clock("landmarks"):
+    def _detect(self, shard: ShardInProgress, batch: _Batch) -> tuple[_Batch, Detected]:
+        shard.count(frame_slots=self.models.landmarker.batch_size)
+        with shard.clock("landmarks"):
             return batch, self.models.landmarker.detect([(span.frames, span.owner.track) for span in batch])
 
     def _locate(self, clock: _Clock, detected: tuple[_Batch, Detected]) -> tuple[_Batch, list[FrameLandmarks]]:
@@ -180,7 +187,7 @@ class Extractor:
     def _keep_crops(
         self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, list[FrameLandmarks]]:
-        """Keep the part of each frame with the face, for a photometric fit: the frames themselves are let go."""
+        """Keep the face region of each frame for a photometric fit, so that whole frames can be freed."""
         with clock("crops"):
             for span, landmarks in zip(*located, strict=True):
                 if span.owner.crops is None:
@@ -188,7 +195,7 @@ class Extractor:
                 span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
         return located
 
-    def _aim(
+    def _align(
         self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, Aimed]:
         batch, found = located
@@ -203,20 +210,20 @@ class Extractor:
         for span, coefficients in zip(batch, values, strict=True):
             span.owner.coefficients.append(coefficients)
 
-    def _take_over(self, watched: Watched) -> None:
-        """Have this stream wait for what was watched on another, and keep that memory as long as this one needs it."""
-        if watched.seen is None:
+    def _wait_for_frames(self, shard: ShardInProgress) -> None:
+        """Make this stream wait for the one that processed the frames, and keep its tensors allocated."""
+        if shard.frames_done is None:
             return
         stream = torch.cuda.current_stream(self.device)
-        stream.wait_event(watched.seen)
-        for state in watched.states:
+        stream.wait_event(shard.frames_done)
+        for state in shard.states:
             if isinstance(state, _ClipState):
                 parts = [value for part in state.landmarks for value in vars(part).values() if value is not None]
                 for tensor in (*parts, *state.coefficients):
                     tensor.record_stream(stream)
 
     def _finish_track(self, state: _ClipState) -> None:
-        """Join a clip's landmarks, fill short gaps, and refuse it where the face is missing too often."""
+        """Join a clip's landmarks and fill short gaps; raises ``ClipError`` if too many frames show no face."""
         config = self.config.landmarks
         found = finish_track(
             FrameLandmarks.cat(state.landmarks),
@@ -248,7 +255,7 @@ class Extractor:
         }
 
     @torch.inference_mode()
-    def _hear(self, states: list[_ClipState], count: Count) -> None:
+    def _audio_features(self, states: list[_ClipState], count: Count) -> None:
         waveforms = [state.head.waveform for state in states]
         count(**self.models.speech.fill([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
@@ -335,7 +342,7 @@ class Extractor:
 
 
 def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
-    """Mean absolute difference of the drawn face's colours (0..1), as fitted to landmarks and as stored."""
+    """Mean absolute colour difference (0..1) between rendered face and frames, before and after refinement."""
     return {
         "photometric_error_landmark_fit": _rounded(found.error_before, 5),
         "photometric_error": _rounded(found.error, 5),
@@ -344,7 +351,7 @@ def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
 
 
 def _keep(states: list[_ClipState], stage: Callable[[_ClipState], None]) -> list[_ClipState]:
-    """Put each clip through a stage; those it refuses are marked and left out."""
+    """Apply a stage to each clip; clips for which it raises ``ClipError`` are marked as rejects and left out."""
     kept = []
     for state in states:
         try:
@@ -360,7 +367,7 @@ def _rounded(value: float | torch.Tensor, digits: int = 4) -> float:
 
 
 class _Clock:
-    """Adds up seconds per stage."""
+    """Adds up the seconds spent in each stage."""
 
     def __init__(self, timings: dict[str, float]):
         self._timings = timings
@@ -374,7 +381,7 @@ class _Clock:
             self._timings[stage] = self._timings.get(stage, 0.0) + time.perf_counter() - started
 
     def iterate(self, stage: str, items: Iterable[DecodedChunk | Reject]) -> Iterator[DecodedChunk | Reject]:
-        """Count the time that drawing each item takes."""
+        """Yield the items, counting the time spent waiting for each."""
         iterator = iter(items)
         while True:
             with self(stage):

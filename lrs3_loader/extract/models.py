@@ -71,7 +71,7 @@ class Models:
             raise RunError(f"a model does not fit: {error}") from error
 
     @property
-    def wants_pixels(self) -> bool:
+    def needs_pixels(self) -> bool:
         """Whether the fitter needs each clip's ``image.crops``."""
         return isinstance(self.fitter, PhotometricFitter)
 
@@ -92,7 +92,7 @@ class Models:
         }
         if self.regressor is not None:
             record["regression"] = self.regressor.description
-        if self.wants_pixels:
+        if self.needs_pixels:
             record["renderer"] = {"name": "pytorch3d", "version": pytorch3d_version()}
         return record
 

@@ -22,8 +22,8 @@ from torch.distributed.rendezvous import rendezvous
 
 from lrs3_loader.errors import RunError
 
-MEET_SECONDS = 1800.0  # for all ranks to start
-SILENT_SECONDS = 900.0  # a rank that has done nothing for this long is gone: no clip takes a tenth of it
+START_TIMEOUT_SECONDS = 1800.0  # for all ranks to start
+UNRESPONSIVE_SECONDS = 900.0  # a rank that has done nothing for this long is gone: no clip takes a tenth of it
 _POLL_SECONDS = 0.2
 
 
@@ -63,10 +63,10 @@ class WorkQueue:
         Each ``name`` is a drawing of its own.
         """
         while (ticket := self._add(name, 1)) <= len(pending):
-            self.beat()
+            self.heartbeat()
             yield pending[ticket - 1]
 
-    def beat(self) -> None:
+    def heartbeat(self) -> None:
         """Say that this rank is at work (see ``wait_for_all``)."""
         self._add(f"beat/{self.rank}", 1)
 
@@ -75,22 +75,22 @@ class WorkQueue:
         self._store.set(f"left/{self.rank}", "")
         self._add("ranks_left", 1)
 
-    def wait_for_all(self, silent_seconds: float = SILENT_SECONDS) -> list[int]:
-        """Wait until every rank has left or is silent: gone with its machine, say. Returns the silent ones.
+    def wait_for_all(self, unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> list[int]:
+        """Wait until every rank has left or is unresponsive: gone with its machine, say. Returns the unresponsive ones.
 
         Without collectives nothing else would notice. A rank that comes back to life afterwards does no harm: it
         publishes the same bytes.
         """
         others = list(range(self.world_size))
-        watch = _Watch(silent_seconds)
+        monitor = _HeartbeatMonitor(unresponsive_seconds)
         while self._add("ranks_left", 0) < self.world_size:
             time.sleep(_POLL_SECONDS)
-            if not watch.is_due():
+            if not monitor.is_due():
                 continue
             others = [rank for rank in others if not self._store.check([f"left/{rank}"])]
-            silent = watch.silent({rank: self._add(f"beat/{rank}", 0) for rank in others})
-            if others and len(silent) == len(others):
-                return silent
+            unresponsive = monitor.unresponsive({rank: self._add(f"beat/{rank}", 0) for rank in others})
+            if others and len(unresponsive) == len(others):
+                return unresponsive
         return []
 
     def add(self, counter: str, amount: int) -> int:
@@ -107,23 +107,23 @@ class WorkQueue:
             ) from error
 
 
-class _Watch:
+class _HeartbeatMonitor:
     """Which ranks' counts have stood still, by the clock of who watches."""
 
-    def __init__(self, silent_seconds: float):
-        self._silent_seconds = silent_seconds
+    def __init__(self, unresponsive_seconds: float):
+        self._unresponsive_seconds = unresponsive_seconds
         self._looked = time.monotonic()
         self._seen: dict[int, tuple[int, float]] = {}  # rank -> (count, since when)
 
     def is_due(self) -> bool:
-        return time.monotonic() - self._looked >= min(10.0, self._silent_seconds / 4)
+        return time.monotonic() - self._looked >= min(10.0, self._unresponsive_seconds / 4)
 
-    def silent(self, counts: dict[int, int]) -> list[int]:
+    def unresponsive(self, counts: dict[int, int]) -> list[int]:
         now = self._looked = time.monotonic()
         for rank, count in counts.items():
             if rank not in self._seen or self._seen[rank][0] != count:
                 self._seen[rank] = count, now
-        return [rank for rank in counts if now - self._seen[rank][1] > self._silent_seconds]
+        return [rank for rank in counts if now - self._seen[rank][1] > self._unresponsive_seconds]
 
 
 def _as_ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
@@ -143,13 +143,15 @@ def connect() -> WorkQueue:
         return WorkQueue(dist.HashStore(), rank=0, world_size=1)
     try:
         store, rank, world_size = next(rendezvous("env://"))
-        name = meet(store, rank, world_size)
+        name = agree_on_round(store, rank, world_size)
     except (ValueError, dist.DistError) as error:
         raise RunError(f"the ranks could not meet ({error}); start them with torchrun") from error
     return WorkQueue(dist.PrefixStore(name, store), rank, world_size)
 
 
-def meet(store: dist.Store, rank: int, world_size: int, timeout_seconds: float = MEET_SECONDS) -> str:
+def agree_on_round(
+    store: dist.Store, rank: int, world_size: int, timeout_seconds: float = START_TIMEOUT_SECONDS
+) -> str:
     """Agree on a name for this round of the launch; returns when all its ranks are there.
 
     When a node joins or leaves, torchrun starts all ranks anew, and they may find the store of the round before, with

@@ -14,7 +14,7 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_values, resolve, upgrade_saved
 from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import corpus_root, scan_corpus
-from lrs3_loader.doctor.room import warn_if_tight
+from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models, require_extras
@@ -37,10 +37,10 @@ def prepare(
         with writing(demo_corpus_folder(launch.out)):
             demo.make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
-    config = settle(config, begun, device)
+    config = finalize_config(config, begun, device)
     shards = plan_corpus(config) if begun is None else None
     if shards is not None:
-        warn_if_tight(config, shards, launch.out, assets)
+        warn_if_short_of_space(config, shards, launch.out, assets)
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
     if shards is not None:
@@ -49,7 +49,7 @@ def prepare(
     else:
         assert begun is not None
         folder = begun
-        check_same(folder, config, device, extractor.models.record)
+        check_compatible(folder, config, device, extractor.models.record)
     folder.clear_scratch()
     if launch.retry_rejects is None:
         pending = folder.pending()
@@ -90,7 +90,7 @@ def make_record(
     }
 
 
-def settle(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
+def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
     """The config with nothing left to the device: as the run was begun, or by the memory that is free now."""
     if begun is not None and begun.record.get("device_type") == device.type:
         config = inherit_auto_values(config, begun.record["config"])
@@ -98,7 +98,7 @@ def settle(config: RunConfig, begun: RunFolder | None, device: torch.device) -> 
     return resolve(config, device.type, free_bytes)
 
 
-def check_same(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
+def check_compatible(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
     """Whether this launch would write the same bytes as the one that began the run.
 
     Raises:

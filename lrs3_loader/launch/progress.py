@@ -47,7 +47,7 @@ class Tally:
             self._last_flush = time.monotonic()
         for name, amount in waiting.items():
             self._queue.add(name, amount)
-        self._queue.beat()
+        self._queue.heartbeat()
 
 
 class ProgressDisplay:

@@ -20,7 +20,7 @@ from lrs3_loader.extract.models import Models
 from lrs3_loader.extract.upload import upload
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.prepare import prepare, settle, software
+from lrs3_loader.launch.prepare import finalize_config, prepare, software
 from lrs3_loader.launch.progress import COUNTERS, ProgressDisplay, Tally
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock
@@ -78,7 +78,7 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
             raise SystemExit(1)  # rank 0 has said why
         pending = message["pending"]
         folder = RunFolder.open(launch.out)
-        config = settle(config, folder, device)
+        config = finalize_config(config, folder, device)
         extractor = Extractor(config, Models.load(config, assets, device), device)
 
     if queue.rank != 0:
@@ -91,8 +91,10 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
         with ProgressDisplay(queue, num_clips, num_clips - num_pending) as display:
             extract_shards(folder, queue.leases(pending), config, launch, extractor, queue)
             queue.leave()
-            if silent := queue.wait_for_all():
-                logger.warning("ranks %s fell silent: doing what they left", ", ".join(map(str, silent)))
+            if unresponsive := queue.wait_for_all():
+                logger.warning(
+                    "ranks %s stopped responding; re-running their shards", ", ".join(map(str, unresponsive))
+                )
                 left = queue.leases(folder.pending(), "left")
                 extract_shards(folder, left, config, launch, extractor, queue)
             seconds = display.seconds
@@ -136,7 +138,7 @@ def extract_shards(
     def publish(
         shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float], started_at: str
     ) -> None:
-        with extractor.own_stream():
+        with extractor.clip_stream():
             folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
         tally.flush()
         if queue.add("shards", 1) % INDEX_EVERY == 0:
@@ -151,7 +153,7 @@ def extract_shards(
         for shard, items in itertools.groupby(decoded, key=lambda pair: pair[0]):
             timings: dict[str, float] = {}
             started_at = utc_now()
-            watched = extractor.watch((item for _, item in items), timings, tally.add)
-            # A GPU finishes one shard while it watches the next; a core has nothing to gain from that.
-            results = extractor.finish(watched) if on_gpu else list(extractor.finish(watched))
+            in_progress = extractor.process_frames((item for _, item in items), timings, tally.add)
+            # A GPU works on the clips of one shard and the frames of the next together; a CPU would gain nothing.
+            results = extractor.process_clips(in_progress) if on_gpu else list(extractor.process_clips(in_progress))
             publisher.submit(partial(publish, shard, results, timings, started_at))

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # which brings all the models along
 NUM_EXAMPLES = 3  # rejects shown per reason
 
 
-def describe(outcome: Outcome) -> str:
+def describe_outcome(outcome: Outcome) -> str:
     """What was written, how fast, and which clips were rejected for what."""
     totals = outcome.totals
     rate = outcome.num_frames / max(outcome.seconds, 1e-9)

@@ -16,7 +16,7 @@ import lrs3_loader
 from lrs3_loader import doctor
 from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.commands import doctor as doctor_command
-from lrs3_loader.doctor import Check
+from lrs3_loader.doctor import CheckResult
 from lrs3_loader.launch import cli
 from support.paths import REPO
 
@@ -122,8 +122,8 @@ def test_the_version_stands_in_one_place(tmp_path: Path) -> None:
 
 def test_the_doctor_speaks_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     checks = [
-        Check("python", "ok", "3.11.7"),
-        Check("packages", "fail", "not installed: decord", "run: lrs3-loader assets fetch"),
+        CheckResult("python", "ok", "3.11.7"),
+        CheckResult("packages", "fail", "not installed: decord", "run: lrs3-loader assets fetch"),
     ]
     monkeypatch.setattr(doctor, "check_software", lambda: checks)
     monkeypatch.setattr(doctor, "check_machine", lambda out, workers: [])

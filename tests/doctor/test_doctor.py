@@ -20,8 +20,8 @@ from lrs3_loader import demo, doctor
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunConfig, SpeechConfig, demo_defaults
 from lrs3_loader.corpus.scan import scan_corpus
-from lrs3_loader.doctor import machine, room, trial
-from lrs3_loader.doctor.check import Check, format_checks, is_fit
+from lrs3_loader.doctor import disk_space, machine, trial
+from lrs3_loader.doctor.check_result import CheckResult, format_checks, is_fit
 from lrs3_loader.doctor.software import check_software, check_torch_loads
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
@@ -35,7 +35,7 @@ GOOD = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
 OTHERS = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
 
 
-def software(**versions: str | None) -> dict[str, Check]:
+def software(**versions: str | None) -> dict[str, CheckResult]:
     known = {**dict.fromkeys(OTHERS, "1.0"), **GOOD, **versions}
 
     def find(package: str) -> str:
@@ -152,10 +152,14 @@ def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_every_problem_has_a_remedy_and_the_verdict_counts() -> None:
     with pytest.raises(ValueError, match="needs a remedy"):
-        Check("disk", "warn", "full")
+        CheckResult("disk", "warn", "full")
     with pytest.raises(ValueError, match="needs a remedy"):
-        Check("disk", "ok", "empty", "fill it")
-    good, odd, bad = Check("a", "ok", "x"), Check("bb", "warn", "y", "do this"), Check("c", "fail", "z", "do that")
+        CheckResult("disk", "ok", "empty", "fill it")
+    good, odd, bad = (
+        CheckResult("a", "ok", "x"),
+        CheckResult("bb", "warn", "y", "do this"),
+        CheckResult("c", "fail", "z", "do that"),
+    )
     assert format_checks([good, odd]).splitlines() == [
         "ok    a   x",
         "warn  bb  y",
@@ -168,20 +172,22 @@ def test_every_problem_has_a_remedy_and_the_verdict_counts() -> None:
 def test_an_extraction_is_stopped_before_torch_is_imported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(doctor, "check_software", lambda: [Check("torch packages", "fail", "unlike", "install these")])
+    monkeypatch.setattr(
+        doctor, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
+    )
     with pytest.raises(RunError, match=r"torch packages: unlike\. install these"):
         doctor.stop_if_unfit(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
         doctor.stop_if_unfit(tmp_path, 2)
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(doctor, "check_software", lambda: [Check("python", "warn", "odd", "take another")])
+    monkeypatch.setattr(doctor, "check_software", lambda: [CheckResult("python", "warn", "odd", "take another")])
     doctor.stop_if_unfit(tmp_path, 2)
     assert "python: odd; take another" in caplog.text
     code = """
 import sys, pathlib
 from lrs3_loader import doctor, errors
-doctor.check_software = lambda: [doctor.Check("torch packages", "fail", "unlike", "install these")]
+doctor.check_software = lambda: [doctor.CheckResult("torch packages", "fail", "unlike", "install these")]
 try:
     doctor.stop_if_unfit(pathlib.Path("."), 1)
 except errors.RunError:
@@ -203,9 +209,9 @@ def test_shards_take_the_room_that_was_estimated(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", record, (shard,))
     samples = [full_features(clip, length) for clip, length in zip(clips, [20, 75, 300], strict=True)]
     ledger = run.publish(shard, samples, {}, {})
-    num_bytes, num_frames = room.estimate_bytes(config, clips, tmp_path, None)
+    num_bytes, num_frames = disk_space.estimate_bytes(config, clips, tmp_path, None)
     # The factory's speech rows are 8 wide instead of 64, its json is short, its face model has fewer modes.
-    extra = 2 * num_frames * 2 * (64 - 8) + 4 * num_frames * (14 - 6) + room.META_BYTES * 3
+    extra = 2 * num_frames * 2 * (64 - 8) + 4 * num_frames * (14 - 6) + disk_space.META_BYTES * 3
     assert num_frames == pytest.approx(395)
     assert num_bytes == pytest.approx(ledger.num_bytes + extra, rel=0.05)
 
@@ -218,7 +224,7 @@ def scan_clip(folder: Path, number: int) -> object:
 
 def test_what_is_stored_decides_the_room() -> None:
     def size(config: RunConfig) -> float:
-        return room.bytes_per_clip(config, 1000, None, transcript=False) / 1000
+        return disk_space.bytes_per_clip(config, 1000, None, transcript=False) / 1000
 
     plain = size(RunConfig())
     assert plain == pytest.approx(
@@ -242,11 +248,11 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(
     clips = scan_corpus(CorpusConfig(corpus=corpus.folder))
     config = replace(demo_defaults(RunConfig()), corpus=CorpusConfig(corpus=corpus.folder))
     assets = Assets(store=tmp_path)
-    check = room.check_room(config, clips, corpus.folder, tmp_path / "out", assets)
+    check = disk_space.check_disk_space(config, clips, corpus.folder, tmp_path / "out", assets)
     assert check.level == "ok"
     assert check.text.startswith("1 clips, about 0.000222 hours: 0.1 MB to write")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(1, 4096, 10, 10, 100))
-    room.warn_if_tight(config, (Shard("pretrain-000000", clips),), tmp_path / "out", assets)
+    disk_space.warn_if_short_of_space(config, (Shard("pretrain-000000", clips),), tmp_path / "out", assets)
     assert "the disk may fill up: 1 clips" in caplog.text
 
 
@@ -309,8 +315,8 @@ def test_the_tool_prints_a_verdict(
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "doctor_tool", module)
     spec.loader.exec_module(module)
-    monkeypatch.setattr(trial, "check_decoders", lambda: Check("decoders", "ok", "tried elsewhere"))
-    monkeypatch.setattr(trial, "check_gpu", lambda: Check("gpu", "ok", "tried elsewhere"))
+    monkeypatch.setattr(trial, "check_decoders", lambda: CheckResult("decoders", "ok", "tried elsewhere"))
+    monkeypatch.setattr(trial, "check_gpu", lambda: CheckResult("gpu", "ok", "tried elsewhere"))
     monkeypatch.setenv("LRS3_LOADER_CACHE", str(tmp_path / "cache"))
     options = ["--corpus", str(corpus.folder), "--face-model", "demo", "--hubert", "demo", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", ["doctor.py", *options])
@@ -318,6 +324,8 @@ def test_the_tool_prints_a_verdict(
     printed = capsys.readouterr().out
     assert "1 of 1 clips tried, all can be decoded" in printed
     assert "fit to run" in printed.splitlines()[-1]
-    monkeypatch.setattr(doctor, "check_software", lambda: [Check("torch packages", "fail", "unlike", "install these")])
+    monkeypatch.setattr(
+        doctor, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
+    )
     assert module.main() == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 to put right")

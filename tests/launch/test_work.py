@@ -13,7 +13,7 @@ import pytest
 import torch.distributed as dist
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.launch.leases import WorkQueue, connect, meet
+from lrs3_loader.launch.leases import WorkQueue, agree_on_round, connect
 
 
 def test_a_single_process_needs_no_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +107,7 @@ def test_a_round_is_not_taken_for_the_one_before() -> None:
         names: dict[int, str] = {}
 
         def join(rank: int) -> None:
-            names[rank] = meet(store, rank, len(order))
+            names[rank] = agree_on_round(store, rank, len(order))
 
         threads = [threading.Thread(target=join, args=(rank,)) for rank in order]
         for thread in threads:
@@ -130,9 +130,9 @@ def test_a_round_is_not_taken_for_the_one_before() -> None:
 
 def test_ranks_that_do_not_come_are_missed() -> None:
     with pytest.raises(RunError, match=r"not all of the 2 ranks came within 0\.3 s"):
-        meet(dist.HashStore(), 0, 2, timeout_seconds=0.3)
+        agree_on_round(dist.HashStore(), 0, 2, timeout_seconds=0.3)
     with pytest.raises(RunError, match="not all of the 2 ranks"):
-        meet(dist.HashStore(), 1, 2, timeout_seconds=0.3)
+        agree_on_round(dist.HashStore(), 1, 2, timeout_seconds=0.3)
 
 
 @pytest.mark.parametrize("pending", [[], [0], [3, 4, 5], [0, 1, 7, 9, 10], list(range(1, 100_000))])
@@ -151,14 +151,14 @@ def test_a_silent_rank_is_told_from_one_at_work_and_one_that_left() -> None:
 
     def work() -> None:
         for _ in range(10):
-            queues[2].beat()
+            queues[2].heartbeat()
             time.sleep(0.1)
         stop.set()
         queues[2].leave()
 
     thread = threading.Thread(target=work)
     thread.start()
-    assert queues[0].wait_for_all(silent_seconds=0.5) == [3]
+    assert queues[0].wait_for_all(unresponsive_seconds=0.5) == [3]
     assert stop.is_set()  # the one at work was waited for
     thread.join()
     queues[3].leave()

@@ -33,7 +33,7 @@ def main() -> int:
         wait_for_stage(index // STAGE)
         publish(folder, index)
     queue.leave()
-    if queue.rank == 0 and queue.wait_for_all(silent_seconds=float(os.environ.get("SILENT", "60"))):
+    if queue.rank == 0 and queue.wait_for_all(unresponsive_seconds=float(os.environ.get("SILENT", "60"))):
         for index in queue.leases(folder.pending(), "left"):
             publish(folder, index)
     return cli.EXIT_OK

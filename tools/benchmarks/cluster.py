@@ -192,7 +192,7 @@ def draw_as(port: int, num_ranks: int, ranks: list[int]) -> dict[str, Any]:
             drawn[rank].append(index)
             for counter in ("clips", "frames", "rejects"):
                 queue.add(counter, 1)
-            queue.beat()
+            queue.heartbeat()
             still.append((rank, queue, leases))
         waiting = still
     return {"seconds": time.perf_counter() - started, "drawn": drawn}

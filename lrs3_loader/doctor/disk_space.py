@@ -14,7 +14,7 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import RunConfig
 from lrs3_loader.corpus.plan import calibrate, estimate_frames
 from lrs3_loader.corpus.scan import corpus_root
-from lrs3_loader.doctor.check import Check
+from lrs3_loader.doctor.check_result import CheckResult
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
@@ -67,9 +67,9 @@ def estimate_bytes(
     return total, sum(lengths)
 
 
-def check_room(
+def check_disk_space(
     config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets | None = None
-) -> Check:
+) -> CheckResult:
     """Whether what these clips will make fits on the disk of ``out`` (what is there of the run already counts)."""
     num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
     place = out.absolute()
@@ -81,16 +81,16 @@ def check_room(
     hours = num_frames / FRAMES_PER_SECOND / 3600
     text = f"{len(clips):,} clips, about {hours:.3g} hours: {_size(needed)} to write, {_size(free)} free"
     if free >= 1.1 * needed:
-        return Check("room", "ok", text)
-    return Check("room", "warn", text, "free some, choose another --out, or store less (--help lists the fields)")
+        return CheckResult("room", "ok", text)
+    return CheckResult("room", "warn", text, "free some, choose another --out, or store less (--help lists the fields)")
 
 
-def warn_if_tight(config: RunConfig, shards: Sequence[Shard], out: Location, assets: Assets) -> None:
+def warn_if_short_of_space(config: RunConfig, shards: Sequence[Shard], out: Location, assets: Assets) -> None:
     """Say so in the log where a plan's shards may not fit on the disk (object storage has no end)."""
     if not isinstance(out, Path):
         return
     clips = [clip for shard in shards for clip in shard.clips]
-    check = check_room(config, clips, corpus_root(config.corpus), out, assets)
+    check = check_disk_space(config, clips, corpus_root(config.corpus), out, assets)
     if check.level != "ok":
         logger.warning("the disk may fill up: %s; %s", check.text, check.remedy)
 

@@ -11,7 +11,7 @@ Level = Literal["ok", "warn", "fail"]
 
 
 @dataclass(frozen=True)
-class Check:
+class CheckResult:
     """What was looked at, what was found, and what to do about it."""
 
     name: str
@@ -24,18 +24,18 @@ class Check:
             raise ValueError(f"{self.name}: a problem needs a remedy, and nothing else does; got {self.remedy!r}")
 
 
-def is_fit(checks: Sequence[Check]) -> bool:
+def is_fit(checks: Sequence[CheckResult]) -> bool:
     """Whether a run can work."""
     return all(check.level != "fail" for check in checks)
 
 
-def checks_json(checks: Sequence[Check], versions: Mapping[str, str | None]) -> str:
+def checks_json(checks: Sequence[CheckResult], versions: Mapping[str, str | None]) -> str:
     """The findings as a JSON object: ``fit`` (whether a run can work), ``versions``, and ``checks`` in their order."""
     record = {"fit": is_fit(checks), "versions": dict(versions), "checks": [asdict(check) for check in checks]}
     return json.dumps(record, indent=1)
 
 
-def format_checks(checks: Sequence[Check]) -> str:
+def format_checks(checks: Sequence[CheckResult]) -> str:
     """A line a check, remedies below their problems, and a verdict."""
     width = max(len(check.name) for check in checks)
     lines = []
