@@ -79,3 +79,16 @@ def test_optional_packages_are_imported_only_when_used() -> None:
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             assert not {name.split(".")[0] for name in names} & set(FORBIDDEN), allowed
+
+
+COLLECTIVES = {"init_process_group", "barrier", "monitored_barrier", "broadcast", "broadcast_object_list", "scatter"}
+COLLECTIVES |= {"gather", "gather_object", "all_gather", "all_gather_object", "all_reduce", "reduce", "reduce_scatter"}
+
+
+def test_extraction_calls_no_collective() -> None:
+    """Ranks share a store and nothing else, so that none of them ever waits for another one."""
+    for folder in ("launch", "extract", "decode", "run", "audio", "face"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+            if "torch.distributed" in path.read_text():
+                assert not names & COLLECTIVES, path

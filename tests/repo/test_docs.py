@@ -1,8 +1,10 @@
-"""The documents keep their word: the format is read by what it says alone, links lead somewhere, options exist."""
+"""What the documents say is true: the format is read by what it says alone, links, paths, names and options exist."""
 
 from __future__ import annotations
 
 import hashlib
+import importlib
+import importlib.util
 import io
 import json
 import re
@@ -12,12 +14,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.errors import REASONS
 from lrs3_loader.types import FIELDS
 from support.paths import REPO
 from support.run_factory import full_features, make_run
 
-DOCUMENTS = [REPO / "README.md", REPO / "CONTRIBUTING.md", *sorted((REPO / "docs").glob("*.md"))]
+DOCUMENTS = [
+    *(REPO / name for name in ("README.md", "BENCH.md", "CONTRIBUTING.md")),
+    *sorted((REPO / "docs").glob("*.md")),
+    *sorted((REPO / "lrs3_loader").rglob("*.md")),
+]
 LENGTHS = [[12, 30, 0], [9, 40]]
 
 
@@ -74,13 +81,84 @@ def test_the_format_names_every_field_and_every_reason() -> None:
     assert sorted(re.findall(r"`(\w+)`", listed[1])) == sorted(REASONS)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_lead_somewhere_and_tools_exist(document: Path) -> None:
+each_document = pytest.mark.parametrize(
+    "document", DOCUMENTS, ids=lambda path: path.relative_to(REPO).as_posix().replace("/", "-")
+)
+
+
+def anchors(document: Path) -> set[str]:
+    """The names that a browser gives the headings of a document."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_links_lead_somewhere(document: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#]*)#?([^)]*)\)", document.read_text(encoding="utf-8")):
+        if target.startswith("https://"):
+            continue
+        path = document.parent / target if target else document
+        assert path.exists(), target
+        assert not anchor or anchor in anchors(path), f"{target}#{anchor}"
+
+
+@each_document
+def test_paths_that_documents_name_exist(document: Path) -> None:
+    """``folder/file.py`` from the root of the repository, with ``::name`` of a test where there is one."""
+    named = r"(?<![\w./-])((?:lrs3_loader|tools|tests|docs)/[\w./-]*\w/?)(?:::(\w+))?"
+    for path, test in re.findall(named, document.read_text(encoding="utf-8")):
+        assert (REPO / path).exists(), path
+        if test:
+            assert f"def {test}(" in (REPO / path).read_text(encoding="utf-8"), f"{path}::{test}"
+
+
+@each_document
+def test_names_that_documents_import_exist(document: Path) -> None:
+    """``lrs3_loader.module.Name``, and ``from lrs3_loader.module import Name`` in blocks of Python."""
     text = document.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", text):
-        assert target.startswith("https://") or (document.parent / target).exists(), target
-    for tool in re.findall(r"(?:python|torchrun[^\n`]*?) (tools/\w+\.py)", text):
-        assert (REPO / tool).is_file(), tool
+    names = re.findall(r"`(lrs3_loader(?:\.\w+)+)", text)
+    for module, imported in re.findall(r"^from (lrs3_loader[\w.]*) import (.+)$", text, re.MULTILINE):
+        names += [f"{module}.{name.strip()}" for name in imported.split(",")]
+    for name in names:
+        parent, _, last = name.rpartition(".")
+        is_module = importlib.util.find_spec(name) is not None if importlib.util.find_spec(parent) else False
+        assert is_module or hasattr(importlib.import_module(parent), last), name
+
+
+def test_stages_of_the_architecture_are_where_it_says() -> None:
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.*\| `(lrs3_loader/[\w/]+\.py)` \|$", text, re.MULTILINE)
+    assert len(rows) > 10
+    for name, path in rows:
+        assert re.search(rf"^(def|class) {name}\b", (REPO / path).read_text(encoding="utf-8"), re.MULTILINE), name
+
+
+def test_rules_of_the_architecture_name_a_test_each() -> None:
+    text = (REPO / "docs" / "architecture.md").read_text(encoding="utf-8")
+    rules = re.split(r"^\*\*", text.partition("## Rules")[2].partition("\n## ")[0], flags=re.MULTILINE)[1:]
+    assert len(rules) > 10
+    for rule in rules:
+        assert re.search(r"`tests/[\w/]+\.py::test_\w+`", rule), rule
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/streaming.md", "docs/architecture.md"])
+def test_python_of_the_documents_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Their blocks of Python, one after another, on a small run in place of the one that they name."""
+    run = make_run(tmp_path / "run", LENGTHS)
+    text = (REPO / name).read_text(encoding="utf-8")
+    namespace: dict[str, object] = {"__name__": "block"}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        block = block.replace("/data/lrs3-shards", str(run.path)).replace("num_workers=4", "num_workers=0")
+        block = block.replace("runs/demo/shards/", f"{run.path}/shards/")
+        exec(compile(block, name, "exec", dont_inherit=True), namespace)
+
+
+@each_document
+def test_commands_that_documents_name_exist(document: Path) -> None:
+    """Those that begin a line or stand in backticks."""
+    called = r"^(?:.*`)?(?:torchrun .*-m lrs3_loader|python -m lrs3_loader|lrs3-loader) ([a-z][\w-]*)"
+    named = re.findall(called, document.read_text(encoding="utf-8"), re.MULTILINE)
+    assert set(named) <= set(COMMANDS)
 
 
 def test_options_that_documents_name_exist() -> None:
