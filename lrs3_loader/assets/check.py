@@ -24,7 +24,7 @@ class AssetStatus:
     name: str
     needed_for: str
     licence: str
-    how: str  # how to get it
+    instructions: str  # how to get it
     required: bool
     state: State  # of the hash: as published, another one, none is published; or the file itself
     path: Path | None = None
@@ -42,13 +42,15 @@ def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) 
         rows.append(_check_face_model(assets, face_model))
     if speech != "demo":
         rows.append(_check_speech(assets, speech))
-    bfm_how = "apply for the Basel Face Model at https://faces.dmi.unibas.ch/bfm/, then convert as Deep3DFaceRecon does"
-    deep3d_how = (
+    bfm_instructions = (
+        "apply for the Basel Face Model at https://faces.dmi.unibas.ch/bfm/, then convert as Deep3DFaceRecon does"
+    )
+    deep3d_instructions = (
         "download the checkpoint that the authors of Deep3DFaceRecon_pytorch link in its README, and beside it: "
         f"curl -LO {STANDARD_FACE_URL}"
     )
-    rows.append(_check_optional(assets, BFM, "BFM coefficients", "by application", bfm_how))
-    rows.append(_check_optional(assets, DEEP3D, "Deep3D regression", "MIT, needs BFM", deep3d_how))
+    rows.append(_check_optional(assets, BFM, "BFM coefficients", "by application", bfm_instructions))
+    rows.append(_check_optional(assets, DEEP3D, "Deep3D regression", "MIT, needs BFM", deep3d_instructions))
     return rows
 
 
@@ -67,7 +69,7 @@ def format_table(rows: Sequence[AssetStatus]) -> str:
         if row.problem:
             lines += ["", f"{row.name}: {row.problem}"]
         elif row.state == "missing":
-            lines += ["", f"{row.name}{'' if row.required else ' (optional)'}: {row.how}"]
+            lines += ["", f"{row.name}{'' if row.required else ' (optional)'}: {row.instructions}"]
     return "\n".join(lines)
 
 
@@ -86,51 +88,53 @@ def _check_landmarker(assets: Assets) -> AssetStatus:
         try:
             path = assets.landmarker()
             if path.is_dir():
-                name = " + ".join(member.name for member in catalogue.pair)
-                digest, state = catalogue.pair[0].sha256, "ok"  # both were compared
+                name = " + ".join(member.name for member in catalogue.wheel_members)
+                digest, state = catalogue.wheel_members[0].sha256, "ok"  # both were compared
             else:
                 digest = file_sha256(path)
                 state = "ok" if digest == catalogue.task_sha256 else "differs"
         except RunError as error:
             state, problem = "damaged", str(error)
-    how = assets.how_landmarker()
-    return AssetStatus(name, "face landmarks", "Apache-2.0", how, True, state, path, digest, problem)
+    instructions = assets.landmarker_instructions()
+    return AssetStatus(name, "face landmarks", "Apache-2.0", instructions, True, state, path, digest, problem)
 
 
 def _check_face_model(assets: Assets, name: str) -> AssetStatus:
     from lrs3_loader.face.model.morphable import FaceModel  # here: torch takes a second to load
 
-    how = assets.how_ict() if name == "ict" else "name an existing file"
+    instructions = assets.ict_instructions() if name == "ict" else "name an existing file"
     try:
         path = assets.face_model_path(name)
     except RunError as error:
         state: State = "damaged" if name == "ict" and assets.has_ict() else "missing"
         problem = str(error) if state == "damaged" else None
-        return AssetStatus(name, "face model", "MIT" if name == "ict" else "?", how, True, state, problem=problem)
+        return AssetStatus(
+            name, "face model", "MIT" if name == "ict" else "?", instructions, True, state, problem=problem
+        )
     try:
         model = FaceModel.load(path)
     except RunError as error:
-        return AssetStatus(name, "face model", "?", how, True, "damaged", path, problem=str(error))
+        return AssetStatus(name, "face model", "?", instructions, True, "damaged", path, problem=str(error))
     state = "unknown"
     if name == "ict":
         state = "ok" if model.source_sha256 == assets.catalogue.ict_sha256 else "differs"
-    return AssetStatus(name, "face model", model.licence, how, True, state, path, model.source_sha256)
+    return AssetStatus(name, "face model", model.licence, instructions, True, state, path, model.source_sha256)
 
 
 def _check_speech(assets: Assets, name: str) -> AssetStatus:
     place = assets.speech_encoder(name)
     folder = Path(place) if Path(place).is_dir() else _hub_snapshot(name)
-    how = (
+    instructions = (
         f"downloaded from the Hugging Face hub on first use; without a connection: put its folder (config.json and "
         f"weights) into the assets folder as {Path(name).name}, or name the folder with --hubert"
     )
     licence = "Apache-2.0" if name == HUBERT else "see its card"
     if folder is None:
-        return AssetStatus(name, "speech features", licence, how, True, "missing")
+        return AssetStatus(name, "speech features", licence, instructions, True, "missing")
     missing = not (folder / "config.json").is_file() or not any((folder / weights).is_file() for weights in _WEIGHTS)
     problem = f"{folder} lacks config.json or weights ({_WEIGHTS[0]} or {_WEIGHTS[1]})" if missing else None
     state: State = "damaged" if missing else "unknown"
-    return AssetStatus(name, "speech features", licence, how, True, state, folder, problem=problem)
+    return AssetStatus(name, "speech features", licence, instructions, True, state, folder, problem=problem)
 
 
 def _hub_snapshot(name: str) -> Path | None:
@@ -145,8 +149,8 @@ def _hub_snapshot(name: str) -> Path | None:
     return Path(config).parent if isinstance(config, str) else None
 
 
-def _check_optional(assets: Assets, name: str, needed_for: str, licence: str, how: str) -> AssetStatus:
+def _check_optional(assets: Assets, name: str, needed_for: str, licence: str, instructions: str) -> AssetStatus:
     path = assets.find(name)
     if path is None:
-        return AssetStatus(name, needed_for, licence, how, False, "missing")
-    return AssetStatus(name, needed_for, licence, how, False, "unknown", path, file_sha256(path))
+        return AssetStatus(name, needed_for, licence, instructions, False, "missing")
+    return AssetStatus(name, needed_for, licence, instructions, False, "unknown", path, file_sha256(path))

@@ -50,7 +50,7 @@ class Catalogue:
         "face_blendshapes.tflite",
     )
     wheel: str = "mediapipe==0.10.21"  # the last version that carries model files
-    pair: tuple[WheelMember, ...] = (
+    wheel_members: tuple[WheelMember, ...] = (
         WheelMember(
             "mediapipe/modules/face_detection/face_detection_short_range.tflite",
             "bbff11cebd1eb27a1e004cae0b0e63ec8c551cbf34a4451148b4908b8db3eca8",
@@ -126,23 +126,23 @@ class Assets:
             if task.exists():
                 self._check_task(task)
                 return task
-            pair = [folder / member.name for member in self.catalogue.pair]
+            pair = [folder / member.name for member in self.catalogue.wheel_members]
             if all(path.exists() for path in pair):
                 self._check_pair(folder)
                 return folder
-        raise RunError(f"{self.catalogue.task} not found in {self._searched()}. {self.how_landmarker()}")
+        raise RunError(f"{self.catalogue.task} not found in {self._searched()}. {self.landmarker_instructions()}")
 
     def ensure_landmarker(self) -> Path:
         """``landmarker``, fetched where there is none: from its official address, or else out of the wheel."""
         if not self.has_landmarker():
-            with self._making(self.catalogue.task):
+            with self._exclusive_write(self.catalogue.task):
                 if not self.has_landmarker():  # another process may have fetched it meanwhile
                     self._fetch_landmarker()
         return self.landmarker()
 
-    def how_landmarker(self) -> str:
+    def landmarker_instructions(self) -> str:
         """The commands that get it."""
-        names = " and ".join(member.path for member in self.catalogue.pair)
+        names = " and ".join(member.path for member in self.catalogue.wheel_members)
         wheel = shlex.join(["python", *wheel_command(self.catalogue.wheel, ".")[1:]])
         return (
             f"Get it with: {FETCH_COMMAND}  (that is: curl -LO {self.catalogue.task_url}  or, where only a package "
@@ -151,7 +151,7 @@ class Assets:
 
     def has_landmarker(self) -> bool:
         """Whether one is there, sound or not."""
-        pair = [member.name for member in self.catalogue.pair]
+        pair = [member.name for member in self.catalogue.wheel_members]
         return any(
             (folder / self.catalogue.task).exists() or all((folder / name).exists() for name in pair)
             for folder in self.folders
@@ -164,7 +164,7 @@ class Assets:
             logger.info("%s; taking the older networks from a wheel", error)
             with tempfile.TemporaryDirectory() as folder:
                 wheel = download_wheel(self.catalogue.wheel, Path(folder))
-                extract_wheel(wheel, self.catalogue.pair, self.store)
+                extract_wheel(wheel, self.catalogue.wheel_members, self.store)
 
     def _check_task(self, path: Path) -> None:
         remedy = f"delete it and run: {FETCH_COMMAND}"
@@ -181,7 +181,7 @@ class Assets:
         logger.warning("%s is another version of the face landmarker than this package was checked with", path)
 
     def _check_pair(self, folder: Path) -> None:
-        for member in self.catalogue.pair:
+        for member in self.catalogue.wheel_members:
             path = folder / member.name
             if file_sha256(path) != member.sha256:
                 raise RunError(f"{path} is damaged or another version; delete it and run: {FETCH_COMMAND}")
@@ -206,13 +206,13 @@ class Assets:
             return path
         source = self.find(ICT_MODEL, *ICT_SOURCES)
         if source is None:
-            raise RunError(f"ICT-FaceKit not found in {self._searched()}. {self.how_ict()}")
+            raise RunError(f"ICT-FaceKit not found in {self._searched()}. {self.ict_instructions()}")
         return source if source.name == ICT_MODEL else self._converted_ict(source)
 
     def ensure_face_model(self, name: str) -> Path:
         """``face_model_path``, with ICT-FaceKit fetched where it is missing."""
         if name == "ict" and not self.has_ict():
-            with self._making(ICT_ARCHIVE):
+            with self._exclusive_write(ICT_ARCHIVE):
                 if not self.has_ict():
                     self._fetch_ict()
         return self.face_model_path(name)
@@ -221,7 +221,7 @@ class Assets:
         """Whether ICT-FaceKit is there, converted or not."""
         return self.find(ICT_MODEL, *ICT_SOURCES) is not None
 
-    def how_ict(self) -> str:
+    def ict_instructions(self) -> str:
         """The commands that get it."""
         return (
             f"Get it with: {FETCH_COMMAND}  (that is: curl -L -o {ICT_ARCHIVE} {self.catalogue.ict_url}) "
@@ -239,7 +239,7 @@ class Assets:
         try:
             download(self.catalogue.ict_url, archive, None)
         except UnreachableError as error:
-            raise RunError(f"{error}. {self.how_ict()}") from error
+            raise RunError(f"{error}. {self.ict_instructions()}") from error
         try:
             digest = _source_digest(self._converted_ict(archive))
         except RunError:
@@ -272,7 +272,7 @@ class Assets:
         path = self.store / f"ict-{key.hexdigest()[:16]}.npz"
         if path.exists():
             return path
-        with self._making(path.name):
+        with self._exclusive_write(path.name):
             if not path.exists():
                 logger.info("converting %s", source)
                 model = ict.convert_ict(source)
@@ -326,7 +326,7 @@ class Assets:
         return ", ".join(map(str, self.folders))
 
     @contextmanager
-    def _making(self, name: str) -> Iterator[None]:
+    def _exclusive_write(self, name: str) -> Iterator[None]:
         """Make a file of the store: its folder exists, one process at a time, disk trouble told plainly."""
         try:
             self.store.mkdir(parents=True, exist_ok=True)

@@ -65,7 +65,7 @@ UNUSED_WEIGHTS = frozenset({"masked_spec_embed"})
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SpeechCheckpoint:
     """A loaded encoder and where it came from."""
 
     model: PreTrainedModel  # float32, on the CPU, in eval mode
@@ -75,7 +75,7 @@ class Checkpoint:
     untrained: bool = False
 
 
-def load_checkpoint(name: str) -> Checkpoint:
+def load_checkpoint(name: str) -> SpeechCheckpoint:
     """A speech encoder by Hugging Face name, by folder, or ``demo``.
 
     Raises:
@@ -92,7 +92,7 @@ def load_checkpoint(name: str) -> Checkpoint:
     try:
         files = _weight_files(folder)
         model = _load_model(name, folder)
-        return Checkpoint(model, name, _sha256_of_files(files), _wants_normalized_sound(folder))
+        return SpeechCheckpoint(model, name, _sha256_of_files(files), _expects_normalized_audio(folder))
     except DAMAGE as error:
         raise RunError(
             f"the speech encoder in {folder} is damaged or incomplete: {_first_line(error)}. Fetch it again with "
@@ -100,7 +100,7 @@ def load_checkpoint(name: str) -> Checkpoint:
         ) from error
 
 
-def demo_checkpoint() -> Checkpoint:
+def demo_checkpoint() -> SpeechCheckpoint:
     """A small HuBERT of fixed random weights: shapes and plumbing are right, what it says about speech is not."""
     config = HubertConfig(
         hidden_size=64,
@@ -116,7 +116,7 @@ def demo_checkpoint() -> Checkpoint:
     with torch.random.fork_rng(devices=[]), _quiet_transformers():
         torch.manual_seed(DEMO_SEED)
         model = HubertModel(config).eval()
-    return Checkpoint(model, DEMO_MODEL, _sha256_of_weights(model), normalize=True, untrained=True)
+    return SpeechCheckpoint(model, DEMO_MODEL, _sha256_of_weights(model), normalize=True, untrained=True)
 
 
 def _fetch(name: str) -> Path:
@@ -204,7 +204,7 @@ def _check_geometry(name: str, config: PretrainedConfig) -> None:
         raise RunError(f"{name} ends in an adapter that thins out its rows; an encoder without one is needed")
 
 
-def _wants_normalized_sound(folder: Path) -> bool:
+def _expects_normalized_audio(folder: Path) -> bool:
     for file in PREPROCESSOR_FILES:
         path = folder / file
         if path.is_file():

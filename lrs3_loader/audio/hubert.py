@@ -22,8 +22,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, Checkpoint, load_checkpoint
+from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, SpeechCheckpoint, load_checkpoint
 from lrs3_loader.config import SpeechConfig
+from lrs3_loader.runtime.batching import batch_by_length
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
 
@@ -44,7 +45,7 @@ class SpeechEncoder:
     The same call gives the same bits.
     """
 
-    def __init__(self, checkpoint: Checkpoint, config: SpeechConfig, device: torch.device | str) -> None:
+    def __init__(self, checkpoint: SpeechCheckpoint, config: SpeechConfig, device: torch.device | str) -> None:
         """Take over a loaded checkpoint: its layers above ``config.layer`` are dropped.
 
         Raises:
@@ -57,7 +58,7 @@ class SpeechEncoder:
         self._chunking = config.chunking
         seconds = config.batch_seconds or BATCH_SECONDS.get(self.device.type, BATCH_SECONDS["cuda"])
         self._batch_samples = int(seconds * SAMPLE_RATE)
-        self._equal_lengths = not _is_padding_safe(checkpoint.model)
+        self._min_fill = MIN_FILL if _is_padding_safe(checkpoint.model) else 1.0
         model: Any = _cut_above(checkpoint.model, self.layer)
         if self.device.type == "cpu":  # how a GPU's grouped convolutions like it has not been measured
             model = _with_channels_last(model)
@@ -115,17 +116,17 @@ class SpeechEncoder:
                 )
             sound = waveform.to(self.device, torch.float32)
             if self._checkpoint.normalize:
-                sound = normalize_sound(sound)
+                sound = normalize_waveform(sound)
             first = len(chunks)
             chunks += [sound[bounds] for bounds in chunk_bounds(len(sound), self._chunking)]
             chunks_of_clip.append(range(first, len(chunks)))
         rows = self._encode(chunks)
         return [_repeat_last_row([rows[i] for i in indices]) for indices in chunks_of_clip]
 
-    def fill(self, lengths: Sequence[int]) -> dict[str, int]:
+    def count_padding(self, lengths: Sequence[int]) -> dict[str, int]:
         """What sounds of these lengths (samples) make of batches: samples in all, and slots, padding included."""
         chunks = [bounds.stop - bounds.start for length in lengths for bounds in chunk_bounds(length, self._chunking)]
-        batches = plan_batches(chunks, self._batch_samples, equal_lengths=self._equal_lengths)
+        batches = batch_by_length(chunks, self._batch_samples, min_fill=self._min_fill)
         slots = sum(len(batch) * chunks[batch[0]] for batch in batches)
         return {"sound_samples": sum(chunks), "sound_slots": slots}
 
@@ -136,7 +137,7 @@ class SpeechEncoder:
         with _exact_arithmetic(), warnings.catch_warnings():
             # WavLM gives torch a padding mask of bools beside a position bias of floats
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
-            for batch in plan_batches(lengths, self._batch_samples, equal_lengths=self._equal_lengths):
+            for batch in batch_by_length(lengths, self._batch_samples, min_fill=self._min_fill):
                 parts = split_on_oom(self._forward, [chunks[i] for i in batch])
                 for i, clip_hidden in zip(batch, itertools.chain.from_iterable(parts), strict=True):
                     rows[i] = clip_hidden[: num_rows(lengths[i])].float()
@@ -152,7 +153,7 @@ class SpeechEncoder:
         return self._model(padded.to(self.dtype), attention_mask=mask).last_hidden_state
 
 
-def normalize_sound(sound: torch.Tensor) -> torch.Tensor:
+def normalize_waveform(sound: torch.Tensor) -> torch.Tensor:
     """(x - mean) / sqrt(variance + 1e-7) over the whole utterance [n]; silence stays 0."""
     centred = sound - sound.mean()
     return centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()
@@ -174,25 +175,6 @@ def chunk_bounds(num_samples: int, chunking: str) -> list[slice]:
     starts = range(0, num_samples, CHUNK_HOP)
     bounds = [slice(start, min(start + CHUNK_LENGTH, num_samples)) for start in starts]
     return [stretch for stretch in bounds if stretch.stop - stretch.start >= RECEPTIVE_FIELD]
-
-
-def plan_batches(lengths: Sequence[int], max_samples: int, *, equal_lengths: bool = False) -> Iterator[list[int]]:
-    """Indices of sounds to run together, longest first, ties in the order given.
-
-    A batch holds at most ``max_samples``, padding included (but always one sound), and nothing shorter than
-    ``MIN_FILL`` of its longest; with ``equal_lengths``, nothing shorter at all.
-    """
-    batch: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch:
-            longest = lengths[batch[0]]
-            shortest_allowed = longest if equal_lengths else MIN_FILL * longest
-            if (len(batch) + 1) * longest > max_samples or lengths[i] < shortest_allowed:
-                yield batch
-                batch = []
-        batch.append(i)
-    if batch:
-        yield batch
 
 
 def resolve_layer(layer: int | None, num_layers: int) -> int:

@@ -141,7 +141,7 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResu
                 CheckResult(row.name, "fail", row.problem or "damaged", "delete it and run: lrs3-loader assets fetch")
             )
         elif row.state == "missing":
-            checks.append(CheckResult(row.name, "warn", f"not on this machine ({row.needed_for})", row.how))
+            checks.append(CheckResult(row.name, "warn", f"not on this machine ({row.needed_for})", row.instructions))
         elif row.state == "differs":
             remedy = f"fine where it is meant so; otherwise delete it and run: {FETCH_COMMAND}"
             checks.append(CheckResult(row.name, "warn", f"{row.path} is another version than was checked with", remedy))

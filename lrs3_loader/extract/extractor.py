@@ -25,12 +25,12 @@ from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, PoorFitError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
-from lrs3_loader.face.deep3d.regressor import Aimed, Deep3DRegressor, finish_coefficients, idexp_lm3d
+from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
 from lrs3_loader.face.fit.types import PhotometricQuality
 from lrs3_loader.face.geometry.topology import to_ibug68
-from lrs3_loader.face.image.crops import FaceCrops, cut_faces
-from lrs3_loader.face.landmarks.landmarker import Detected, FrameLandmarks, finish_track
+from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
+from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks, fill_track_gaps
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.runtime.pipelining import one_behind
 from lrs3_loader.runtime.transfer import to_device
@@ -171,15 +171,15 @@ class Extractor:
             if item.is_last:
                 shard.count(clips=1, frames=item.num_frames)
 
-    def _detect(self, shard: ShardInProgress, batch: _Batch) -> tuple[_Batch, Detected]:
+    def _detect(self, shard: ShardInProgress, batch: _Batch) -> tuple[_Batch, DetectedFaces]:
         shard.count(frame_slots=self.models.landmarker.batch_size)
         with shard.clock("landmarks"):
-            return batch, self.models.landmarker.detect([(span.frames, span.owner.track) for span in batch])
+            return batch, self.models.landmarker.detect_faces([(span.frames, span.owner.track) for span in batch])
 
-    def _locate(self, clock: _Clock, detected: tuple[_Batch, Detected]) -> tuple[_Batch, list[FrameLandmarks]]:
+    def _locate(self, clock: _Clock, detected: tuple[_Batch, DetectedFaces]) -> tuple[_Batch, list[FrameLandmarks]]:
         batch, faces = detected
         with clock("landmarks"):
-            found = self.models.landmarker.locate(faces)
+            found = self.models.landmarker.find_landmarks(faces)
         for span, landmarks in zip(batch, found, strict=True):
             span.owner.landmarks.append(landmarks)
         return batch, found
@@ -192,18 +192,18 @@ class Extractor:
             for span, landmarks in zip(*located, strict=True):
                 if span.owner.crops is None:
                     span.owner.crops = FaceCrops()
-                span.owner.crops.append(*cut_faces(span.frames, to_ibug68(landmarks.points)[..., :2]))
+                span.owner.crops.append(*crop_to_landmarks(span.frames, to_ibug68(landmarks.points)[..., :2]))
         return located
 
     def _align(
         self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
-    ) -> tuple[_Batch, Aimed]:
+    ) -> tuple[_Batch, PreparedBatch]:
         batch, found = located
         points = [to_ibug68(landmarks.points)[..., :2] for landmarks in found]
         with clock("regression"):
-            return batch, regressor.aim([(span.frames, part) for span, part in zip(batch, points, strict=True)])
+            return batch, regressor.prepare([(span.frames, part) for span, part in zip(batch, points, strict=True)])
 
-    def _regress(self, clock: _Clock, regressor: Deep3DRegressor, aimed: tuple[_Batch, Aimed]) -> None:
+    def _regress(self, clock: _Clock, regressor: Deep3DRegressor, aimed: tuple[_Batch, PreparedBatch]) -> None:
         batch, crops = aimed
         with clock("regression"):
             values = regressor.regress(crops)
@@ -225,14 +225,14 @@ class Extractor:
     def _finish_track(self, state: _ClipState) -> None:
         """Join a clip's landmarks and fill short gaps; raises ``ClipError`` if too many frames show no face."""
         config = self.config.landmarks
-        found = finish_track(
+        found = fill_track_gaps(
             FrameLandmarks.cat(state.landmarks),
             min_valid_fraction=config.min_valid_fraction,
             max_gap_frames=config.max_gap_frames,
         )
         state.landmarks.clear()
         if state.coefficients:
-            filled = finish_coefficients(
+            filled = fill_coefficient_gaps(
                 torch.cat(state.coefficients),
                 min_valid_fraction=config.min_valid_fraction,
                 max_gap_frames=config.max_gap_frames,
@@ -257,7 +257,7 @@ class Extractor:
     @torch.inference_mode()
     def _audio_features(self, states: list[_ClipState], count: Count) -> None:
         waveforms = [state.head.waveform for state in states]
-        count(**self.models.speech.fill([len(waveform) for waveform in waveforms]))
+        count(**self.models.speech.count_padding([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
         for state, mel in zip(states, self.models.mel(waveforms) if waveforms else [], strict=True):
             state.arrays["mel"] = mel.cpu().numpy()

@@ -14,11 +14,10 @@ from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.config import FaceConfig, LandmarkConfig, RegressionConfig, RunConfig
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.deep3d.regressor import COEFF_CONVENTION, Deep3DRegressor, check_face_model
-from lrs3_loader.face.deep3d.regressor import load_files as load_deep3d_files
+from lrs3_loader.face.deep3d.regressor import COEFF_CONVENTION, Deep3DRegressor, check_face_model, load_deep3d_files
 from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter
 from lrs3_loader.face.geometry.camera import POSE_CONVENTION
-from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, LandmarkerFiles, load_files
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, LandmarkerFiles, load_landmarker_files
 from lrs3_loader.face.landmarks.tracks import TRACK_RULE
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.fitter import PhotometricFitter
@@ -46,7 +45,7 @@ class Models:
         """
         require_extras(config.face)
         path = assets.landmarker()
-        files = load_files(path)
+        files = load_landmarker_files(path)
         try:
             landmarker = make_landmarker(files, config.landmarks, device)
         except ValueError as error:

@@ -47,7 +47,12 @@ TASK = make_zip(dict.fromkeys(TASK_MEMBERS, b"TFL3" * 100))
 DETECTOR, MESH = b"detector" * 10, b"mesh" * 10
 PAIR = (WheelMember("models/detector.tflite", sha256(DETECTOR)), WheelMember("models/mesh.tflite", sha256(MESH)))
 CATALOGUE = Catalogue(
-    task_sha256=sha256(TASK), task_url=CLOSED, wheel="fakepipe==1.0", pair=PAIR, ict_url=CLOSED, ict_sha256="0" * 64
+    task_sha256=sha256(TASK),
+    task_url=CLOSED,
+    wheel="fakepipe==1.0",
+    wheel_members=PAIR,
+    ict_url=CLOSED,
+    ict_sha256="0" * 64,
 )
 
 

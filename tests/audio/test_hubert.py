@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, Wav2Vec2FeatureExtractor
 
 from lrs3_loader.audio.checkpoint import _sha256_of_weights, load_checkpoint
-from lrs3_loader.audio.hubert import SpeechEncoder, _ChannelsLastConv1d, chunk_bounds, plan_batches, resolve_layer
+from lrs3_loader.audio.hubert import SpeechEncoder, _ChannelsLastConv1d, chunk_bounds, resolve_layer
 from lrs3_loader.config import SpeechConfig
 from lrs3_loader.errors import RunError
 from support.sounds import real_sounds
@@ -214,28 +214,6 @@ def test_chunks_have_the_rows_of_the_whole(num_samples: int, chunking: str) -> N
     rows = [(stretch.stop - stretch.start - 80) // 320 for stretch in bounds]
     assert sum(rows) == (num_samples - 80) // 320
     assert len(bounds) == (1 if chunking == "whole" else -(-(num_samples - 399) // 320_000))
-
-
-def test_batches_are_full_but_not_padded_much() -> None:
-    generator = torch.Generator().manual_seed(0)
-    lengths = [int(n) * 640 for n in torch.randint(10, 500, (300,), generator=generator)] + [6400] * 3
-    batches = list(plan_batches(lengths, 40 * 16000))
-    assert sorted(i for batch in batches for i in batch) == list(range(303))
-    for batch in batches:
-        sizes = [lengths[i] for i in batch]
-        assert sizes == sorted(sizes, reverse=True)
-        assert len(batch) == 1 or len(batch) * sizes[0] <= 40 * 16000
-        assert min(sizes) >= 0.85 * sizes[0]
-    padded = sum(len(batch) * lengths[batch[0]] for batch in batches)
-    assert padded < 1.1 * sum(lengths)
-    assert len(batches) < 0.6 * len(lengths)
-
-
-def test_batches_are_determined_by_lengths_and_order() -> None:
-    assert list(plan_batches([5, 9, 5, 9, 5], 18)) == [[1, 3], [0, 2, 4]]
-    assert list(plan_batches([8, 9, 8], 100, equal_lengths=True)) == [[1], [0, 2]]
-    assert list(plan_batches([100, 90], 50)) == [[0], [1]]
-    assert list(plan_batches([], 50)) == []
 
 
 def test_low_precision_stays_close(folders: dict[str, Path]) -> None:

@@ -15,12 +15,12 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.demo import demo_head
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.surface import (
+    connected_triangles,
     face_normals,
-    nearest,
+    nearest_on_surface,
     on_border,
-    part_of,
+    orient_outwards,
     vertex_normals,
-    wound_outwards,
 )
 from lrs3_loader.face.geometry.topology import IBUG68
 from lrs3_loader.face.model import convert
@@ -119,7 +119,7 @@ def test_nearest_matches_a_slow_search() -> None:
     rng = np.random.default_rng(2)
     verts, points = rng.standard_normal((12, 3)), 1.5 * rng.standard_normal((30, 3))
     triangles = np.array([rng.permutation(12)[:3] for _ in range(8)])
-    found = nearest(points, np.zeros((30, 3)), verts, triangles, min_agreement=-1)
+    found = nearest_on_surface(points, np.zeros((30, 3)), verts, triangles, min_normal_cosine=-1)
     places = (verts[triangles[found.triangle]] * found.barycentric[..., None]).sum(1)
     assert np.allclose(np.linalg.norm(places - points, axis=1), found.distance)
     assert (found.barycentric >= 0).all()
@@ -134,23 +134,23 @@ def test_nearest_prefers_what_faces_the_same_way() -> None:
     verts = np.array([[0, 0, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0.1], [1, 0, 0.1], [0, 1, 0.1]], dtype=float)
     triangles = np.array([[0, 2, 1], [3, 4, 5]])  # the nearer one faces away
     point, normal = np.array([[0.2, 0.2, 0.02]]), np.array([[0.0, 0.0, 1.0]])
-    found = nearest(point, normal, verts, triangles)
-    assert (found.triangle[0], found.agreement[0]) == (1, 1.0)
-    only_away = nearest(point, normal, verts, triangles[:1])
-    assert (only_away.triangle[0], only_away.agreement[0]) == (0, -1.0)
+    found = nearest_on_surface(point, normal, verts, triangles)
+    assert (found.triangle[0], found.normal_cosine[0]) == (1, 1.0)
+    only_away = nearest_on_surface(point, normal, verts, triangles[:1])
+    assert (only_away.triangle[0], only_away.normal_cosine[0]) == (0, -1.0)
 
 
 def test_borders_parts_and_winding() -> None:
     verts = np.array([[0, 0, 0], [1, 0, 0], [1, 1, 0], [0, 1, 0], [5, 5, 0], [6, 5, 0], [5, 6, 0]], dtype=float)
     triangles = np.array([[0, 1, 2], [0, 2, 3], [4, 5, 6]])
     points = np.array([[0.5, 0, 0], [0.5, 0.5, 0], [0.7, 0.2, 0], [5.2, 5.2, 0]])
-    found = nearest(points, np.tile([0.0, 0, 1], (4, 1)), verts, triangles)
+    found = nearest_on_surface(points, np.tile([0.0, 0, 1], (4, 1)), verts, triangles)
     assert on_border(found, triangles).tolist() == [True, False, False, False]
-    assert part_of(triangles, 7, 3).tolist() == [0, 1]
-    assert part_of(triangles, 7, 5).tolist() == [2]
+    assert connected_triangles(triangles, 7, 3).tolist() == [0, 1]
+    assert connected_triangles(triangles, 7, 5).tolist() == [2]
     behind = np.array([0.5, 0.5, -1.0])
-    assert wound_outwards(verts, triangles, behind) is triangles
-    assert np.array_equal(wound_outwards(verts, triangles[:, ::-1], behind)[0], [2, 0, 1])
+    assert orient_outwards(verts, triangles, behind) is triangles
+    assert np.array_equal(orient_outwards(verts, triangles[:, ::-1], behind)[0], [2, 0, 1])
     assert (face_normals(verts, triangles)[:, 2] == [1, 1, 1]).all()
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lrs3_loader.face.image.crops import CROP_SIZE, MIN_SIDE_PX, FaceCrops, cut_faces
+from lrs3_loader.face.image.crops import CROP_SIZE, MIN_SIDE_PX, FaceCrops, crop_to_landmarks
 
 
 def landmarks_around(x: float, y: float, size: float) -> torch.Tensor:
@@ -17,12 +17,12 @@ def landmarks_around(x: float, y: float, size: float) -> torch.Tensor:
 
 @pytest.mark.parametrize(("height", "width", "size"), [(224, 224, 110.0), (360, 640, 60.0), (120, 90, 300.0)])
 def test_a_place_says_where_source_pixels_lie_in_the_crop(height: int, width: int, size: float) -> None:
-    """Ramps of grey along x and y are read back at the places."""
+    """Ramps of grey along x and y are read back at the transforms."""
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     frames = torch.stack((x * 250 // width, y * 250 // height, torch.zeros_like(x)), -1).to(torch.uint8)[None]
-    pictures, places = cut_faces(frames, landmarks_around(width / 2, height / 2, size))
+    pictures, transforms = crop_to_landmarks(frames, landmarks_around(width / 2, height / 2, size))
     assert pictures.shape == (1, CROP_SIZE, CROP_SIZE, 3)
-    scale, shift = places[0, :2], places[0, 2:]
+    scale, shift = transforms[0, :2], transforms[0, 2:]
     checked = 0
     for px, py in np.random.default_rng(0).uniform(
         [0.45 * width, 0.45 * height], [0.55 * width, 0.55 * height], (20, 2)
@@ -39,28 +39,28 @@ def test_a_place_says_where_source_pixels_lie_in_the_crop(height: int, width: in
 def test_the_square_holds_the_landmarks_and_is_not_enlarged_without_end() -> None:
     frames = torch.zeros(2, 100, 160, 3, dtype=torch.uint8)
     landmarks = torch.cat((landmarks_around(70, 50, 40), landmarks_around(70, 50, 2)))
-    _, places = cut_faces(frames, landmarks)
-    moved = landmarks * places[:, None, :2] + places[:, None, 2:]
+    _, transforms = crop_to_landmarks(frames, landmarks)
+    moved = landmarks * transforms[:, None, :2] + transforms[:, None, 2:]
     extent = moved.amax(1) - moved.amin(1)
     assert (extent[0] - CROP_SIZE / 1.3).abs().max() < 2
     assert (moved[0] > 10).all()
     assert (moved[0] < CROP_SIZE - 10).all()
-    assert (places[1, :2] - CROP_SIZE / MIN_SIDE_PX).abs().max() < 0.1
+    assert (transforms[1, :2] - CROP_SIZE / MIN_SIDE_PX).abs().max() < 0.1
 
 
 def test_frames_without_a_face_have_no_place() -> None:
     frames = torch.full((3, 64, 64, 3), 200, dtype=torch.uint8)
     landmarks = landmarks_around(32, 32, 30).repeat(3, 1, 1)
     landmarks[1] = torch.nan
-    pictures, places = cut_faces(frames, landmarks)
-    assert places.isfinite().all(1).tolist() == [True, False, True]
+    pictures, transforms = crop_to_landmarks(frames, landmarks)
+    assert transforms.isfinite().all(1).tolist() == [True, False, True]
     assert not pictures[1].any()
     assert pictures[2].float().mean() > 190
-    alone, place = cut_faces(frames[2:], landmarks[2:])
+    alone, place = crop_to_landmarks(frames[2:], landmarks[2:])
     assert torch.equal(alone[0], pictures[2])
-    assert torch.equal(place[0], places[2])
+    assert torch.equal(place[0], transforms[2])
     with pytest.raises(ValueError, match=r"\[3, 68, 2\]"):
-        cut_faces(frames, landmarks[:2])
+        crop_to_landmarks(frames, landmarks[:2])
 
 
 @pytest.mark.parametrize("memory_bytes", [1, 100 << 20])
@@ -72,7 +72,7 @@ def test_what_was_kept_is_read_back_from_memory_and_from_disk(memory_bytes: int)
         crops.append(pictures[part], torch.arange(part.start, part.stop)[:, None].expand(-1, 4).float())
         assert torch.equal(crops.read(torch.tensor([0])), pictures[:1])
     assert len(crops) == 7
-    assert torch.equal(crops.places[:, 2], torch.arange(7.0))
+    assert torch.equal(crops.transforms[:, 2], torch.arange(7.0))
     chosen = torch.tensor([6, 0, 3, 3])
     assert torch.equal(crops.read(chosen), pictures[chosen])
     assert crops._pictures._rolled is (memory_bytes == 1)  # type: ignore[attr-defined]

@@ -9,10 +9,10 @@ import torch
 from lrs3_loader.face.landmarks.detector import (
     MAX_OVERLAP,
     FaceDetector,
+    box_iou,
     decode_boxes,
     make_anchors,
     merge_overlapping,
-    overlap,
     to_pixels,
 )
 from support.tflite_writer import Writer
@@ -81,7 +81,7 @@ def test_an_empty_box_does_not_hide_the_next_face() -> None:
 def test_overlap() -> None:
     a = torch.tensor([0.0, 0.0, 2.0, 2.0])
     b = torch.tensor([[1.0, 1.0, 3.0, 3.0], [0.0, 0.0, 2.0, 2.0], [5.0, 5.0, 6.0, 6.0], [1.0, 1.0, 1.0, 1.0]])
-    torch.testing.assert_close(overlap(a, b), torch.tensor([1 / 7, 1.0, 0.0, 0.0]))
+    torch.testing.assert_close(box_iou(a, b), torch.tensor([1 / 7, 1.0, 0.0, 0.0]))
 
 
 def test_anchors() -> None:

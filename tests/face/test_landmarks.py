@@ -29,8 +29,8 @@ from lrs3_loader.face.landmarks.landmarker import (
     FrameLandmarks,
     LandmarkerFiles,
     crop_matrix,
-    finish_track,
-    load_files,
+    fill_track_gaps,
+    load_landmarker_files,
 )
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from support.paths import TESTS
@@ -47,7 +47,7 @@ SQUARE, GLASSES, SILENT, SMALL = (
 
 @pytest.fixture(scope="module")
 def files(shared_assets: Path) -> LandmarkerFiles:
-    return load_files(shared_assets / "face_landmarker.task")
+    return load_landmarker_files(shared_assets / "face_landmarker.task")
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def older_files() -> LandmarkerFiles:
     places = [Path(place) for place in (os.environ.get("LRS3_LOADER_ASSETS"), cache_folder()) if place]
     for place in places:
         if (place / "face_landmark.tflite").exists():
-            return load_files(place)
+            return load_landmarker_files(place)
     pytest.skip(f"face_landmark.tflite not found in {', '.join(map(str, places))}")
 
 
@@ -161,13 +161,13 @@ def test_frames_without_a_face(shared_data: Path, landmarker: FaceLandmarker) ->
         assert torch.equal(values.isfinite().flatten(1).all(1), found.found)
         assert torch.equal(values.isnan().flatten(1).all(1), ~found.found)
     assert torch.equal(found.score > 0, found.found)
-    filled = finish_track(found, min_valid_fraction=0.5, max_gap_frames=1)
+    filled = fill_track_gaps(found, min_valid_fraction=0.5, max_gap_frames=1)
     torch.testing.assert_close(filled.points[1], (found.points[0] + found.points[2]) / 2)
     assert filled.blendshapes is not None
     assert filled.blendshapes.isfinite().all()
     assert torch.equal(filled.found, found.found)
     with pytest.raises(NoFaceError, match=r"3 of 5 frames \(60%\), 80% are needed"):
-        finish_track(found, min_valid_fraction=0.8, max_gap_frames=1)
+        fill_track_gaps(found, min_valid_fraction=0.8, max_gap_frames=1)
 
 
 def test_the_track_keeps_to_its_face(shared_data: Path, landmarker: FaceLandmarker) -> None:
@@ -221,17 +221,17 @@ def test_files_are_checked(tmp_path: Path, shared_assets: Path, files: Landmarke
     for damaged in (b"", b"text"):
         (tmp_path / "face.task").write_bytes(damaged)
         with pytest.raises(RunError, match=r"face\.task is not a face_landmarker\.task"):
-            load_files(tmp_path / "face.task")
+            load_landmarker_files(tmp_path / "face.task")
     with zipfile.ZipFile(tmp_path / "part.task", "w") as task:
         task.writestr("face_detector.tflite", files.detector)
     with pytest.raises(RunError, match=r"face_landmarks_detector\.tflite"):
-        load_files(tmp_path / "part.task")
+        load_landmarker_files(tmp_path / "part.task")
     with pytest.raises(RunError, match=r"face_detection_short_range\.tflite"):
-        load_files(tmp_path)
+        load_landmarker_files(tmp_path)
     with pytest.raises(RunError, match=r"missing\.task"):
-        load_files(tmp_path / "missing.task")
+        load_landmarker_files(tmp_path / "missing.task")
     shutil.copy(shared_assets / "face_landmarker.task", tmp_path / "other.task")
-    copied = load_files(tmp_path / "other.task")
+    copied = load_landmarker_files(tmp_path / "other.task")
     assert copied == replace(files, name="other")
     assert len(copied.sha256) == 64
 

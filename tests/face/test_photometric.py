@@ -32,7 +32,7 @@ from lrs3_loader.face.fit.points import FitPoints
 from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitResult
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
-from lrs3_loader.face.image.crops import CROP_SIZE, FaceCrops, cut_faces
+from lrs3_loader.face.image.crops import CROP_SIZE, FaceCrops, crop_to_landmarks
 from lrs3_loader.face.photometric.drawing import Views, spread_evenly
 from lrs3_loader.face.photometric.fitter import PhotometricConfig, PhotometricFitter
 from lrs3_loader.face.photometric.region import Region
@@ -190,7 +190,11 @@ def test_what_lies_off_the_frame_or_has_no_crop_is_not_compared() -> None:
     landmarks = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(0)) * 40
     landmarks[1] = torch.nan
     views = Views.from_crops(
-        torch.zeros(2, 4, 3), torch.eye(3).expand(2, 3, 3), torch.zeros(2, 3), cut_faces(frames, landmarks), (60, 60)
+        torch.zeros(2, 4, 3),
+        torch.eye(3).expand(2, 3, 3),
+        torch.zeros(2, 3),
+        crop_to_landmarks(frames, landmarks),
+        (60, 60),
     )
     at = torch.arange(0.0, CROP_SIZE)
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2).expand(2, -1, -1)
@@ -271,7 +275,7 @@ def demo_clip(number: int, num_frames: int) -> tuple[FitInput, torch.Tensor]:
     rng = np.random.default_rng(number)
     landmarks = truth + torch.from_numpy(rng.normal(0, 0.4, truth.shape).astype(np.float32))
     crops = FaceCrops()
-    crops.append(*cut_faces(frames, landmarks))
+    crops.append(*crop_to_landmarks(frames, landmarks))
     return FitInput(landmarks, torch.ones(num_frames, dtype=torch.bool), 160, 160, crops=crops), exp
 
 
@@ -297,7 +301,7 @@ def test_where_pixels_do_not_help_the_landmark_fit_is_kept(pytorch3d: Any) -> No
     noise = torch.randint(0, 256, (4, CROP_SIZE, CROP_SIZE, 3), generator=torch.Generator().manual_seed(0)).byte()
     crops = FaceCrops()
     assert clip.crops is not None
-    crops.append(noise, clip.crops.places)
+    crops.append(noise, clip.crops.transforms)
     strict = PhotometricConfig(drawing_size=24, num_rounds=1, max_landmark_loss=1e-6)
     (after,) = PhotometricFitter(model, photometric=strict)([dataclasses.replace(clip, crops=crops)])
     assert after.photometric is not None
@@ -311,7 +315,7 @@ def test_frames_without_a_face_do_no_harm(pytorch3d: Any) -> None:
     model = grid_face()
     clip = draw_clip(model, 2, num_frames=6).input
     assert clip.crops is not None
-    places, valid = clip.crops.places.clone(), clip.valid.clone()
+    places, valid = clip.crops.transforms.clone(), clip.valid.clone()
     places[2], valid[2] = torch.nan, False
     crops = FaceCrops()
     crops.append(clip.crops.read(torch.arange(6)), places)

@@ -33,7 +33,7 @@ from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d import regressor as regress
 from lrs3_loader.face.geometry.topology import to_ibug68
-from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, load_files
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, load_landmarker_files
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.types import ClipFeatures, DecodedChunk
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def files(folder: Path) -> regress.Deep3DFiles:
-    return regress.load_files(folder / "epoch_20.pth", folder / "BFM" / STANDARD_FACE)
+    return regress.load_deep3d_files(folder / "epoch_20.pth", folder / "BFM" / STANDARD_FACE)
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +91,7 @@ def test_coefficients_equal_the_original_steps(files: regress.Deep3DFiles, regre
 def test_coefficients_equal_the_original_steps_on_real_clips(
     files: regress.Deep3DFiles, regressor: regress.Deep3DRegressor, shared_data: Path, shared_assets: Path
 ) -> None:
-    landmarker = FaceLandmarker(load_files(shared_assets / "face_landmarker.task"), batch_size=2)
+    landmarker = FaceLandmarker(load_landmarker_files(shared_assets / "face_landmarker.task"), batch_size=2)
     paths = sorted((shared_data / "clips").glob("*.mp4")) + sorted((shared_data / "lrs3_mini").rglob("*.mp4"))[:2]
     assert len(paths) >= 4
     for path in paths:
@@ -163,7 +163,7 @@ def test_another_file_is_no_checkpoint(
     else:
         path.write_bytes({"empty": b"", "text": b"<html>404</html>", "pickle": pickle.dumps(Evil(), protocol=2)}[kind])
     with pytest.raises(RunError, match=r"x\.pth is not a checkpoint of Deep3DFaceRecon_pytorch"):
-        regress.load_files(path, folder / "BFM" / STANDARD_FACE)
+        regress.load_deep3d_files(path, folder / "BFM" / STANDARD_FACE)
     assert not (tmp_path / "was-here").exists()
 
 
@@ -185,13 +185,13 @@ def test_gaps_are_filled_linearly() -> None:
     values = torch.arange(12.0)[:, None].repeat(1, regress.NUM_COEFFICIENTS)
     gaps = values.clone()
     gaps[[3, 4, 11]] = torch.nan
-    filled = regress.finish_coefficients(gaps, min_valid_fraction=0.5, max_gap_frames=2)
+    filled = regress.fill_coefficient_gaps(gaps, min_valid_fraction=0.5, max_gap_frames=2)
     assert torch.allclose(filled[:11], values[:11])
     assert torch.equal(filled[11], values[10])
     with pytest.raises(NoFaceError):
-        regress.finish_coefficients(gaps, min_valid_fraction=0.5, max_gap_frames=1)
+        regress.fill_coefficient_gaps(gaps, min_valid_fraction=0.5, max_gap_frames=1)
     with pytest.raises(NoFaceError):
-        regress.finish_coefficients(gaps, min_valid_fraction=0.9, max_gap_frames=9)
+        regress.fill_coefficient_gaps(gaps, min_valid_fraction=0.9, max_gap_frames=9)
 
 
 def model_of_80_and_64() -> FaceModel:

@@ -67,7 +67,7 @@ def test_interpolation_follows_slerp() -> None:
     ends = Rotation.from_rotvec([[0.1, 0.2, -0.3], [0.5, -0.1, 0.2]])
     first, second = torch.from_numpy(ends.as_matrix())
     shares = torch.linspace(0, 1, 5, dtype=torch.float64)
-    path = rotation.interpolate(first.expand(5, 3, 3), second.expand(5, 3, 3), shares)
+    path = rotation.interpolate_rotations(first.expand(5, 3, 3), second.expand(5, 3, 3), shares)
     expected = torch.from_numpy(Slerp([0, 1], ends)(shares.numpy()).as_matrix())
     assert torch.rad2deg(rotation.angle_between(path, expected)).max() < 0.1
     assert rotation.angle_between(path[[0, 2, 4]], expected[[0, 2, 4]]).max() < 1e-9

@@ -8,10 +8,10 @@ import torch
 
 from lrs3_loader.errors import NoFaceError
 from lrs3_loader.face.landmarks.tracks import (
-    PATIENCE_FRAMES,
+    MAX_LOST_FRAMES,
     Box,
     FaceTrack,
-    box_overlap,
+    box_iou,
     check_track,
     fill_gaps,
     prominence,
@@ -47,14 +47,14 @@ def test_of_two_that_overlap_the_nearer_one_is_followed() -> None:
 def test_somebody_else_is_not_taken_for_a_face_that_was_missed() -> None:
     track = FaceTrack()
     choose(track, LARGE)
-    assert [choose(track, SMALL) for _ in range(PATIENCE_FRAMES)] == [None] * PATIENCE_FRAMES
+    assert [choose(track, SMALL) for _ in range(MAX_LOST_FRAMES)] == [None] * MAX_LOST_FRAMES
     assert track.num_switches == 0
 
 
 def test_a_lost_track_begins_anew() -> None:
     track = FaceTrack()
     choose(track, LARGE)
-    for _ in range(PATIENCE_FRAMES):
+    for _ in range(MAX_LOST_FRAMES):
         assert choose(track) is None
     assert choose(track, SMALL) == 0
     assert track.num_switches == 1
@@ -64,7 +64,7 @@ def test_a_lost_track_begins_anew() -> None:
 def test_a_face_that_comes_back_in_time_is_followed_on() -> None:
     track = FaceTrack()
     choose(track, LARGE)
-    for _ in range(PATIENCE_FRAMES - 1):
+    for _ in range(MAX_LOST_FRAMES - 1):
         assert choose(track, SMALL) is None
     assert choose(track, SMALL, LARGE) == 1
     assert track.num_switches == 0
@@ -78,9 +78,9 @@ def test_frames_before_the_first_face_count_for_nothing() -> None:
 
 
 def test_overlap_and_prominence() -> None:
-    assert box_overlap((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert box_overlap((0, 0, 1, 1), (2, 2, 3, 3)) == 0
-    assert box_overlap((1, 1, 1, 1), (1, 1, 1, 1)) == 0
+    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
+    assert box_iou((0, 0, 1, 1), (2, 2, 3, 3)) == 0
+    assert box_iou((1, 1, 1, 1), (1, 1, 1, 1)) == 0
     assert prominence((40, 40, 60, 60), 100, 100) == 400
     assert prominence((90, 90, 110, 110), 100, 100) == pytest.approx(0)
     assert prominence((60, 60, 40, 40), 100, 100) == 0

@@ -21,7 +21,7 @@ from lrs3_loader.config import LandmarkConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.errors import RunError
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d import regressor
-from lrs3_loader.face.landmarks.landmarker import load_files
+from lrs3_loader.face.landmarks.landmarker import load_landmarker_files
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from support.fault_tools import damaged, small_fuzz
@@ -51,7 +51,7 @@ TASKS = [make_task(zipfile.ZIP_STORED), make_task(zipfile.ZIP_DEFLATED)]
 def test_landmarkers(folder: Path, data: bytes) -> None:
     path = folder / "face_landmarker.task"
     path.write_bytes(data)
-    for read in (Assets(folder).landmarker, lambda: load_files(path)):
+    for read in (Assets(folder).landmarker, lambda: load_landmarker_files(path)):
         try:
             read()
         except RunError as error:
@@ -64,7 +64,7 @@ def test_a_zip_that_unpacks_to_too_much(folder: Path) -> None:
         for name in Catalogue().task_members:
             archive.writestr(name, bytes(65 << 20))
     with pytest.raises(RunError, match=r"big\.task is not .* too large to be a network"):
-        load_files(path)
+        load_landmarker_files(path)
 
 
 def test_networks_of_another_kind_are_named_with_the_remedy(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_checkpoints(folder: Path, checkpoint: bytes, data: st.DataObject) -> No
     with pytest.raises(RunError, match=r"checkpoint\.pt"):
         SyncNetCheckpoint.load(path)
     with pytest.raises(RunError, match=r"checkpoint\.pt|standard\.mat"):
-        regressor.load_files(path, folder / "standard.mat")
+        regressor.load_deep3d_files(path, folder / "standard.mat")
 
 
 @pytest.fixture(scope="module")

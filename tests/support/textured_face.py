@@ -11,7 +11,7 @@ from scipy.interpolate import RBFInterpolator
 from benchmarks.fit_truth import smooth_noise
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.camera import Camera, apply_pose, project
-from lrs3_loader.face.image.crops import FaceCrops, cut_faces
+from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.appearance import Appearance
 from lrs3_loader.face.photometric.lighting import FLAT
@@ -126,7 +126,7 @@ def draw_clip(
     landmarks = project(model.landmarks(id, exp), pose, camera)
     landmarks = landmarks + torch.tensor(noise_px * rng.standard_normal(landmarks.shape), dtype=torch.float32)
     crops = FaceCrops()
-    crops.append(*cut_faces(frames, landmarks))
+    crops.append(*crop_to_landmarks(frames, landmarks))
     valid = torch.ones(num_frames, dtype=torch.bool)
     return DrawnClip(FitInput(landmarks, valid, size, size, crops=crops), id, exp, pose, frames)
 

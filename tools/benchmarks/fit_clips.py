@@ -21,7 +21,7 @@ from lrs3_loader.errors import ClipError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68
-from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks, finish_track, load_files
+from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks, fill_track_gaps, load_landmarker_files
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.types import Clip, Reject
 
@@ -60,7 +60,7 @@ def read_clips(corpus: Path, assets: Assets) -> Iterator[Measured]:
     Raises ``RunError`` where there is no clip or no landmark model.
     """
     config = CorpusConfig(corpus=corpus, layout="folder")
-    landmarker = FaceLandmarker(load_files(assets.ensure_landmarker()))
+    landmarker = FaceLandmarker(load_landmarker_files(assets.ensure_landmarker()))
     dataset = ClipDataset(corpus_root(config), DecodeConfig(), f0_praat)
     for clip in scan_corpus(config):
         found = _measure(clip, dataset, landmarker)
@@ -76,7 +76,7 @@ def _measure(clip: Clip, dataset: ClipDataset, landmarker: FaceLandmarker) -> Me
     if not parts:
         return None
     try:
-        found = finish_track(FrameLandmarks.cat(parts), min_valid_fraction=0.8, max_gap_frames=10)
+        found = fill_track_gaps(FrameLandmarks.cat(parts), min_valid_fraction=0.8, max_gap_frames=10)
     except ClipError:
         return None
     dense = found.points[..., :2].clone()

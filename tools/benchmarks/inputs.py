@@ -29,7 +29,7 @@ from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
-from lrs3_loader.face.deep3d.regressor import Deep3DFiles, load_files
+from lrs3_loader.face.deep3d.regressor import Deep3DFiles, load_deep3d_files
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks
@@ -232,7 +232,7 @@ class Workbench:
     def deep3d_files(self) -> Deep3DFiles:
         checkpoint = self.config.regression.checkpoint
         assert checkpoint is not None
-        return load_files(*self.assets.deep3d(checkpoint))
+        return load_deep3d_files(*self.assets.deep3d(checkpoint))
 
     def fit_inputs(self, landmarks: Sequence[FrameLandmarks]) -> list[FitInput]:
         """Of the takes with a face, with dense points."""

@@ -62,10 +62,10 @@ class Deep3DFiles:
     standard_sha256: str
 
 
-def finish_coefficients(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
+def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
     """A whole clip's coefficients [T, 257] with their gaps (NaN) filled: linearly, at the ends with the nearest.
 
-    Raises ``NoFaceError`` as ``finish_track`` does. The result holds no NaN.
+    Raises ``NoFaceError`` as ``fill_track_gaps`` does. The result holds no NaN.
     """
     measured = coefficients.isfinite().all(1)
     filled = fill_gaps(coefficients, measured, max_gap_frames)
@@ -95,7 +95,7 @@ def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = Fal
     return IDEXP_SCALE * (shape @ basis.flatten(0, 1).T).unflatten(-1, basis.shape[:2])
 
 
-def load_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
+def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
     """Read ``epoch_20.pth`` and ``similarity_Lm3D_all.mat``. Nothing in them is executed.
 
     Raises ``RunError`` where one cannot be read or is no such file.
@@ -141,8 +141,8 @@ class Deep3DNetwork(nn.Module):
 
 
 @dataclass(frozen=True)
-class Aimed:
-    """A batch between ``aim`` and ``regress``."""
+class PreparedBatch:
+    """A batch between ``prepare`` and ``regress``."""
 
     frames: list[Tensor]  # of each span
     points: HostCopy  # f32 [frames of all spans, 5, 2], NaN where no face was found
@@ -151,7 +151,7 @@ class Aimed:
 class Deep3DRegressor(nn.Module):
     """Landmarks and frames of one batch of spans -> coefficients; see the module docstring.
 
-    A GPU that is given the next batch to ``aim`` at before the host begins to ``regress`` this one never waits for it.
+    The GPU never waits for the host when ``prepare`` is called for the next batch before ``regress`` for this one.
 
     batch_size: B, frames that go through the network at a time. ``description`` says what made the numbers.
     """
@@ -185,23 +185,23 @@ class Deep3DRegressor(nn.Module):
         spans: pairs of frames, u8 [n, H, W, 3] on the device, any size, and their iBUG-68 landmarks, f32 [n, 68, 2],
         in the frame's pixels, y down, NaN where no face was found.
         """
-        return self.regress(self.aim(spans)) if spans else []
+        return self.regress(self.prepare(spans)) if spans else []
 
     @torch.inference_mode()
-    def aim(self, spans: Sequence[tuple[Tensor, Tensor]]) -> Aimed:
+    def prepare(self, spans: Sequence[tuple[Tensor, Tensor]]) -> PreparedBatch:
         """Begin a batch: its landmarks go to the host, where the crops are placed (``regress``)."""
         for frames, landmarks in spans:
             if landmarks.shape != (len(frames), 68, 2):
                 raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
         points = torch.cat([five_points(landmarks).float() for _, landmarks in spans])
-        return Aimed([frames for frames, _ in spans], HostCopy(points))
+        return PreparedBatch([frames for frames, _ in spans], HostCopy(points))
 
     @torch.inference_mode()
-    def regress(self, aimed: Aimed) -> list[Tensor]:
+    def regress(self, prepared: PreparedBatch) -> list[Tensor]:
         """Coefficients of a batch begun, as ``forward`` gives them."""
-        lengths = [len(frames) for frames in aimed.frames]
+        lengths = [len(frames) for frames in prepared.frames]
         crops, kept = [], []
-        for frames, points in zip(aimed.frames, aimed.points.wait().split(lengths), strict=True):
+        for frames, points in zip(prepared.frames, prepared.points.wait().split(lengths), strict=True):
             alignment = align(points, self.standard, *frames.shape[1:3])
             crops.append(crop_faces(frames, alignment))
             kept.append(alignment.usable)

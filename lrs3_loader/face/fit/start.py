@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.face.geometry.camera import DISTANCE
-from lrs3_loader.face.geometry.rotation import interpolate
+from lrs3_loader.face.geometry.rotation import interpolate_rotations
 
 _MIN_SCALE = 1e-4  # normalized image coordinates per decimetre: a face 1 km away; keeps degenerate landmarks finite
 KEYFRAME_FEATURES = 4
@@ -72,7 +72,7 @@ def bridge_gaps(
     share = (index - before) / (after - before).clamp(min=1)
     share = share.to(translation.dtype)
     moved = translation[before] + share[:, None] * (translation[after] - translation[before])
-    turned = interpolate(rotation[before], rotation[after], share)
+    turned = interpolate_rotations(rotation[before], rotation[after], share)
     return (
         torch.where(valid[:, None, None], rotation, turned),
         torch.where(valid[:, None], translation, moved),

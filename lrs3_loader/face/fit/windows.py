@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from lrs3_loader.runtime.batching import batch_by_length, round_up
+
 WINDOW_FRAMES = 512  # a longer clip is fitted in windows of this length ...
 MARGIN_FRAMES = 32  # ... of which this much at inner ends is fitted twice and used once
 
@@ -64,22 +66,13 @@ def batches(
     Batches are as long as their longest window, rounded up to a multiple of ``length_step``, so that there are few
     different lengths.
     """
-    waiting: list[Window] = []
-    for part in sorted(parts, key=lambda part: -len(part.frames)):  # the longest first
-        if waiting and _rounded_up(len(waiting[0].frames), length_step) * (len(waiting) + 1) > batch_frames:
-            yield _batch(waiting, device, length_step)
-            waiting = []
-        waiting.append(part)
-    if waiting:
-        yield _batch(waiting, device, length_step)
-
-
-def _rounded_up(length: int, step: int) -> int:
-    return -(-length // step) * step
+    lengths = [len(part.frames) for part in parts]
+    for indices in batch_by_length(lengths, batch_frames, length_step=length_step):
+        yield _batch([parts[i] for i in indices], device, length_step)
 
 
 def _batch(parts: list[Window], device: torch.device, length_step: int) -> WindowBatch:
-    longest = _rounded_up(len(parts[0].frames), length_step)
+    longest = round_up(len(parts[0].frames), length_step)
     index = torch.stack([_padded(part.frames, longest) for part in parts])
     real = torch.arange(longest) < torch.tensor([[len(part.frames)] for part in parts])
     clip = torch.tensor([part.clip for part in parts])

@@ -91,7 +91,7 @@ def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
     )
 
 
-def interpolate(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
+def interpolate_rotations(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
     """Rotations [..., 3, 3] on the shortest way from ``first`` (share 0) to ``second`` (share 1), [..., 3, 3] each.
 
     Normalised linear interpolation of quaternions: the same path as slerp at a slightly uneven speed.

@@ -22,7 +22,7 @@ class SurfacePoints:
     triangle: np.ndarray  # [N] i64
     barycentric: np.ndarray  # [N, 3], at least 0, sum 1
     distance: np.ndarray  # [N], from the point that was asked for
-    agreement: np.ndarray  # [N], cosine between the point's normal and the triangle's
+    normal_cosine: np.ndarray  # [N], cosine between the point's normal and the triangle's
 
 
 def face_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -40,14 +40,14 @@ def vertex_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
     return _unit(sums)
 
 
-def wound_outwards(verts: np.ndarray, triangles: np.ndarray, inside: np.ndarray) -> np.ndarray:
+def orient_outwards(verts: np.ndarray, triangles: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """``triangles``, all turned around where most of their area faces ``inside`` [3], a point within the head."""
     outward = verts[triangles].mean(1) - inside
     facing = (face_normals(verts, triangles) * _unit(outward)).sum()
     return triangles if facing >= 0 else triangles[:, [0, 2, 1]]
 
 
-def part_of(triangles: np.ndarray, num_verts: int, vertex: int) -> np.ndarray:
+def connected_triangles(triangles: np.ndarray, num_verts: int, vertex: int) -> np.ndarray:
     """[n] numbers of the triangles that hang together with ``vertex``, over shared vertices."""
     first, second = triangles[:, [0, 1]].ravel(), triangles[:, [1, 2]].ravel()
     links = coo_matrix((np.ones(len(first)), (first, second)), shape=(num_verts, num_verts))
@@ -64,18 +64,18 @@ def on_border(points: SurfacePoints, triangles: np.ndarray) -> np.ndarray:
     return (single[points.triangle] & (points.barycentric < 1e-9)).any(1)
 
 
-def nearest(
+def nearest_on_surface(
     points: np.ndarray,
     normals: np.ndarray,
     verts: np.ndarray,
     triangles: np.ndarray,
-    min_agreement: float = 0.2,
+    min_normal_cosine: float = 0.2,
     num_candidates: int = 64,
 ) -> SurfacePoints:
     """The nearest place on a mesh that faces the same way, for ``points`` [N, 3] with unit ``normals`` [N, 3].
 
     Looked for among the triangles with the nearest centres. Where none of them agrees with the normal by at least
-    ``min_agreement`` (a cosine), the nearest of all is taken: ``agreement`` tells.
+    ``min_normal_cosine`` (a cosine), the nearest of all is taken: ``normal_cosine`` tells.
     """
     tree = cKDTree(verts[triangles].mean(1))
     _, candidates = tree.query(points, k=min(num_candidates, len(triangles)))
@@ -83,11 +83,11 @@ def nearest(
     corners = verts[triangles[candidates]]  # [N, K, 3, 3]
     barycentric, squared = _closest(points[:, None], corners)
     unit = _unit(face_normals(verts, triangles))
-    agreement = (unit[candidates] * normals[:, None]).sum(-1)
-    penalty = np.where(agreement >= min_agreement, 0.0, 1.0 + squared.max())
+    normal_cosine = (unit[candidates] * normals[:, None]).sum(-1)
+    penalty = np.where(normal_cosine >= min_normal_cosine, 0.0, 1.0 + squared.max())
     row, best = np.arange(len(points)), (squared + penalty).argmin(1)
     return SurfacePoints(
-        candidates[row, best], barycentric[row, best], np.sqrt(squared[row, best]), agreement[row, best]
+        candidates[row, best], barycentric[row, best], np.sqrt(squared[row, best]), normal_cosine[row, best]
     )
 
 

@@ -22,7 +22,7 @@ MEMORY_BYTES = 96 << 20  # of one clip; more lies on disk
 _FRAME_BYTES = CROP_SIZE * CROP_SIZE * 3
 
 
-def cut_faces(frames: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def crop_to_landmarks(frames: torch.Tensor, landmarks: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Squares around the faces, u8 [n, S, S, 3] on the CPU, black outside the frame; and where they lie, f32 [n, 4].
 
     frames: u8 [n, H, W, 3]. landmarks: f32 [n, 68, 2], pixels of the source, y down, NaN where no face was found: the
@@ -53,23 +53,23 @@ class FaceCrops:
 
     def __init__(self, memory_bytes: int = MEMORY_BYTES) -> None:
         self._pictures = tempfile.SpooledTemporaryFile(max_size=memory_bytes)  # noqa: SIM115  # lives as long as this
-        self._places: list[torch.Tensor] = []
+        self._transforms: list[torch.Tensor] = []
 
     def __len__(self) -> int:
-        return sum(map(len, self._places))
+        return sum(map(len, self._transforms))
 
-    def append(self, pictures: torch.Tensor, places: torch.Tensor) -> None:
-        """The next frames, as ``cut_faces`` gives them."""
-        if pictures.shape != (len(places), CROP_SIZE, CROP_SIZE, 3) or pictures.dtype != torch.uint8:
-            raise ValueError(f"pictures must be u8 [{len(places)}, {CROP_SIZE}, {CROP_SIZE}, 3]")
+    def append(self, pictures: torch.Tensor, transforms: torch.Tensor) -> None:
+        """The next frames, as ``crop_to_landmarks`` gives them."""
+        if pictures.shape != (len(transforms), CROP_SIZE, CROP_SIZE, 3) or pictures.dtype != torch.uint8:
+            raise ValueError(f"pictures must be u8 [{len(transforms)}, {CROP_SIZE}, {CROP_SIZE}, 3]")
         self._pictures.seek(0, 2)
         self._pictures.write(pictures.contiguous().numpy().tobytes())
-        self._places.append(places)
+        self._transforms.append(transforms)
 
     @property
-    def places(self) -> torch.Tensor:
-        """[T, 4] f32, see ``cut_faces``; NaN where there was no face."""
-        return torch.cat(self._places) if self._places else torch.zeros(0, 4)
+    def transforms(self) -> torch.Tensor:
+        """[T, 4] f32, see ``crop_to_landmarks``; NaN where there was no face."""
+        return torch.cat(self._transforms) if self._transforms else torch.zeros(0, 4)
 
     def read(self, frames: torch.Tensor) -> torch.Tensor:
         """u8 [n, S, S, 3] of the frames [n] i64."""

@@ -43,8 +43,8 @@ def letterbox(frames: Tensor, size: int) -> Tensor:
     _check(frames)
     height, width = frames.shape[1:3]
     side = max(height, width)
-    top, down, rows_there = _line(size, side, height, frames.device)
-    left, across, columns_there = _line(size, side, width, frames.device)
+    top, down, rows_there = _letterbox_axis(size, side, height, frames.device)
+    left, across, columns_there = _letterbox_axis(size, side, width, frames.device)
     columns = (3 * left[:, None] + torch.arange(3, device=frames.device)).flatten()
     across, columns_there = across.repeat_interleave(3), columns_there.repeat_interleave(3)
     there = rows_there[:, None] * columns_there
@@ -64,28 +64,28 @@ def _check(frames: Tensor) -> None:
         raise ValueError(f"frames must be u8 [n, H, W, 3], at least 2 x 2, got {frames.dtype} {list(frames.shape)}")
 
 
-def _line(size: int, side: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def _letterbox_axis(size: int, side: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Of a letterbox: for every row (or column) the first of two source pixels, the share of the second, and how much
     of the sample lies on the frame. ``side``: the longer one of the frame; ``length``: that along the line."""
     at = torch.arange(size, device=device, dtype=torch.float32)
     steps = (at * (_STEPS * side / size) + _STEPS * (length - side) / 2).round_()
-    first, share = _split(steps.clamp(0, _STEPS * (length - 1)), length)
+    first, share = _split_steps(steps.clamp(0, _STEPS * (length - 1)), length)
     return first.long(), share, _coverage(steps, length)
 
 
 def _crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
     num_frames, height, width, _ = frames.shape
     x, y = _positions(matrix, size)
-    sample = _sample_pictures if frames.device.type == "cpu" and height * width <= size * size else _gather_pixels
+    sample = _sample_with_grid if frames.device.type == "cpu" and height * width <= size * size else _sample_with_gather
     value = sample(frames, x.clamp_(0, _STEPS * (width - 1)), y.clamp_(0, _STEPS * (height - 1)))
     return value.add_(0.5).floor_().view(3, num_frames, size, size).permute(1, 2, 3, 0)
 
 
-def _gather_pixels(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _sample_with_gather(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """Bilinear samples [3, n, P] at x, y [n, P], in steps from 0 to the last pixel. Reads no more than it needs."""
     num_frames, height, width, _ = frames.shape
-    left, across = _split(x, width)
-    top, down = _split(y, height)
+    left, across = _split_steps(x, width)
+    top, down = _split_steps(y, height)
     first = torch.arange(num_frames, device=frames.device, dtype=torch.int32) * (height * width)
     index = (top.int() * width).add_(left.int()).add_(first[:, None]).reshape(-1)
     # Two neighbours in a row lie side by side in memory: six bytes from any pixel on, rows that overlap.
@@ -96,7 +96,7 @@ def _gather_pixels(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return sides[3:].sub_(sides[:3]).mul_(across.reshape(-1)).add_(sides[:3]).view(3, num_frames, -1)
 
 
-def _sample_pictures(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
+def _sample_with_grid(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     """The same by ``grid_sample``: twice as fast on a CPU where most of the picture is sampled anyway.
 
     It wants places as fractions of the picture's sides. With sides that are powers of two nothing is lost by that.
@@ -119,7 +119,7 @@ def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
     return x, y
 
 
-def _split(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
+def _split_steps(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """First of the two pixels to mix, and the share of the second (0..1)."""
     pixels = steps / _STEPS
     first = pixels.floor().clamp_(max=size - 2)

@@ -90,7 +90,7 @@ def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tu
     for _ in range(max_faces):
         score, best = left.max(1, keepdim=True)  # [B, 1]
         box = coordinates[..., :4].gather(1, best[..., None].expand(-1, -1, 4))  # [B, 1, 4]
-        same = overlap(box, coordinates[..., :4]) > MAX_OVERLAP
+        same = box_iou(box, coordinates[..., :4]) > MAX_OVERLAP
         same.scatter_(1, best, True)  # an empty box does not even overlap itself
         weight = left * same
         total = weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -100,7 +100,7 @@ def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tu
     return torch.stack(found_scores, 1), torch.stack(found, 1)
 
 
-def overlap(a: Tensor, b: Tensor) -> Tensor:
+def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Intersection over union of boxes (x0, y0, x1, y1), [..., 4] each, broadcast; 0 where both are empty."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     common = _area((high - low).clamp_min_(0))

@@ -4,11 +4,12 @@ Every frame is detected anew (MediaPipe's IMAGE mode), so frames do not depend o
 several faces. A batch has a fixed number of frames B on the device, filled up with nothing where there are fewer, so
 that one kernel is always used and results do not depend on what else is in a batch. Three stages:
 
-1. device: all frames letterboxed -> detector -> up to K faces a frame, to the host (``detect``);
-2. host: each clip's ``FaceTrack`` chooses its own face (``locate``, as what follows);
+1. device: all frames letterboxed -> detector -> up to K faces a frame, to the host (``detect_faces``);
+2. host: each clip's ``FaceTrack`` chooses its own face (``find_landmarks``, as what follows);
 3. device: rotated crops -> points and presence -> back to the frame's pixels -> blendshapes.
 
-A GPU that is given the next batch to ``detect`` before the host begins to ``locate`` this one never waits for it.
+The GPU never waits for the host when ``detect_faces`` is called for the next batch before ``find_landmarks`` for this
+one.
 
 Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", 2019; Grishchenko et al.,
 "Blendshapes GHUM: Real-time Monocular Facial Blendshape Prediction", 2023.
@@ -57,7 +58,7 @@ class LandmarkerFiles:
     square_crop: bool = False  # the landmark network's crop is squared on the longer side of the detected box
 
 
-def load_files(path: Path) -> LandmarkerFiles:
+def load_landmarker_files(path: Path) -> LandmarkerFiles:
     """Read a ``face_landmarker.task`` file, or a folder with ``face_detection_short_range.tflite`` and
     ``face_landmark.tflite`` (as the mediapipe 0.10.21 wheel holds them; 468 points, no blendshapes).
 
@@ -108,7 +109,7 @@ class FrameLandmarks:
         )
 
 
-def finish_track(track: FrameLandmarks, *, min_valid_fraction: float, max_gap_frames: int) -> FrameLandmarks:
+def fill_track_gaps(track: FrameLandmarks, *, min_valid_fraction: float, max_gap_frames: int) -> FrameLandmarks:
     """A whole clip with its gaps filled; ``found`` stays as it was and marks the frames really measured.
 
     Raises ``NoFaceError`` when fewer than ``min_valid_fraction`` of the frames hold the face, or when it is missing
@@ -126,8 +127,8 @@ Spans = Sequence[tuple[Tensor, FaceTrack]]
 
 
 @dataclass(frozen=True)
-class Detected:
-    """A batch between ``detect`` and ``locate``."""
+class DetectedFaces:
+    """A batch between ``detect_faces`` and ``find_landmarks``."""
 
     spans: Spans
     faces: HostCopy  # f32 [B, K, 1 + 16], score and letterbox coordinates
@@ -135,7 +136,7 @@ class Detected:
 
 class FaceLandmarker(nn.Module):
     """The whole landmarker. ``forward(spans)`` takes one batch and returns one ``FrameLandmarks`` a span; it is
-    ``locate(detect(spans))``. Batches must be located in the order of their clips' frames.
+    ``find_landmarks(detect_faces(spans))``. Landmarks must be found in the order of their clips' frames.
 
     spans: pairs of frames (u8 [n, H, W, 3], on the device, any size from 2 x 2) and the ``FaceTrack`` of their clip;
     at most ``batch_size`` frames together, the spans of a clip in order. Results stay on the device.
@@ -169,10 +170,10 @@ class FaceLandmarker(nn.Module):
         self.to(self.device)
 
     def forward(self, spans: Spans) -> list[FrameLandmarks]:
-        return self.locate(self.detect(spans))
+        return self.find_landmarks(self.detect_faces(spans))
 
     @torch.inference_mode()
-    def detect(self, spans: Spans) -> Detected:
+    def detect_faces(self, spans: Spans) -> DetectedFaces:
         """Find all faces of a batch."""
         lengths = [len(frames) for frames, _ in spans]
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
@@ -181,10 +182,10 @@ class FaceLandmarker(nn.Module):
             scores, coordinates = self.detector(
                 self._fill([letterbox(frames, self.detector.size) for frames, _ in spans])
             )
-        return Detected(spans, HostCopy(torch.cat([scores[..., None], coordinates], -1)))
+        return DetectedFaces(spans, HostCopy(torch.cat([scores[..., None], coordinates], -1)))
 
     @torch.inference_mode()
-    def locate(self, detected: Detected) -> list[FrameLandmarks]:
+    def find_landmarks(self, detected: DetectedFaces) -> list[FrameLandmarks]:
         """Landmarks of each clip's own face."""
         spans = detected.spans
         lengths = [len(frames) for frames, _ in spans]

@@ -86,17 +86,17 @@ class MaxPool(nn.Module):
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
         super().__init__()
         self.kernel, self.stride, self.padding = kernel, stride, padding
-        self.is_of_pairs = kernel == stride == (2, 2)
+        self.is_2x2 = kernel == stride == (2, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         if any(self.padding):
             x = F.pad(x, (0, 0, *self.padding), value=float("-inf"))
-        if self.is_of_pairs and x.shape[1] % 2 == x.shape[2] % 2 == 0:
-            return _max_of_pairs(x)
+        if self.is_2x2 and x.shape[1] % 2 == x.shape[2] % 2 == 0:
+            return _max_pool_2x2(x)
         return F.max_pool2d(x.permute(0, 3, 1, 2), self.kernel, self.stride).permute(0, 2, 3, 1)
 
 
-def _max_of_pairs(x: Tensor) -> Tensor:
+def _max_pool_2x2(x: Tensor) -> Tensor:
     """[N, 2H, 2W, C] -> [N, H, W, C], in less than half of max_pool2d's time on a CPU: comparisons run along memory."""
     num_items, height, width, channels = x.shape
     rows = x.reshape(-1, 2, width * channels)
@@ -168,7 +168,7 @@ class Concatenation(Elementwise):
         return torch.cat([p.expand(tensors[0].shape[0], *p.shape[1:]) for p in parts], self.axis)
 
 
-class Shape(nn.Module):
+class ShapeOperation(nn.Module):
     """RESHAPE, TRANSPOSE, PAD, MEAN, SUM, STRIDED_SLICE: a function of one tensor with settings fixed at load."""
 
     def __init__(self, function: Function, *settings: object) -> None:
@@ -253,7 +253,7 @@ def _pad(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
     if len(amounts) < 2 or any(amounts[:2]) or min(amounts) < 0:
         raise ValueError(f"PAD by {amounts} is not supported")
     pairs = [amounts[i : i + 2] for i in range(0, len(amounts), 2)]
-    return Shape(F.pad, [amount for pair in reversed(pairs[1:]) for amount in pair])
+    return ShapeOperation(F.pad, [amount for pair in reversed(pairs[1:]) for amount in pair])
 
 
 def _reshape(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
@@ -261,7 +261,7 @@ def _reshape(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
     before = graph.tensors[op.inputs[0]].shape
     if shape[:1] != (1,) or before[:1] != (1,) or math.prod(shape) != math.prod(before):
         raise ValueError(f"RESHAPE from {before} to {shape} does not keep the batch axis")
-    return Shape(_reshape_items, shape[1:])
+    return ShapeOperation(_reshape_items, shape[1:])
 
 
 def _reshape_items(x: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -272,7 +272,7 @@ def _transpose(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
     order = _integers(op, 1, constants)
     if not order or order[0] != 0:
         raise ValueError(f"TRANSPOSE to {order} moves the batch axis")
-    return Shape(torch.permute, order)
+    return ShapeOperation(torch.permute, order)
 
 
 def _reduction(function: Function) -> Builder:
@@ -281,7 +281,7 @@ def _reduction(function: Function) -> Builder:
         axes = [axis + rank if axis < 0 else axis for axis in _integers(op, 1, constants)]
         if not axes or not all(1 <= axis < rank for axis in axes):
             raise ValueError(f"{op.name} over axes {axes} of {rank} is not supported")
-        return Shape(function, axes, bool(op.option(0, "b")))
+        return ShapeOperation(function, axes, bool(op.option(0, "b")))
 
     return build
 
@@ -299,7 +299,7 @@ def _strided_slice(op: Operator, graph: Graph, constants: Constants) -> nn.Modul
     ]
     if len(range(*slices[0].indices(1))) != 1:
         raise ValueError("STRIDED_SLICE cuts the batch axis")
-    return Shape(torch.Tensor.__getitem__, (slice(None), *slices[1:]))
+    return ShapeOperation(torch.Tensor.__getitem__, (slice(None), *slices[1:]))
 
 
 def _floats(op: Operator, position: int, constants: Constants) -> Tensor:

@@ -18,7 +18,7 @@ Box = Sequence[float]  # x0, y0, x1, y1 in pixels
 
 MIN_OVERLAP = 0.1  # intersection over union with the last box seen: less is another face
 TRACK_RULE = "largest and most central face first, then the one that overlaps most with the last box"
-PATIENCE_FRAMES = 5  # frames after which a face not seen again is given up for another one
+MAX_LOST_FRAMES = 5  # frames after which a face not seen again is given up for another one
 
 
 class FaceTrack:
@@ -26,7 +26,7 @@ class FaceTrack:
 
     The first frame with faces decides: the largest and most central one. After that the face that overlaps most with
     the last box seen. A face elsewhere is not taken for it (somebody else may be in the picture while the detector
-    misses this one) until the track has been lost for ``PATIENCE_FRAMES``; then the first rule holds again, and
+    misses this one) until the track has been lost for ``MAX_LOST_FRAMES``; then the first rule holds again, and
     ``num_switches`` counts it.
     """
 
@@ -49,8 +49,8 @@ class FaceTrack:
         return index
 
     def _find(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
-        if self._box is not None and self._num_missed < PATIENCE_FRAMES:
-            shared = [box_overlap(self._box, box) for box in boxes]
+        if self._box is not None and self._num_missed < MAX_LOST_FRAMES:
+            shared = [box_iou(self._box, box) for box in boxes]
             return shared.index(max(shared)) if max(shared) >= MIN_OVERLAP else None
         self.num_switches += self._box is not None
         values = [prominence(box, height, width) for box in boxes]
@@ -67,7 +67,7 @@ def prominence(box: Box, height: int, width: int) -> float:
     return max(x1 - x0, 0) * max(y1 - y0, 0) * max(1 - distance, 0)
 
 
-def box_overlap(a: Box, b: Box) -> float:
+def box_iou(a: Box, b: Box) -> float:
     """Intersection over union; 0 where both are empty."""
     common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
@@ -75,7 +75,7 @@ def box_overlap(a: Box, b: Box) -> float:
 
 
 @dataclass(frozen=True)
-class Filled:
+class FilledTrack:
     """A track with its short gaps filled."""
 
     values: Tensor  # [T, ...], NaN left in gaps that are too long
@@ -83,7 +83,7 @@ class Filled:
     longest_gap: int  # frames
 
 
-def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> Filled:
+def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> FilledTrack:
     """Fill runs of frames that are not ``valid``: linearly between their neighbours, at the ends with the nearest.
 
     values: floating point [T, ...], anything where not valid; valid: bool [T]. Runs longer than ``max_gap_frames``
@@ -93,7 +93,7 @@ def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> Filled:
     if valid.shape != (num_frames,) or valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool [{num_frames}], got {valid.dtype} {list(valid.shape)}")
     if num_frames == 0:
-        return Filled(values, valid, 0)
+        return FilledTrack(values, valid, 0)
     frame = torch.arange(num_frames, device=values.device)
     before = torch.where(valid, frame, -1).cummax(0).values
     after = torch.where(valid, frame, num_frames).flip(0).cummin(0).values.flip(0)
@@ -105,7 +105,7 @@ def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> Filled:
     filled = torch.lerp(values[first], values[last], share.reshape(tail))
     hopeless = (gap > max_gap_frames) | ~valid.any()
     filled = filled.masked_fill(hopeless.reshape(tail), torch.nan)
-    return Filled(torch.where(valid.reshape(tail), values, filled), valid, int(gap.max()))
+    return FilledTrack(torch.where(valid.reshape(tail), values, filled), valid, int(gap.max()))
 
 
 def check_track(valid: Tensor, longest_gap: int, *, min_valid_fraction: float, max_gap_frames: int) -> None:

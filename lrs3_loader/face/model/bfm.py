@@ -23,7 +23,7 @@ import torch
 from scipy.io import loadmat
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.geometry.surface import wound_outwards
+from lrs3_loader.face.geometry.surface import orient_outwards
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 from lrs3_loader.io.files import file_sha256
 
@@ -189,7 +189,7 @@ def _build(arrays: dict[str, np.ndarray], digest: str) -> FaceModel:
     landmarks = _from_one("keypoints", arrays["keypoints"], len(verts))
     if landmarks.shape != (NUM_LANDMARKS,):
         raise ValueError(f"expected {NUM_LANDMARKS} keypoints, got {landmarks.size}")
-    triangles = wound_outwards(verts, triangles, verts[landmarks].mean(0) + _INSIDE)
+    triangles = orient_outwards(verts, triangles, verts[landmarks].mean(0) + _INSIDE)
     return FaceModel(
         name="bfm2009",
         licence=LICENCE,

@@ -27,7 +27,13 @@ import torch
 from scipy.interpolate import RBFInterpolator
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.geometry.surface import SurfacePoints, nearest, on_border, part_of, vertex_normals
+from lrs3_loader.face.geometry.surface import (
+    SurfacePoints,
+    connected_triangles,
+    nearest_on_surface,
+    on_border,
+    vertex_normals,
+)
 from lrs3_loader.face.geometry.topology import IBUG68, NUM_MESH_POINTS
 from lrs3_loader.face.model.canonical import CanonicalFace, load_canonical_face
 from lrs3_loader.face.model.dense import DensePoints
@@ -83,7 +89,7 @@ def register(model: FaceModel, canonical: CanonicalFace) -> DensePoints:
     warped = _warped(aligned, verts[landmarks])
     skin = _skin(verts, triangles, verts[landmarks[30]])
     normals = vertex_normals(warped, canonical.triangles)
-    found = nearest(warped, normals, verts, triangles[skin])
+    found = nearest_on_surface(warped, normals, verts, triangles[skin])
     weight = _weights(aligned, found, on_border(found, triangles[skin]))
     weight = np.minimum(weight, weight[canonical.mirror()])
     found = dataclasses.replace(found, triangle=skin[found.triangle])
@@ -117,7 +123,7 @@ def _warped(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 def _skin(verts: np.ndarray, triangles: np.ndarray, nose_tip: np.ndarray) -> np.ndarray:
     """[n] the triangles of the face itself: eyeballs, teeth and the like are other parts of a mesh."""
     used = np.unique(triangles)
-    return part_of(triangles, len(verts), used[np.square(verts[used] - nose_tip).sum(1).argmin()])
+    return connected_triangles(triangles, len(verts), used[np.square(verts[used] - nose_tip).sum(1).argmin()])
 
 
 def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> np.ndarray:
@@ -126,7 +132,7 @@ def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> n
     reach = np.sqrt(np.square(aligned[:, None] - solid).sum(-1).min(1))
     weight = 1.0 / (1.0 + np.square(reach / _REACH))  # as if the standard error grew from a landmark outwards
     weight *= np.clip((_FAR - found.distance) / (_FAR - _NEAR), 0.0, 1.0)
-    weight *= np.clip((found.agreement - _ASLANT) / (_ALIKE - _ASLANT), 0.0, 1.0)
+    weight *= np.clip((found.normal_cosine - _ASLANT) / (_ALIKE - _ASLANT), 0.0, 1.0)
     weight[border] = 0.0
     weight[list(DOUBTFUL)] = 0.0
     return weight

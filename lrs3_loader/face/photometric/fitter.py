@@ -84,7 +84,7 @@ class PhotometricFitter(LandmarkFitter):
         for clip in clips:
             if clip.crops is None or len(clip.crops) != len(clip.valid):
                 raise ValueError("a photometric fit needs the crops of every frame of a clip")
-            if not bool(clip.crops.places.isfinite().all(1).any()):
+            if not bool(clip.crops.transforms.isfinite().all(1).any()):
                 raise ValueError("a clip without a single crop cannot be fitted to pixels")
         first = super().__call__(clips)
         if not clips:
@@ -164,7 +164,7 @@ class PhotometricFitter(LandmarkFitter):
     def _appearance(self, clip: FitInput, state: State, number: int, start: int) -> Appearance:
         """What the person in the clip of this number, whose frames begin at ``start``, appearances like."""
         assert clip.crops is not None
-        there = torch.nonzero(clip.crops.places.isfinite().all(1))[:, 0]
+        there = torch.nonzero(clip.crops.transforms.isfinite().all(1))[:, 0]
         count = min(self.photometric.num_keyframes, len(there))
         frames = there[(torch.arange(count) * 2 + 1) * len(there) // (2 * max(count, 1))]
         rows = (frames + start).to(self.model.device)
@@ -205,7 +205,7 @@ class PhotometricFitter(LandmarkFitter):
         translation: torch.Tensor,
     ) -> Views:
         assert clip.crops is not None
-        crops = clip.crops.read(frames), clip.crops.places[frames]
+        crops = clip.crops.read(frames), clip.crops.transforms[frames]
         return Views.from_crops(
             self.region.expressed(neutral, exp), rotation, translation, crops, (clip.height, clip.width)
         )
