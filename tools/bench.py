@@ -56,9 +56,7 @@ class Stream:
     """Folder to work in (a temporary one otherwise); 0.8 GB for 10000 samples."""
 
     def __call__(self) -> int:
-        from benchmarks import (
-            stream as bench_stream,
-        )  # torch takes seconds to import: not before the arguments are right
+        from benchmarks import stream as bench_stream  # torch takes seconds to import: not before the arguments fit
 
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for line in bench_stream.run_benchmark(Path(folder), self.samples, self.workers, self.passes):
@@ -157,7 +155,7 @@ class Cluster:
     clips: int = 60
     """Clips in each."""
     ranks: int = 2_000
-    """Ranks that draw all the shards anew."""
+    """Ranks that draw all the shards again."""
     scratch: Path | None = None
     """Folder to work in (a temporary one otherwise); 2 GB for 100000 shards of 60 clips."""
 
@@ -223,8 +221,8 @@ def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measur
         record.write(options.json)
         print(f"figures written to {options.json}")
     if options.plot is not None:
-        drawn = plot.draw(record, options.plot)
-        print(f"picture written to {options.plot}" if drawn else "no picture: matplotlib is not installed")
+        plot.draw(record, options.plot)
+        print(f"picture written to {options.plot}")
     for figure in record.missed():
         print(f"MISSED: {figure.group} {figure.name.strip()}: {figure.value:.2f} {figure.unit}, {figure.bound}")
     return cli.EXIT_OK if options.quick or not record.missed() else cli.EXIT_PROBLEM

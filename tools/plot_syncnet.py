@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draw how a training of tools/train_syncnet.py went, and the score at each audio-video offset at its end.
 
-python tools/plot_syncnet.py runs/syncnet docs/syncnet.png          (needs matplotlib: pip install -e '.[viz]')
+python tools/plot_syncnet.py runs/syncnet docs/syncnet.png
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ class Args:
 
 def main() -> int:
     args = cli.parse(Args, __doc__ or "")
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install 'lrs3_loader[viz]'") from error
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

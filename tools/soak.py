@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Extract a generated corpus twice, once undisturbed and once under random kills, and compare the two to the byte.
 
-python tools/soak.py runs/soak --picture docs/soak.png          (the picture needs matplotlib: pip install -e '.[viz]')
+python tools/soak.py runs/soak --picture docs/soak.png
 
 Writes FOLDER/soak.json; exit code 1 if anything differs, does not add up, or if the memory of a process grows.
 """
@@ -15,7 +15,6 @@ from typing import Annotated, Any
 
 import tyro
 
-from lrs3_loader.errors import RunError
 from lrs3_loader.launch import cli
 
 COLOURS = {"torchrun": "tab:grey", "rank": "tab:blue", "helper": "tab:green", "decoder": "tab:orange"}
@@ -30,7 +29,7 @@ class Args:
     ranks: int = 2
     """Ranks of each launch."""
     seed: int = 0
-    """Of what is killed, and when."""
+    """Seed of what is killed, and when."""
     assets: Path | None = None
     """Folder with model files, as for tools/extract.py."""
     picture: Path | None = None
@@ -53,10 +52,8 @@ def main() -> int:
 
 
 def draw(found: dict[str, Any], picture: Path) -> None:
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise RunError("drawing needs matplotlib: pip install 'lrs3_loader[viz]'") from error
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

@@ -100,6 +100,16 @@ def draw_landmarks(
     draw_dots(picture, points, colour, diameter_px)
 
 
+def landmark_lines() -> list[list[int]]:
+    """The landmarks of each feature in order; those of a closed feature end with its first."""
+    return [[*range(first, stop), *([first] if closed else [])] for first, stop, closed in LANDMARK_LINES]
+
+
+def to_uint8(image: np.ndarray) -> np.ndarray:
+    """Convert an image from f32 in 0..1 to u8 in 0..255."""
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
+
+
 def landmark_segments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Starts and ends, both [63, 2], of the lines that join the landmarks ``points`` [68, 2]."""
     if points.shape != (68, 2):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from benchmarks.family import family
+from benchmarks.processes import launch_processes
 from benchmarks.soak import Soak, run_soak
 from lrs3_loader import demo
 from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
@@ -78,7 +78,7 @@ def wait_for(process: subprocess.Popen[str], out: Path, num_shards: int, kind: s
         assert process.poll() is None, process.stderr.read() if process.stderr else ""
         assert time.monotonic() < until
         time.sleep(0.05)
-    return [pid for pid, found in family(process.pid) if found == kind]
+    return [found.pid for found, its_kind in launch_processes(process.pid) if its_kind == kind]
 
 
 def torchrun(corpus: demo.DemoCorpus, out: Path, assets: Path | None, *more: str) -> list[str]:

@@ -32,7 +32,7 @@ class BenchOptions:
     json: Path | None = None
     """File for all figures with machine, date and command."""
     plot: Path | None = None
-    """File for a picture of them: .png, .svg or .pdf (needs matplotlib)."""
+    """File for a picture of them: .png, .svg or .pdf."""
     scratch: Path | None = None
     """Folder to work in (a temporary one otherwise); 2 GB, removed at the end."""
 

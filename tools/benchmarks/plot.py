@@ -18,12 +18,10 @@ UNITS = {
 _GOOD, _BAD, _PLAIN = "tab:green", "tab:red", "tab:blue"
 
 
-def draw(record: Record, path: Path) -> bool:
-    """Write the picture. False where matplotlib is not installed."""
-    try:
-        import matplotlib
-    except ImportError:
-        return False
+def draw(record: Record, path: Path) -> None:
+    """Write the picture: .png, .svg or .pdf."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
@@ -46,7 +44,6 @@ def draw(record: Record, path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     picture.savefig(path, dpi=110)
     pyplot.close(picture)
-    return True
 
 
 def _draw_panel(axis: Any, unit: str, figures: list[Figure]) -> None:

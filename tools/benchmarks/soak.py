@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.family import Life, Sampler, family
+from benchmarks.processes import ProcessHistory, TreeSampler, launch_processes
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
@@ -57,7 +57,7 @@ class Launches:
     seconds: float = 0.0
     num_launches: int = 0
     kills: Counter[str] = field(default_factory=Counter)
-    lives: list[Life] = field(default_factory=list)
+    processes: list[ProcessHistory] = field(default_factory=list)
 
 
 def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
     folders = [soak.folder / name for name in ("undisturbed", "disturbed")]
     runs = [RunFolder.open(folder) for folder in folders]
     totals = [run.totals() for run in runs]
-    growths = growth_by_kind(peaceful.lives + disturbed.lives)
+    growths = growth_by_kind(peaceful.processes + disturbed.processes)
     return {
         "clips": soak.clips,
         "written": totals[1].num_samples,
@@ -94,7 +94,7 @@ def run_soak(soak: Soak, say: Say) -> dict[str, Any]:
         "growth": growths,
         "is_flat": all(growth <= FLAT for growth in growths.values()),
         "lives": {
-            name: [vars(life) for life in launches.lives]
+            name: [memory_over_time(process) for process in launches.processes]
             for name, launches in (("undisturbed", peaceful), ("disturbed", disturbed))
         },
     }
@@ -135,7 +135,7 @@ def extract(soak: Soak, corpus: Path, name: str, chance: random.Random | None, s
     """Launch until the run is done; with ``chance``, kill something now and then."""
     done = Launches()
     begun = time.monotonic()
-    with Sampler() as sampler, open(soak.folder / f"{name}.log", "ab") as log:
+    with TreeSampler(launch_processes, interval_seconds=0.5) as sampler, open(soak.folder / f"{name}.log", "ab") as log:
         while True:
             if time.monotonic() - begun > LIMIT_SECONDS:
                 raise RunError(f"{name}: not done after {LIMIT_SECONDS:.0f} s")
@@ -155,7 +155,7 @@ def extract(soak: Soak, corpus: Path, name: str, chance: random.Random | None, s
             if code is not None:
                 raise RunError(f"{name}: the extraction ended with exit code {code}; see {log.name}")
     done.seconds = time.monotonic() - begun
-    done.lives = list(sampler.lives.values())
+    done.processes = list(sampler.histories.values())
     return done
 
 
@@ -170,14 +170,14 @@ def disturb(
         with contextlib.suppress(subprocess.TimeoutExpired):
             return process.wait(None if is_enough else chance.uniform(*soak.quiet_seconds))
         what = chance.choices(("decoder", "rank", "job", "preempted"), (6, 3, 1, 1))[0]
-        victims = [pid for pid, kind in family(process.pid) if kind == what]
+        victims = [victim for victim, kind in launch_processes(process.pid) if kind == what]
         if what == "job":
             os.killpg(process.pid, signal.SIGKILL)
         elif what == "preempted":
             process.terminate()
         elif victims:
             with contextlib.suppress(ProcessLookupError):
-                os.kill(chance.choice(victims), signal.SIGKILL)
+                os.kill(chance.choice(victims).pid, signal.SIGKILL)
         else:
             continue
         kills[what] += 1
@@ -197,7 +197,7 @@ def end_of(process: subprocess.Popen[bytes]) -> int | None:
 def wait_for_work(process: subprocess.Popen[bytes], ranks: int) -> int | None:
     """Until every rank has a decoder, or the exit code if the job ends first."""
     while process.poll() is None:
-        if sum(kind == "decoder" for _, kind in family(process.pid)) >= ranks:
+        if sum(kind == "decoder" for _, kind in launch_processes(process.pid)) >= ranks:
             return None
         time.sleep(0.2)
     return process.returncode
@@ -211,10 +211,15 @@ def same_bytes(first: Path, second: Path) -> bool:
     )
 
 
-def growth_by_kind(lives: list[Life]) -> dict[str, float]:
+def memory_over_time(process: ProcessHistory) -> dict[str, Any]:
+    """A process's private memory, as the report of a soak holds it."""
+    return {"pid": process.pid, "kind": process.role, "seconds": process.seconds, "mebibytes": process.private_mib}
+
+
+def growth_by_kind(processes: list[ProcessHistory]) -> dict[str, float]:
     """The largest growth of any process of each kind that lived long enough to tell, as a share of its memory."""
     growths: dict[str, float] = {}
-    for life in lives:
-        if life.growth is not None:
-            growths[life.kind] = max(growths.get(life.kind, 0.0), round(life.growth, 3))
+    for process in processes:
+        if process.growth is not None:
+            growths[process.role] = max(growths.get(process.role, 0.0), round(process.growth, 3))
     return growths

@@ -1,149 +1,188 @@
-"""Numbers -> inline SVG. Colours come from the page's style sheet, so figures follow its light and dark dress."""
+"""Geometry of the page's figures, which ``templates/svg.jinja`` draws as inline SVG, and numbers written for people.
+
+Colours come from the page's style sheet, so figures are light or dark as the page is. Lengths are in SVG units.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from html import escape
+from collections.abc import Mapping
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from lrs3_loader.viz.report.measures import Histogram
+from lrs3_loader.viz.report.measures import Histogram, Measure
 from lrs3_loader.viz.report.timeline import Timeline
 
 MAX_BARS = 36
-_PLOT_TOP, _PLOT_BOTTOM, _WIDTH, _HEIGHT = 6.0, 104.0, 320.0, 126.0
-_WIDE, _LEFT = 960.0, 52.0  # of the timeline, and its left margin
+_BAR_AREA_HEIGHT = 98.0
+_AREA_HEIGHT = 120.0  # of the throughput of all ranks
 _LABELLED_RANKS = 16  # with more ranks, strips are thinner and only some are labelled
 
 
-def histogram(values: Histogram, unit: str, limits: tuple[float, float]) -> str:
+@dataclass(frozen=True)
+class Tick:
+    x: float
+    text: str
+    anchor: str  # class of the text: "", "mid" or "end"
+
+
+@dataclass(frozen=True)
+class Bar:
+    x: float
+    width: float
+    height: float
+    title: str
+    kind: str = "bar"
+
+
+@dataclass(frozen=True)
+class BarChart:
+    """Bars above a labelled axis, with a line at the median where there is one."""
+
+    label: str
+    bars: list[Bar]
+    ticks: list[Tick]
+    median_x: float | None = None
+    width: float = 320.0
+    height: float = 104.0
+
+
+def histogram(values: Histogram, measure: Measure) -> BarChart:
     """Bars with a line at the median; the outermost bars hold what lies beyond them."""
-    low, width, counts = values.bars(MAX_BARS, limits)
-    bar = _WIDTH / len(counts)
-    top = max(int(counts.max()), 1)
-    parts = []
-    for number, count in enumerate(counts):
-        height = count / top * (_PLOT_BOTTOM - _PLOT_TOP)
-        start, stop = low + number * width, low + (number + 1) * width
-        title = f"{figure(start)} – {figure(stop)} {unit}: {count:,}"
-        parts.append(_bar(number * bar, _PLOT_BOTTOM - height, bar, height, title))
-    high = low + len(counts) * width
-    median = (values.quantile(0.5) - low) / (high - low) * _WIDTH
-    parts.append(f'<line class="median" x1="{median:.1f}" x2="{median:.1f}" y1="0" y2="{_PLOT_BOTTOM}"/>')
-    parts += _ticks(low, high, _WIDTH, _PLOT_BOTTOM)
-    return _svg(_WIDTH, _HEIGHT, parts, f"histogram, median {figure(values.quantile(0.5))} {unit}")
+    low, step, counts = values.bars(MAX_BARS, measure.limits)
+    edges = [figure(low + number * step) for number in range(len(counts) + 1)]
+    titles = [f"{start} – {stop} {measure.unit}" for start, stop in pairwise(edges)]
+    high = low + len(counts) * step
+    median = values.quantile(0.5)
+    label = f"histogram, median {figure(median)} {measure.unit}"
+    width = BarChart.width
+    ticks = _ticks(low, high, width)
+    return BarChart(label, _bars(titles, counts, width), ticks, (median - low) / (high - low) * width)
 
 
-def counted(names: Sequence[str], counts: Sequence[int], marked: str) -> str:
-    """A bar for each name; every fifth of many names is written below. The ``marked`` one stands out."""
-    bar = _WIDTH / len(names)
-    top = max(*counts, 1)
-    parts = []
-    for number, (name, count) in enumerate(zip(names, counts, strict=True)):
-        height = count / top * (_PLOT_BOTTOM - _PLOT_TOP)
-        kind = "bar" if name == marked else "bar second"
-        parts.append(_bar(number * bar, _PLOT_BOTTOM - height, bar, height, f"{name}: {count:,}", kind))
-        if len(names) <= 10 or number % 5 == 0:
-            parts.append(
-                f'<text x="{(number + 0.5) * bar:.1f}" y="{_HEIGHT - 6}" class="tick mid">{escape(name)}</text>'
-            )
-    parts.append(f'<line class="axis" x1="0" x2="{_WIDTH}" y1="{_PLOT_BOTTOM}" y2="{_PLOT_BOTTOM}"/>')
-    return _svg(_WIDTH, _HEIGHT, parts, "bars")
+def counted(counts: Mapping[str, int], marked: str) -> BarChart:
+    """A bar for each name, of which the ``marked`` one stands out; every fifth of many names is written below."""
+    bars = _bars(list(counts), np.array(list(counts.values())), BarChart.width, marked)
+    shown = [(bar, name) for number, (bar, name) in enumerate(zip(bars, counts, strict=True)) if number % 5 == 0]
+    return BarChart("bars", bars, [Tick(bar.x + bar.width / 2, name, "mid") for bar, name in shown])
 
 
-def throughput(timeline: Timeline) -> str:
-    """All ranks together as an area over time, and below it one strip a rank: the stronger its colour, the faster."""
-    total = timeline.rates.sum(0)
-    top = nice_step(float(total.max()) / 3) * 3 if total.max() > 0 else 1.0
-    plot, seconds = 120.0, timeline.axis.seconds
-    scale = (_WIDE - _LEFT) / seconds
-    edges = np.linspace(_LEFT, _WIDE, len(total) + 1)
-    heights = plot - np.clip(total / top, 0, 1) * (plot - 6)
-    corners = [f"{x:.1f},{y:.1f}" for k, y in enumerate(heights) for x in edges[k : k + 2]]
-    parts = [f'<polygon class="area" points="{_LEFT},{plot} {" ".join(corners)} {_WIDE},{plot}"/>']
-    for third in range(1, 4):
-        y = plot - third / 3 * (plot - 6)
-        parts.append(f'<line class="grid" x1="{_LEFT}" x2="{_WIDE}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text x="{_LEFT - 6}" y="{y + 4:.1f}" class="tick end">{figure(top * third / 3)}</text>')
-    strips, bottom = _rank_strips(timeline, edges, plot + 8)
-    parts += strips
-    for place, length in timeline.axis.pauses():
-        x = _LEFT + place * scale
-        parts.append(
-            f'<line class="pause" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{bottom}">'
-            f"<title>pause of {duration(length)}, left out</title></line>"
-        )
-    ticks = _ticks(0.0, seconds, _WIDE - _LEFT, bottom, unit="time")
-    parts.append(f'<g transform="translate({_LEFT} 0)">{"".join(ticks)}</g>')
-    return _svg(_WIDE, bottom + 22, parts, "frames a second over time, together and by rank")
-
-
-def _rank_strips(timeline: Timeline, edges: np.ndarray, top: float) -> tuple[list[str], float]:
-    """The strips, and where the last one ends."""
-    thin = len(timeline.ranks) > _LABELLED_RANKS
-    height = 5.0 if thin else 16.0
-    fastest = max(float(timeline.rates.max()), 1e-9)
-    parts = []
-    for row, rank in enumerate(timeline.ranks):
-        y = top + row * (height + 1)
-        if not thin or row % 8 == 0:
-            parts.append(
-                f'<text x="{_LEFT - 6}" y="{y + min(height, 12):.1f}" class="tick end">rank {rank.rank}</text>'
-            )
-        for start, stop, rate, busy in _runs(edges, timeline.rates[row], timeline.busy[row]):
-            title = f"rank {rank.rank}: " + (f"{rate:.0f} frames/s" if busy else "idle")
-            shade = 0.12 + 0.85 * rate / fastest if busy else 0.03
-            parts.append(
-                f'<rect class="heat" x="{start:.1f}" y="{y:.1f}" width="{stop - start:.2f}" height="{height}" '
-                f'fill-opacity="{shade:.3f}"><title>{title}</title></rect>'
-            )
-    return parts, top + len(timeline.ranks) * (height + 1)
-
-
-def _runs(edges: np.ndarray, rates: np.ndarray, busy: np.ndarray) -> list[tuple[float, float, float, bool]]:
-    """(left, right, rate, busy) of neighbouring bins that look alike."""
-    shades = np.where(busy, np.round(rates / max(float(rates.max()), 1e-9), 2), -1)
-    starts = [0, *(np.flatnonzero(np.diff(shades)) + 1).tolist(), len(rates)]
+def _bars(titles: list[str], counts: np.ndarray, width: float, marked: str | None = None) -> list[Bar]:
+    step = width / len(counts)
+    gap = min(1.0, step / 8)
+    heights = counts / max(int(counts.max()), 1) * _BAR_AREA_HEIGHT
     return [
-        (float(edges[first]), float(edges[stop]), float(rates[first:stop].mean()), bool(busy[first]))
-        for first, stop in pairwise(starts)
+        Bar(
+            number * step + gap / 2,
+            step - gap,
+            height,
+            f"{title}: {count:,}",
+            "bar" if marked in (None, title) else "bar second",
+        )
+        for number, (title, count, height) in enumerate(zip(titles, counts, heights, strict=True))
     ]
 
 
-def shares(named: Sequence[tuple[str, float]]) -> str:
-    """One bar cut into shares, most first; each share's colour is that of its number in the legend beside it."""
-    total = sum(value for _, value in named) or 1.0
-    parts, x = [], 0.0
-    for number, (name, value) in enumerate(named):
-        width = value / total * _WIDE
-        parts.append(
-            f'<rect class="c{number % 6}" x="{x:.1f}" y="0" width="{width:.2f}" height="22">'
-            f"<title>{escape(name)}: {value / total:.1%}</title></rect>"
-        )
-        x += width
-    return _svg(_WIDE, 22, parts, "shares", stretch=True)
+@dataclass(frozen=True)
+class StripRun:
+    """Neighbouring bins of a rank's strip that look alike."""
+
+    x: float
+    width: float
+    shade: float  # opacity, 0..1
+    title: str
 
 
-def landmarks(lines: Sequence[np.ndarray], dots: np.ndarray, fitted: np.ndarray | None, size: int) -> str:
-    """``lines`` [n, 2] each and ``dots`` [68, 2] in panel pixels; ``fitted`` [68, 2] as smaller dots."""
-    parts = [f'<polyline class="trace" points="{_points(line)}"/>' for line in lines]
-    parts += [f'<circle class="dot" cx="{x:.1f}" cy="{y:.1f}" r="1.7"/>' for x, y in dots]
-    if fitted is not None:
-        parts += [f'<circle class="fit" cx="{x:.1f}" cy="{y:.1f}" r="1.2"/>' for x, y in fitted]
-    return _svg(size, size, parts, "landmarks")
+@dataclass(frozen=True)
+class Strip:
+    """One rank over time."""
+
+    y: float
+    height: float
+    label: str  # empty where there is no room for one
+    runs: list[StripRun]
 
 
-def pitch(f0_hz: np.ndarray, top_hz: float) -> str:
-    """F0 [n] as dots over a picture that is stretched to the same box; unvoiced rows are left out."""
-    x = (np.flatnonzero(f0_hz > 0) + 0.5) / len(f0_hz) * 100
-    y = 100 - np.minimum(f0_hz[f0_hz > 0] / top_hz, 1) * 100
-    steps = "".join(f"M{a:.2f} {b:.1f}h.01" for a, b in zip(x, y, strict=True))
-    return (
-        '<svg class="over" viewBox="0 0 100 100" preserveAspectRatio="none" role="img" aria-label="pitch">'
-        f'<path class="pitch" d="{steps}"/></svg>'
+@dataclass(frozen=True)
+class ThroughputChart:
+    """All ranks together as an area over time, and below it one strip per rank."""
+
+    area: list[tuple[float, float]]
+    grid: list[tuple[float, str]]  # heights of lines, and their labels
+    strips: list[Strip]
+    pauses: list[tuple[float, float]]  # x, and seconds that were left out there
+    ticks: list[Tick]
+    bottom: float
+    width: float = 960.0
+    left: float = 52.0  # margin
+
+    @property
+    def plot_width(self) -> float:
+        return self.width - self.left
+
+
+def throughput(timeline: Timeline) -> ThroughputChart:
+    """Lay out the frames per second of a run over the time worked."""
+    total = timeline.rates.sum(0)
+    top = nice_step(float(total.max()) / 3) * 3 if total.max() > 0 else 1.0
+    seconds, width = timeline.axis.seconds, ThroughputChart.width - ThroughputChart.left
+    edges = np.linspace(0, width, len(total) + 1)
+    room = _AREA_HEIGHT - 6
+    heights = _AREA_HEIGHT - np.clip(total / top, 0, 1) * room
+    steps = list(zip(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), strict=True))
+    strips = _strips(timeline, edges)
+    return ThroughputChart(
+        area=[(0.0, _AREA_HEIGHT), *steps, (width, _AREA_HEIGHT)],
+        grid=[(_AREA_HEIGHT - third / 3 * room, figure(top * third / 3)) for third in (1, 2, 3)],
+        strips=strips,
+        pauses=[(place / seconds * width, length) for place, length in timeline.axis.pauses()],
+        ticks=_ticks(0.0, seconds, width, is_time=True),
+        bottom=strips[-1].y + strips[-1].height + 1,
     )
+
+
+def _strips(timeline: Timeline, edges: np.ndarray) -> list[Strip]:
+    thin = len(timeline.ranks) > _LABELLED_RANKS
+    height = 5.0 if thin else 16.0
+    fastest = max(float(timeline.rates.max()), 1e-9)
+    strips = []
+    for row, rank in enumerate(timeline.ranks):
+        rates, busy = timeline.rates[row], timeline.busy[row]
+        look = np.where(busy, np.round(rates / max(float(rates.max()), 1e-9), 2), -1)
+        runs = []
+        for first, stop in pairwise([0, *(np.flatnonzero(np.diff(look)) + 1).tolist(), len(rates)]):
+            rate = float(rates[first:stop].mean())
+            text = f"{rate:.0f} frames/s" if busy[first] else "idle"
+            shade = 0.12 + 0.85 * rate / fastest if busy[first] else 0.03
+            runs.append(StripRun(edges[first], edges[stop] - edges[first], shade, f"rank {rank.rank}: {text}"))
+        label = f"rank {rank.rank}" if not thin or row % 8 == 0 else ""
+        strips.append(Strip(_AREA_HEIGHT + 8 + row * (height + 1), height, label, runs))
+    return strips
+
+
+def _ticks(low: float, high: float, width: float, is_time: bool = False) -> list[Tick]:
+    """About five round numbers along an axis from ``low`` to ``high``."""
+    step = _time_step((high - low) / 6) if is_time else nice_step((high - low) / 4)
+    ticks = []
+    for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
+        value = number * step
+        x = (value - low) / (high - low) * width
+        anchor = "end" if x > width - 12 else "" if x < 12 else "mid"
+        ticks.append(Tick(x, duration(value) if is_time else figure(value), anchor))
+    return ticks
+
+
+def _time_step(least: float) -> float:
+    whole = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
+    return next((float(step) for step in whole if step >= least), nice_step(least / 86400) * 86400)
+
+
+def nice_step(least: float) -> float:
+    """The smallest of 1, 2, 5, 10, ... (times a power of ten) that is not below ``least``, above 0."""
+    power = 10 ** math.floor(math.log10(max(least, 1e-12)))
+    return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9)))
 
 
 def figure(value: float) -> str:
@@ -166,43 +205,11 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def nice_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, ... (times a power of ten) that is not below ``least``, above 0."""
-    power = 10 ** math.floor(math.log10(max(least, 1e-12)))
-    return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9)))
-
-
-def _ticks(low: float, high: float, width: float, y: float, unit: str = "") -> list[str]:
-    """The axis below a plot, with about five round numbers."""
-    parts = [f'<line class="axis" x1="0" x2="{width}" y1="{y}" y2="{y}"/>']
-    step = _time_step((high - low) / 6) if unit == "time" else nice_step((high - low) / 4)
-    for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
-        value = number * step
-        x = (value - low) / (high - low) * width
-        side = " end" if x > width - 12 else "" if x < 12 else " mid"
-        text = duration(value) if unit == "time" else figure(value)
-        parts.append(f'<text x="{x:.1f}" y="{y + 16:.1f}" class="tick{side}">{text}</text>')
-    return parts
-
-
-def _time_step(least: float) -> float:
-    whole = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
-    return next((float(step) for step in whole if step >= least), nice_step(least / 86400) * 86400)
-
-
-def _bar(x: float, y: float, width: float, height: float, title: str, kind: str = "bar") -> str:
-    gap = min(1.0, width / 8)
-    return (
-        f'<rect class="{kind}" x="{x + gap / 2:.2f}" y="{y:.1f}" width="{width - gap:.2f}" height="{height:.1f}">'
-        f"<title>{escape(title)}</title></rect>"
-    )
-
-
-def _points(points: np.ndarray) -> str:
-    return " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-
-
-def _svg(width: float, height: float, parts: Sequence[str], label: str, stretch: bool = False) -> str:
-    aspect = ' preserveAspectRatio="none"' if stretch else ""
-    head = f'<svg viewBox="0 0 {width:g} {height:g}"{aspect} role="img" aria-label="{escape(label)}">'
-    return head + "".join(parts) + "</svg>"
+def size(num_bytes: int) -> str:
+    """``512 B``, ``1.9 MB``, ``3.21 TB``."""
+    value = float(num_bytes)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000:
+            return f"{value:.3g} {unit}"
+        value /= 1000
+    return f"{value:.3g} TB"

@@ -18,12 +18,11 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import FRAMES_PER_SECOND
-from lrs3_loader.viz.overlay import LANDMARK_LINES
+from lrs3_loader.viz.overlay import landmark_lines, to_uint8
 from lrs3_loader.viz.preview.chart import MEL_RANGE, PITCH_TOP_HZ, heat
 from lrs3_loader.viz.preview.measures import mouth_opening
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.view import View
-from lrs3_loader.viz.report import figures
 from lrs3_loader.viz.report.collect import Pick, read_fields
 
 ModelLoader = Callable[[], FaceModel]
@@ -35,17 +34,26 @@ _NUM_SHADES = 64  # of the mel spectrogram
 
 
 @dataclass(frozen=True)
+class Face:
+    """Landmarks of one frame, in pixels of a square of ``size``."""
+
+    lines: list[np.ndarray]  # [n, 2] each, along the features
+    detected: np.ndarray  # [68, 2]
+    fitted: np.ndarray  # [68, 2], or [0, 2] without a fit
+    size: int = PANEL_PX
+
+
+@dataclass(frozen=True)
 class Card:
-    """One clip; pictures are SVG text or data URIs, None where its sample lacks what they show."""
+    """One clip of the gallery; None stands for what its sample lacks."""
 
     key: str
     reason: str
-    facts: str
-    landmarks: str | None  # SVG
-    mesh: str | None  # data URI
+    facts: list[str]
+    face: Face | None  # of the frame with the widest open mouth
+    mesh: str | None  # the same frame as a data URI
     mel: str | None  # data URI
-    pitch: str | None  # SVG that lies over the mel spectrogram
-    frame: int | None  # the one that landmarks and mesh show: mouth widest
+    pitch: np.ndarray  # [n, 2] voiced rows, in percent of the mel spectrogram's box
 
 
 def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader) -> tuple[list[Card], str]:
@@ -73,50 +81,56 @@ def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader
 
 def draw_card(pick: Pick, sample: dict[str, Any], model: FaceModel | None) -> Card:
     """Draw one sample; without a ``model``, or without a fit in the sample, there is no mesh."""
-    frame = landmarks = mesh = mel = pitch = None
+    face = mesh = mel = None
+    pitch = np.empty((0, 2))
+    facts = _facts(sample)
     if "lm68" in sample:
         found = sample.get("valid", np.ones(len(sample["lm68"]), dtype=bool))
         frame = int(np.argmax(np.where(found, mouth_opening(sample["lm68"]), -1.0)))
-        landmarks, mesh = _draw_face(sample, frame, model)
+        facts.append(f"frame {frame}")
+        face, mesh = _draw_face(sample, frame, model)
     if "mel" in sample:
         mel = _mel_picture(sample["mel"])
-        pitch = figures.pitch(sample["f0"], PITCH_TOP_HZ) if "f0" in sample else None
-    return Card(pick.key, pick.reason, _facts(sample), landmarks, mesh, mel, pitch, frame)
+        pitch = pitch_dots(sample["f0"]) if "f0" in sample else pitch
+    return Card(pick.key, pick.reason, facts, face, mesh, mel, pitch)
 
 
-def _facts(sample: dict[str, Any]) -> str:
+def _facts(sample: dict[str, Any]) -> list[str]:
     meta = sample["json"]
     quality = meta.get("quality", {})
-    parts = [f"{meta['num_frames'] / FRAMES_PER_SECOND:.1f} s"]
+    facts = [f"{meta['num_frames'] / FRAMES_PER_SECOND:.1f} s"]
     if "relative_error" in quality:
-        parts.append(f"fit error {100 * quality['relative_error']:.2f} %")
+        facts.append(f"fit error {100 * quality['relative_error']:.2f} %")
     if "valid" in sample:
-        parts.append(f"face in {sample['valid'].mean():.0%}")
-    return " · ".join(parts)
+        facts.append(f"face in {sample['valid'].mean():.0%}")
+    return facts
 
 
-def _draw_face(sample: dict[str, Any], frame: int, model: FaceModel | None) -> tuple[str, str | None]:
-    """Landmarks of one frame as SVG, and the mesh in the same view as a data URI."""
+def pitch_dots(f0_hz: np.ndarray) -> np.ndarray:
+    """The voiced rows of ``f0_hz`` [n] as (x, y) in percent of a box that is ``PITCH_TOP_HZ`` high, y down."""
+    voiced = np.flatnonzero(f0_hz > 0)
+    x = (voiced + 0.5) / len(f0_hz) * 100
+    return np.stack([x, 100 - np.minimum(f0_hz[voiced] / PITCH_TOP_HZ, 1) * 100], axis=1)
+
+
+def _draw_face(sample: dict[str, Any], frame: int, model: FaceModel | None) -> tuple[Face, str | None]:
+    """Landmarks of one frame, and the mesh in the same view as a data URI."""
     points = sample["lm68"][frame]
     source = sample["json"].get("source", {})
     low, high = points.min(0), points.max(0)
     side = max(16, int(np.ceil(1.3 * float((high - low).max()))))
     left, top = np.rint((low + high - side + 1) / 2).astype(int)
     view = View(int(left), int(top), side, PANEL_PX)
-    mesh = fitted = None
+    mesh, fitted = None, np.empty((0, 2))
     if model is not None and sample.keys() >= _FIT_FIELDS and "height" in source:
         id, exp, pose = (torch.from_numpy(np.array(sample[name], np.float32)) for name in ("id", "exp", "pose"))
         camera = Camera.for_frame(int(source["height"]), int(source["width"]))
         fitted = view.to_panel(project(model.landmarks(id, exp[frame]), pose[frame], camera).numpy())
         picture = view.blank()
         MeshPainter(model, id, camera, view).draw(picture, exp[frame], pose[frame], 1.0)
-        mesh = data_uri(Image.fromarray((np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)).quantize(48))
+        mesh = data_uri(Image.fromarray(to_uint8(picture)).quantize(48))
     shown = view.to_panel(points)
-    lines = [
-        np.concatenate([shown[first:stop], shown[first : first + 1]]) if closed else shown[first:stop]
-        for first, stop, closed in LANDMARK_LINES
-    ]
-    return figures.landmarks(lines, shown, fitted, PANEL_PX), mesh
+    return Face([shown[line] for line in landmark_lines()], shown, fitted), mesh
 
 
 def _mel_picture(mel: np.ndarray) -> str:

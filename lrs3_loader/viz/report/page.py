@@ -1,72 +1,100 @@
-"""Findings -> one HTML page that refers to nothing outside itself and runs no script."""
+"""Turns findings into one HTML page that refers to nothing outside itself and runs no script.
+
+The markup lies in ``templates/``; every value is escaped there. This module computes what the templates show.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from html import escape
+import inspect
+import json
+from collections.abc import Iterable, Sequence
+from functools import cache
+from typing import Any
 
+import numpy as np
+from jinja2 import Environment, PackageLoader
+
+from lrs3_loader.errors import ClipError
+from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.types import FRAMES_PER_SECOND
-from lrs3_loader.viz.report import figures, sections
+from lrs3_loader.viz.report import figures
 from lrs3_loader.viz.report.collect import Findings
 from lrs3_loader.viz.report.gallery import Card
-from lrs3_loader.viz.report.style import STYLE
+from lrs3_loader.viz.report.measures import DURATION, MEASURES
+
+NUM_EXAMPLES = 5  # of rejected clips, for each reason
+NUM_FURTHEST = 5  # clips with odd offsets
+FAR_OFFSET = 3  # frames: offsets beyond this are worth a look
+_STAGES = {
+    "decode_wait": "waiting for decoded clips",
+    "landmarks": "landmarks",
+    "regression": "Deep3D regression",
+    "sound": "mel and speech encoder",
+    "fit": "face model fit",
+}
 
 
 def render(findings: Findings, cards: Sequence[Card], remark: str) -> str:
-    """The page. ``remark``: why some pictures are missing from the gallery, or nothing."""
-    body = [
-        _header(findings),
-        _tiles(findings),
-        sections.throughput(findings),
-        sections.rejects(findings),
-        sections.distributions(findings),
-        sections.offsets(findings),
-        sections.gallery(cards, remark),
-        sections.provenance(findings),
-    ]
-    title = escape(findings.folder.name)
+    """Render the page.
+
+    Args:
+        findings: what was collected from the run.
+        cards: the gallery; without any the page has none.
+        remark: why the gallery lacks some of its images; may be empty.
+    """
+    folder, totals, timeline = findings.folder, findings.totals, findings.timeline
+    config, software = folder.record.get("config", {}), folder.record.get("software", {})
     return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{title} – run report</title><style>{STYLE}</style></head>\n<body><main>\n"
-        + "\n".join(filter(None, body))
-        + "\n</main></body></html>\n"
+        _environment()
+        .get_template("report.html.jinja")
+        .render(
+            findings=findings,
+            folder=folder,
+            totals=totals,
+            num_shards_left=totals.num_planned_shards - totals.num_shards,
+            corpus=config.get("corpus", {}).get("corpus"),
+            tiles=_tiles(findings),
+            throughput=None if timeline is None else figures.throughput(timeline),
+            stages=_stages(findings),
+            rejects=_rejects(findings),
+            distributions=_distributions(findings),
+            offsets=_offsets(findings),
+            cards=cards,
+            remark=remark,
+            models=sorted(folder.record.get("models", {}).items()),
+            settings=list(_flatten(config)),
+            software=_versions(software),
+            other_software=[_versions(dict(found.items() - software.items())) for found in findings.other_software],
+        )
     )
 
 
-def _header(findings: Findings) -> str:
-    totals, folder = findings.totals, findings.folder
-    left = totals.num_planned_shards - totals.num_shards
-    if left:
-        kind, text = "open", f"unfinished: {totals.num_shards:,} of {totals.num_planned_shards:,} shards"
-    else:
-        kind, text = "good", "finished"
-    corpus = folder.record.get("config", {}).get("corpus", {}).get("corpus")
-    lines = [
-        f'<h1>{escape(folder.name)} <span class="pill {kind}">{text}</span></h1>',
-        f'<p class="soft">{f"Corpus <code>{escape(str(corpus))}</code> · " if corpus else ""}run '
-        f"<code>{folder.run_hash[:12]}</code></p>",
-    ]
-    if left:
-        lines.append("<p>Everything below is of the shards there are. The same command as before resumes the run.</p>")
-    lines += [
-        f'<p class="bad">Damaged: {escape(problem)}. <code>lrs3-loader verify</code> checks all shards.</p>'
-        for problem in findings.damaged
-    ]
-    return "<header>" + "\n".join(lines) + "</header>"
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lrs3_loader.viz.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "duration": figures.duration,
+        "figure": figures.figure,
+        "percent": lambda share, digits: f"{share:.{digits}%}",
+        "thousands": lambda count: f"{count:,.0f}",
+    }
+    return environment
 
 
-def _tiles(findings: Findings) -> str:
+def _tiles(findings: Findings) -> list[tuple[str, str]]:
+    """Names and values of the figures at the top of the page."""
     totals = findings.totals
     num_rejects = len(totals.rejects)
-    num_read = totals.num_samples + num_rejects
+    share = f", {num_rejects / (totals.num_samples + num_rejects):.2%}" if num_rejects else ""
     tiles = [
         ("clips planned", f"{findings.num_clips:,}"),
         ("samples written", f"{totals.num_samples:,}"),
-        ("rejects" + (f", {num_rejects / num_read:.2%}" if num_rejects else ""), f"{num_rejects:,}"),
+        (f"rejects{share}", f"{num_rejects:,}"),
         ("of speech", figures.duration(totals.num_frames / FRAMES_PER_SECOND)),
         ("frames", f"{totals.num_frames:,}"),
-        ("on disk", size(totals.num_bytes)),
+        ("on disk", figures.size(totals.num_bytes)),
         ("shards", f"{totals.num_shards:,} of {totals.num_planned_shards:,}"),
         ("speakers", f"{findings.num_speakers:,}"),
     ]
@@ -74,17 +102,78 @@ def _tiles(findings: Findings) -> str:
         tiles += [(f"in {name}", f"{count:,}") for name, count in sorted(findings.splits.items())[:4]]
     if findings.timeline is not None and findings.timeline.axis.seconds > 0:
         rate = sum(rank.num_frames for rank in findings.timeline.ranks) / findings.timeline.axis.seconds
-        tiles.append(("frames a second", f"{rate:,.0f}"))
-        tiles.append(("times real time", f"{rate / FRAMES_PER_SECOND:,.1f}"))
-    cells = "".join(f'<div class="tile"><b>{escape(text)}</b>{escape(name)}</div>' for name, text in tiles)
-    return f'<div class="grid tiles">{cells}</div>'
+        tiles += [("frames per second", f"{rate:,.0f}"), ("times real time", f"{rate / FRAMES_PER_SECOND:,.1f}")]
+    return tiles
 
 
-def size(num_bytes: int) -> str:
-    """``512 B``, ``1.9 MB``, ``3.21 TB``."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+def _stages(findings: Findings) -> list[dict[str, Any]]:
+    """The stages of extraction with the time that ranks spent in each, the longest first."""
+    total = sum(findings.stage_seconds.values())
+    return [
+        {"name": _STAGES.get(name, name), "seconds": seconds, "share": seconds / total}
+        for name, seconds in findings.stage_seconds.most_common()
+        if total > 0
+    ]
+
+
+def _rejects(findings: Findings) -> list[dict[str, Any]]:
+    """Reasons for rejects with what they mean and some of their clips, the most common first."""
+    totals = findings.totals
+    meaning = {kind.reason: inspect.getdoc(kind) or "" for kind in ClipError.__subclasses__()}
+    return [
+        {
+            "reason": reason,
+            "count": count,
+            "share": count / (totals.num_samples + len(totals.rejects)),
+            "meaning": meaning.get(reason, ""),
+            "examples": [(key, text) for key, found, text in totals.rejects if found == reason][:NUM_EXAMPLES],
+        }
+        for reason, count in totals.reasons.most_common()
+    ]
+
+
+def _distributions(findings: Findings) -> list[tuple[Any, ...]]:
+    """For every measure with values: the measure, its histogram, and its 5 %, 50 % and 95 % quantiles."""
+    shown = [(measure, findings.histograms[measure.name]) for measure in (DURATION, *MEASURES)]
+    return [
+        (measure, figures.histogram(values, measure), *map(values.quantile, (0.05, 0.5, 0.95)))
+        for measure, values in shown
+        if values.total
+    ]
+
+
+def _offsets(findings: Findings) -> dict[str, Any]:
+    """The audio-video offsets in numbers and as a chart; empty where none is known."""
+    known = [line for line in findings.offsets or () if line["offset_frames"] is not None]
+    if not known:
+        return {}
+    values = np.array([line["offset_frames"] for line in known])
+    median = int(np.median(values))
+    counts = {
+        f"{offset:+d}" if offset else "0": int((values == offset).sum())
+        for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)
+    }
+    median_name = f"{median:+d}" if median else "0"
+    furthest = sorted(known, key=lambda line: (-abs(line["offset_frames"] - median), -line["confidence"]))
+    return {
+        "chart": figures.counted(counts, median_name),
+        "median": median_name,
+        "far": FAR_OFFSET,
+        "num_far": int((abs(values - np.median(values)) > FAR_OFFSET).sum()),
+        "num_known": len(known),
+        "num_in_training": sum(line["in_training"] for line in known),
+        "furthest": furthest[:NUM_FURTHEST],
+    }
+
+
+def _versions(software: dict[str, str]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in sorted(software.items()))
+
+
+def _flatten(config: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    """Nested settings as (dotted name, value as text)."""
+    for name, value in config.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, str) else json.dumps(value)

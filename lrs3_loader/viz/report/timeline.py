@@ -87,6 +87,10 @@ class RankTotals:
     num_frames: int
     busy_seconds: float
 
+    @property
+    def frames_per_second(self) -> float:
+        return self.num_frames / max(self.busy_seconds, 1e-9)
+
 
 @dataclass(frozen=True)
 class Timeline:
