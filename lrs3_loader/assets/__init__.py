@@ -1,1 +1,1 @@
-"""Model files: where they are, how they are fetched, whether they are sound."""
+"""Model files: find, download, convert and check them."""

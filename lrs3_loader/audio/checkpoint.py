@@ -1,4 +1,4 @@
-"""Speech encoder checkpoints: finding them on disk or on the Hugging Face hub, loading them, naming them exactly.
+"""Speech encoder checkpoints: find them on disk or on the Hugging Face hub, load them, and identify them by hash.
 
 A hub name is looked up in the local cache first and on the network only when something is missing there, so that a run
 resumed later, or on a machine without network, uses the weights it began with. Whatever the source, everything is then
@@ -8,22 +8,27 @@ loaded from one folder, and the folder's own files are hashed.
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import HubertConfig, HubertModel, PretrainedConfig, PreTrainedModel, Wav2Vec2Model, WavLMModel
+from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from lrs3_loader.audio.model_folder import (
+    PREPROCESSOR_FILES,
+    WEIGHT_FILES,
+    find_weights,
+    parts_of_index,
+    read_settings,
+)
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
@@ -32,65 +37,44 @@ logger = logging.getLogger(__name__)
 
 DEMO_MODEL = "demo"
 DEMO_SEED = 1013
-RECEPTIVE_FIELD = 400  # samples one row looks at
+RECEPTIVE_FIELD = 400  # samples that one row depends on
 
-MODEL_CLASSES: dict[str, Any] = {
-    "hubert": HubertModel,
-    "wavlm": WavLMModel,
-    "wav2vec2": Wav2Vec2Model,
-}
-PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
-#: In the order in which transformers prefers them; an index names the pieces of a checkpoint that was split.
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
-#: What reading a truncated, altered or foreign file raises: json, pickle, safetensors, and transformers on top of them.
-DAMAGE = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    RuntimeError,
-    RecursionError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
-#: The vector that replaces masked inputs in training: never used here, and left out of some checkpoints.
+MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
+#: What transformers raises for a truncated or foreign file (a ``RuntimeError`` for tensors of another shape, a
+#: ``RecursionError``, which is one, for deeply nested JSON).
+DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
+#: The vector that replaces masked inputs during training. It is not used here, and some checkpoints lack it.
 UNUSED_WEIGHTS = frozenset({"masked_spec_embed"})
 
 
 @dataclass(frozen=True)
 class SpeechCheckpoint:
-    """A loaded encoder and where it came from."""
+    """A loaded speech encoder and its origin."""
 
     model: PreTrainedModel  # float32, on the CPU, in eval mode
     name: str  # as given by the user
     sha256: str  # of the weight file; see ``_sha256_of_files``
-    normalize: bool  # whether it was trained on sound of zero mean and unit variance
+    normalize: bool  # trained on audio normalised to zero mean and unit variance
     untrained: bool = False
 
 
 def load_checkpoint(name: str) -> SpeechCheckpoint:
-    """A speech encoder by Hugging Face name, by folder, or ``demo``.
+    """Load a speech encoder.
+
+    Args:
+        name: a name on the Hugging Face hub, a folder, or ``demo``.
 
     Raises:
-        RunError: it cannot be found or fetched, is damaged or incomplete, or is no encoder of the wav2vec 2.0 family
-            with one row for every 320 samples at 16 kHz.
+        RunError: the encoder cannot be found or downloaded, is damaged or incomplete, or does not belong to the
+            wav2vec 2.0 family with one row for every 320 samples at 16 kHz.
     """
     if name == DEMO_MODEL:
         return demo_checkpoint()
     folder = Path(name).expanduser()
     if not folder.is_dir():
         folder = _fetch(name)
-    if not (folder / "config.json").is_file():
-        raise RunError(f"{folder} is no Hugging Face model folder: it has no config.json (pass `--hubert FOLDER`)")
     try:
-        files = _weight_files(folder)
+        files = find_weights(folder)
         model = _load_model(name, folder)
         return SpeechCheckpoint(model, name, _sha256_of_files(files), _expects_normalized_audio(folder))
     except DAMAGE as error:
@@ -101,7 +85,7 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
 
 
 def demo_checkpoint() -> SpeechCheckpoint:
-    """A small HuBERT of fixed random weights: shapes and plumbing are right, what it says about speech is not."""
+    """Build a small HuBERT with fixed random weights: its outputs have the right shapes but carry no information."""
     config = HubertConfig(
         hidden_size=64,
         num_hidden_layers=3,
@@ -120,7 +104,7 @@ def demo_checkpoint() -> SpeechCheckpoint:
 
 
 def _fetch(name: str) -> Path:
-    """Folder of the hub's copy of a checkpoint: from the cache when whole there, else downloaded into it."""
+    """Return the cached folder of a checkpoint on the hub, downloading the files that are missing from the cache."""
     try:
         try:
             return _hub_folder(name, cached_only=True)
@@ -140,8 +124,8 @@ def _hub_folder(name: str, *, cached_only: bool) -> Path:
     _fetch_first_of(name, PREPROCESSOR_FILES, cached_only=cached_only, required=cached_only)
     first = _fetch_first_of(name, WEIGHT_FILES, cached_only=cached_only, required=True)
     if first is not None and first.suffix == ".json":
-        for piece in _index_pieces(first):
-            hf_hub_download(name, piece, local_files_only=cached_only)
+        for part in parts_of_index(first):
+            hf_hub_download(name, part, local_files_only=cached_only)
     return folder
 
 
@@ -156,41 +140,28 @@ def _fetch_first_of(name: str, files: tuple[str, ...], *, cached_only: bool, req
     return None
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The weight files that transformers will load from a folder."""
-    for file in WEIGHT_FILES:
-        path = folder / file
-        if path.is_file():
-            return [folder / piece for piece in _index_pieces(path)] if path.suffix == ".json" else [path]
-    raise RunError(f"{folder} holds no weights of a speech encoder (looked for {', '.join(WEIGHT_FILES)})")
-
-
-def _index_pieces(index: Path) -> list[str]:
-    return sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-
-
 def _load_model(name: str, folder: Path) -> PreTrainedModel:
-    """The encoder in a folder, without its training heads, in float32 on the CPU."""
-    settings, _ = PretrainedConfig.get_config_dict(folder)
-    model_class = MODEL_CLASSES.get(settings.get("model_type", ""))
-    if model_class is None:
+    """Load the encoder in a folder, without its training heads, in float32 on the CPU."""
+    settings = read_settings(folder / "config.json")
+    if settings.get("model_type") not in MODEL_TYPES:
         raise RunError(
-            f"{name} is of type {settings.get('model_type')!r}; "
-            f"speech encoders known here are {', '.join(MODEL_CLASSES)}"
+            f"{name} is of type {settings.get('model_type')!r}; supported speech encoders are {', '.join(MODEL_TYPES)}"
         )
-    config = model_class.config_class.from_pretrained(folder)
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     _check_geometry(name, config)
     with _quiet_transformers():
-        model, report = model_class.from_pretrained(folder, config=config, output_loading_info=True)
+        model, report = AutoModel.from_pretrained(
+            folder, config=config, trust_remote_code=False, output_loading_info=True
+        )
     missing = sorted(set(report["missing_keys"]) - UNUSED_WEIGHTS)
     if missing:
-        # transformers would go on with random numbers in their place
+        # transformers would use random numbers in their place
         raise RunError(f"the weights in {folder} lack {len(missing)} tensors of {name}, such as {missing[0]}")
     return model.float().eval()
 
 
 def _check_geometry(name: str, config: PretrainedConfig) -> None:
-    """Raise ``RunError`` unless rows come every 320 samples and look at 400."""
+    """Raise ``RunError`` unless the encoder gives a row every 320 samples, each from a window of 400."""
     hop, field = 1, 1
     for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
         field += (kernel - 1) * hop
@@ -208,18 +179,18 @@ def _expects_normalized_audio(folder: Path) -> bool:
     for file in PREPROCESSOR_FILES:
         path = folder / file
         if path.is_file():
-            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings = read_settings(path)
             settings = settings.get("feature_extractor", settings)
             rate = settings.get("sampling_rate", SAMPLE_RATE)
             if rate != SAMPLE_RATE:
-                raise RunError(f"{path} asks for sound at {rate} Hz; encoders for {SAMPLE_RATE} Hz are supported")
+                raise RunError(f"{path} asks for audio at {rate} Hz; encoders for {SAMPLE_RATE} Hz are supported")
             return bool(settings.get("do_normalize", True))
-    logger.warning("%s has no preprocessor_config.json: its sound is taken to be normalised", folder)
+    logger.warning("%s has no preprocessor_config.json: its audio is assumed to be normalised", folder)
     return True
 
 
 def _sha256_of_files(files: list[Path]) -> str:
-    """sha256 of the one weight file; of the lines ``<sha256>  <name>`` where the weights come in several."""
+    """Return the sha256 of a single weight file, or that of the lines ``<sha256>  <name>`` of several."""
     digests = [file_sha256(path) for path in files]
     if len(digests) == 1:
         return digests[0]
@@ -228,7 +199,7 @@ def _sha256_of_files(files: list[Path]) -> str:
 
 
 def _sha256_of_weights(model: PreTrainedModel) -> str:
-    """sha256 over all tensors in order of their names: name, dtype, shape, bytes."""
+    """Return the sha256 over the name, dtype, shape and bytes of all tensors, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
@@ -238,7 +209,7 @@ def _sha256_of_weights(model: PreTrainedModel) -> str:
 
 @contextmanager
 def _quiet_transformers() -> Iterator[None]:
-    """No loading bars and no report on unused training heads; errors are raised all the same."""
+    """Suppress progress bars and reports of unused training heads while a model loads."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,7 +1,7 @@
 """Pitch by Praat's autocorrelation method, one value every 20 ms.
 
-Praat itself does the work, through parselmouth: P. Boersma, "Accurate short-term analysis of the fundamental frequency
-and the harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17 (1993). Needs nothing of torch, so that it can
+Computed by Praat itself, through parselmouth: P. Boersma, "Accurate short-term analysis of the fundamental frequency
+and the harmonics-to-noise ratio of a sampled sound", IFA Proceedings 17 (1993). Does not import torch, so that it can
 run in the decode processes.
 """
 
@@ -16,29 +16,29 @@ TIME_STEP_SECONDS = HOP_LENGTH / SAMPLE_RATE
 PITCH_FLOOR_HZ = 80.0
 PITCH_CEILING_HZ = 750.0
 VOICING_THRESHOLD = 0.6
-MAX_ROWS_APART = 8  # more than this between Praat's rows and those asked for is a wrong length, not an edge effect
+MAX_ROWS_APART = 8  # a larger difference between Praat's rows and those requested is a wrong length, not an edge effect
 
-#: Praat analyses windows of three periods of the pitch floor and refuses sound shorter than one window.
+#: Praat analyses windows of three periods of the pitch floor and refuses audio shorter than one window.
 MIN_SAMPLES = round(3 / PITCH_FLOOR_HZ * SAMPLE_RATE)  # 600
 
 
 def f0_praat(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
-    """Pitch of one clip, cut or edge-padded to ``num_rows``.
+    """Compute the pitch of one clip, cut or edge-padded to ``num_rows``.
 
     Row i is centred at (i + 1) * 20 ms: for ``640 T`` samples Praat gives ``2 T - 1`` rows, so ``num_rows = 2 T``
-    repeats the last one. GeneFace appends one hop of zeros to the sound before and cuts the extra row after; that
-    leaves the times and windows of the rows kept as they are.
+    repeats the last one. GeneFace appends one hop of zeros to the audio and cuts the extra row afterwards, which gives
+    the remaining rows the same times and windows.
 
     Args:
         waveform: [n] float, mono, 16 kHz, finite.
-        num_rows: rows wanted, within 8 of what Praat gives.
+        num_rows: requested number of rows, within 8 of what Praat gives.
 
     Returns:
         f0_hz: [num_rows] f32, Hz, 80 to 750, 0 = unvoiced.
-        num_true_rows: rows Praat gave; 0 where the sound is too short to analyse (under 600 samples: all rows are 0).
+        num_true_rows: rows that Praat gave; 0 for audio too short to analyse (under 600 samples), whose rows are all 0.
 
     Raises:
-        ValueError: the waveform is not one-dimensional, or ``num_rows`` does not belong to its length.
+        ValueError: the waveform is not one-dimensional, or ``num_rows`` does not match its length.
     """
     if waveform.ndim != 1:
         raise ValueError(f"waveform must be [n], got shape {waveform.shape}")
@@ -57,7 +57,7 @@ def f0_praat(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
 
 
 def _pitch_hz(waveform: np.ndarray) -> np.ndarray:
-    """Praat's pitch candidates of least cost, [rows] f64, 0 = unvoiced."""
+    """Return Praat's pitch path of least cost, [rows] f64, 0 = unvoiced."""
     sound = parselmouth.Sound(waveform.astype(np.float64), sampling_frequency=SAMPLE_RATE)
     pitch = sound.to_pitch_ac(
         time_step=TIME_STEP_SECONDS,

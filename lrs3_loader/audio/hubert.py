@@ -1,11 +1,11 @@
 """Speech features from a self-supervised encoder: HuBERT, WavLM or wav2vec 2.0, batched over clips.
 
-One row every 320 samples from windows of 400: ``n`` samples give ``(n - 80) // 320`` rows, so a clip of ``640 T``
-samples has ``2 T - 1``; the last is repeated to make ``2 T``.
+The encoder gives one row every 320 samples, from a window of 400: ``n`` samples give ``(n - 80) // 320`` rows, so a
+clip of ``640 T`` samples has ``2 T - 1``. The last row is repeated to make ``2 T``.
 
-What GeneFace computes, and ``chunking="reference"`` reproduces: the whole utterance is brought to zero mean and unit
-variance, then cut into chunks of 320080 samples (20 s and the 80 that complete the last window) every 320000, each of
-which the encoder sees by itself; their rows are joined.
+``chunking="reference"`` reproduces GeneFace: the whole utterance is normalised to zero mean and unit variance, then cut
+into chunks of 320080 samples (20 s and the 80 that complete the last window) every 320000. Each chunk is encoded by
+itself, and the rows of all chunks are joined.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ OVERLAP = RECEPTIVE_FIELD - HOP_LENGTH  # samples that neighbouring windows shar
 CHUNK_LENGTH = CHUNK_HOP + OVERLAP
 VARIANCE_FLOOR = 1e-7  # as in transformers' Wav2Vec2FeatureExtractor
 BATCH_SECONDS = {"cpu": 20.0, "cuda": 320.0}
-#: A batch takes no chunk shorter than this share of its longest: padding costs as much as speech.
+#: The shortest chunk of a batch has at least this share of the length of its longest: padding costs as much as speech.
 MIN_FILL = 0.85
 
 
 class SpeechEncoder:
-    """Sound of many clips -> one hidden layer of a speech encoder, 50 rows a second.
+    """Computes one hidden layer of a speech encoder for the audio of many clips: 50 rows per second.
 
-    Batching changes no row beyond rounding (under 1e-4 in float32): an encoder whose convolutions normalise over time
-    (``feat_extract_norm = "group"``) only ever sees sounds of equal length together, all others are padded and masked.
-    The same call gives the same bits.
+    Batching changes no row beyond rounding (under 1e-4 in float32). Waveforms of different lengths are padded and
+    masked, except for encoders whose convolutions normalise over time (``feat_extract_norm = "group"``): there, only
+    waveforms of equal length share a batch. Results are deterministic.
     """
 
     def __init__(self, checkpoint: SpeechCheckpoint, config: SpeechConfig, device: torch.device | str) -> None:
-        """Take over a loaded checkpoint: its layers above ``config.layer`` are dropped.
+        """Use a loaded checkpoint, whose layers above ``config.layer`` are dropped.
 
         Raises:
             ValueError: ``config.layer`` is out of range.
@@ -60,27 +60,27 @@ class SpeechEncoder:
         self._batch_samples = int(seconds * SAMPLE_RATE)
         self._min_fill = MIN_FILL if _is_padding_safe(checkpoint.model) else 1.0
         model: Any = _cut_above(checkpoint.model, self.layer)
-        if self.device.type == "cpu":  # how a GPU's grouped convolutions like it has not been measured
+        if self.device.type == "cpu":  # not measured on a GPU
             model = _with_channels_last(model)
         self._model = model.to(self.device, self.dtype)
 
     @classmethod
     def load(cls, config: SpeechConfig, device: torch.device | str) -> SpeechEncoder:
-        """The encoder that ``config.model`` names.
+        """Load the encoder that ``config.model`` names.
 
         Raises:
-            RunError: it cannot be found, fetched or read (see ``load_checkpoint``).
+            RunError: it cannot be found, downloaded or read (see ``load_checkpoint``).
             ValueError: ``config.layer`` is out of range.
         """
         return cls(load_checkpoint(config.model), config, device)
 
     @property
     def width(self) -> int:
-        """D, numbers in a row."""
+        """The width D of a row."""
         return int(self._model.config.hidden_size)
 
     def description(self) -> dict[str, Any]:
-        """What made the rows, for the metadata of samples and runs (plain JSON values)."""
+        """Describe the encoder and its settings in JSON values, for the metadata of samples and runs."""
         return {
             "model": self._checkpoint.name,
             "type": self._model.config.model_type,
@@ -96,7 +96,7 @@ class SpeechEncoder:
 
     @torch.inference_mode()
     def __call__(self, waveforms: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-        """Rows of each clip.
+        """Encode the audio of each clip.
 
         Args:
             waveforms: per clip [640 T_i] f32, mono, 16 kHz; on any device.
@@ -114,28 +114,28 @@ class SpeechEncoder:
                 raise ValueError(
                     f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
                 )
-            sound = waveform.to(self.device, torch.float32)
+            waveform = waveform.to(self.device, torch.float32)
             if self._checkpoint.normalize:
-                sound = normalize_waveform(sound)
+                waveform = normalize_waveform(waveform)
             first = len(chunks)
-            chunks += [sound[bounds] for bounds in chunk_bounds(len(sound), self._chunking)]
+            chunks += [waveform[bounds] for bounds in chunk_bounds(len(waveform), self._chunking)]
             chunks_of_clip.append(range(first, len(chunks)))
         rows = self._encode(chunks)
         return [_repeat_last_row([rows[i] for i in indices]) for indices in chunks_of_clip]
 
     def count_padding(self, lengths: Sequence[int]) -> dict[str, int]:
-        """What sounds of these lengths (samples) make of batches: samples in all, and slots, padding included."""
+        """Count samples, without and with padding, in the batches that waveforms of these lengths form."""
         chunks = [bounds.stop - bounds.start for length in lengths for bounds in chunk_bounds(length, self._chunking)]
         batches = batch_by_length(chunks, self._batch_samples, min_fill=self._min_fill)
         slots = sum(len(batch) * chunks[batch[0]] for batch in batches)
         return {"sound_samples": sum(chunks), "sound_slots": slots}
 
     def _encode(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Normalised sounds [n_i] -> [(n_i - 80) // 320, D] f32 each, by way of batches."""
+        """Encode normalised waveforms [n_i] in batches; returns [(n_i - 80) // 320, D] f32 for each."""
         rows: dict[int, torch.Tensor] = {}
         lengths = [len(chunk) for chunk in chunks]
         with _exact_arithmetic(), warnings.catch_warnings():
-            # WavLM gives torch a padding mask of bools beside a position bias of floats
+            # WavLM gives torch a boolean padding mask together with a position bias of floats
             warnings.filterwarnings("ignore", message="Support for mismatched key_padding_mask and attn_mask")
             for batch in batch_by_length(lengths, self._batch_samples, min_fill=self._min_fill):
                 parts = split_on_oom(self._forward, [chunks[i] for i in batch])
@@ -144,7 +144,7 @@ class SpeechEncoder:
         return [rows[i] for i in range(len(chunks))]
 
     def _forward(self, chunks: list[torch.Tensor]) -> torch.Tensor:
-        """One batch through the network, longest chunk first: [B, rows of the longest, D]."""
+        """Run the network on one batch, longest chunk first; returns [B, rows of the longest, D]."""
         lengths = torch.tensor([len(chunk) for chunk in chunks])
         padded = nn.utils.rnn.pad_sequence(chunks, batch_first=True)
         mask = None
@@ -153,34 +153,44 @@ class SpeechEncoder:
         return self._model(padded.to(self.dtype), attention_mask=mask).last_hidden_state
 
 
-def normalize_waveform(sound: torch.Tensor) -> torch.Tensor:
-    """(x - mean) / sqrt(variance + 1e-7) over the whole utterance [n]; silence stays 0."""
-    centred = sound - sound.mean()
+def normalize_waveform(waveform: torch.Tensor) -> torch.Tensor:
+    """Return (x - mean) / sqrt(variance + 1e-7) over a whole utterance [n]; silence stays 0."""
+    centred = waveform - waveform.mean()
     return centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()
 
 
 def num_rows(num_samples: int) -> int:
-    """Rows the encoder gives for so many samples."""
+    """Return the number of rows that the encoder gives for a number of samples."""
     return max(0, (num_samples - OVERLAP) // HOP_LENGTH)
 
 
 def chunk_bounds(num_samples: int, chunking: str) -> list[slice]:
-    """Stretches of an utterance that the encoder sees one at a time.
+    """Return the chunks of an utterance that are encoded separately.
 
-    ``whole``: one. ``reference``: 320080 samples every 320000; a tail too short for a row is left out. Either way the
-    rows of all stretches add up to those of the whole.
+    Args:
+        num_samples: length of the utterance.
+        chunking: ``whole`` for a single chunk; ``reference`` for 320080 samples every 320000, without a tail that is
+            too short for a row.
+
+    Returns:
+        Slices whose rows add up to the rows of the whole utterance.
     """
     if chunking == "whole":
         return [slice(0, num_samples)]
     starts = range(0, num_samples, CHUNK_HOP)
     bounds = [slice(start, min(start + CHUNK_LENGTH, num_samples)) for start in starts]
-    return [stretch for stretch in bounds if stretch.stop - stretch.start >= RECEPTIVE_FIELD]
+    return [chunk for chunk in bounds if chunk.stop - chunk.start >= RECEPTIVE_FIELD]
 
 
 def resolve_layer(layer: int | None, num_layers: int) -> int:
-    """Number of transformer layers to run: 0 the encoder's input, ``num_layers`` the last hidden state.
+    """Return the number of transformer layers to run, from 0 (the input of the first) to ``num_layers`` (all of them).
 
-    Negative numbers count from the end as in Python (-1 or None: the last hidden state).
+    Args:
+        layer: index of a hidden state; negative numbers count from the end, and None is the last.
+        num_layers: number of layers of the encoder.
+
+    Raises:
+        ValueError: there is no such layer.
     """
     index = num_layers if layer is None else layer + num_layers + 1 if layer < 0 else layer
     if not 0 <= index <= num_layers:
@@ -195,19 +205,19 @@ def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
 
 
 def _is_padding_safe(model: PreTrainedModel) -> bool:
-    """Whether masked padding leaves the other rows alone.
+    """Return whether masked padding leaves the rows of the waveform unchanged.
 
-    Not so where convolutions are normalised over time, nor where a batch norm turns masked zeros into something else
-    just before the positional convolution, which at the end of a single sound sees true zeros.
+    It does not where convolutions are normalised over time, or where a batch norm makes masked zeros nonzero before the
+    positional convolution, which pads an unpadded waveform with true zeros.
     """
     config = model.config
     return config.feat_extract_norm == "layer" and not getattr(config, "conv_pos_batch_norm", False)
 
 
 def _cut_above(model: PreTrainedModel, layer: int) -> PreTrainedModel:
-    """The same encoder ending after ``layer`` transformer layers, as hidden states are numbered in transformers.
+    """Drop the transformer layers above ``layer``, numbered as the hidden states of transformers.
 
-    With "stable" layer norm the network's last step is a layer norm that belongs to the last hidden state only.
+    With "stable" layer norm the network ends in a layer norm that belongs to the last hidden state only.
     """
     encoder: Any = model.encoder
     if layer < len(encoder.layers):
@@ -216,15 +226,15 @@ def _cut_above(model: PreTrainedModel, layer: int) -> PreTrainedModel:
             encoder.layer_norm = nn.Identity()
     positional = encoder.pos_conv_embed.conv
     if parametrize.is_parametrized(positional):
-        # the weight norm, otherwise computed anew in every call, and in low precision
+        # Otherwise the weight norm is computed again in every call, and in low precision.
         parametrize.remove_parametrizations(positional, "weight")
     return model
 
 
 class _ChannelsLastConv1d(nn.Module):
-    """A Conv1d whose output [B, C, L] lies in memory as [B, L, C], where torch's own would copy its input to [B, C, L].
+    """A Conv1d whose output [B, C, L] is stored as [B, L, C], without the copy of the input that torch's own makes.
 
-    The layer norms and projections between these convolutions read [B, L, C]: nothing is turned around any more.
+    The layer norms and projections between these convolutions read [B, L, C], so that nothing is transposed.
     """
 
     def __init__(self, conv: nn.Conv1d) -> None:
@@ -236,7 +246,7 @@ class _ChannelsLastConv1d(nn.Module):
         self.padding, self.dilation = (0, *conv.padding), (1, *conv.dilation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[B, C, L] -> [B, C', L']."""
+        """Convolve [B, C, L] to [B, C', L']."""
         wide = x[:, :, None]
         return nn.functional.conv2d(
             wide, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
@@ -244,7 +254,7 @@ class _ChannelsLastConv1d(nn.Module):
 
 
 def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
-    """The same encoder; on a CPU a tenth faster in bfloat16 where a layer norm follows each convolution."""
+    """Replace convolutions by channels-last ones: on a CPU in bfloat16, the encoder takes a tenth less time."""
     modules: Any = model
     layers = [modules.encoder.pos_conv_embed]
     if model.config.feat_extract_norm == "layer":  # a group norm reads [B, C, L]
@@ -260,7 +270,7 @@ def _repeat_last_row(parts: list[torch.Tensor]) -> torch.Tensor:
 
 @contextmanager
 def _exact_arithmetic() -> Iterator[None]:
-    """float32 means float32 (no TF32), and convolution algorithms are chosen the same way each time."""
+    """Compute in float32 without TF32, with deterministic convolution algorithms."""
     precision = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:

@@ -1,9 +1,9 @@
 """Mel spectrograms of many clips at once, on any device.
 
 Rows are taken every 320 samples from windows of 512, without centring, so a clip of ``640 T`` samples has ``2 T - 1``
-of them; the last is repeated to make ``2 T``. Clips are laid end to end rather than padded: a clip is a whole number of
-hops long, so the windows of all clips fall on one grid, and the one window in ``2 T`` that straddles two clips is
-exactly the row that is replaced.
+of them; the last is repeated to make ``2 T``. Clips are concatenated rather than padded: a clip is a whole number of
+hops long, so the windows of all clips fall on one grid, and the one window in ``2 T`` that spans two clips is exactly
+the row that is replaced.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ NUM_MELS = 80
 MIN_HZ = 80.0
 MAX_HZ = 7600.0
 FLOOR = 1e-6  # amplitude below which the logarithm is cut off
-#: Rows transformed at a time. On a CPU what fits its cache; elsewhere 5.5 minutes, which bounds memory to 270 MB.
+#: Rows transformed at a time: on a CPU, as many as fit its cache; elsewhere 5.5 minutes, which limits memory to 270 MB.
 BLOCK_ROWS = {"cpu": 1024}
 BLOCK_ROWS_ELSEWHERE = 16_384
 
 
 class MelSpectrogram(nn.Module):
-    """log10 of the mel-weighted amplitude spectrum, librosa's definition (Slaney scale and normalisation).
+    """Computes log10 of the mel-weighted amplitude spectrum as librosa defines it (Slaney scale and normalisation).
 
         mel[t, m] = log10(max(1e-6, sum_k basis[m, k] |sum_n hann[n] x[320 t + n] exp(-2 pi i k n / 512)|))
 
-    Fourier transforms run in float64: far from a loud tone the spectrum lies below the rounding noise of a float32
-    transform, where a logarithm would show nothing but that noise.
+    Fourier transforms run in float64: far from a loud tone, the spectrum is below the rounding noise of a float32
+    transform, and the logarithm would show that noise.
     """
 
     window: torch.Tensor
@@ -48,7 +48,7 @@ class MelSpectrogram(nn.Module):
 
     @torch.inference_mode()
     def forward(self, waveforms: Sequence[torch.Tensor] | torch.Tensor) -> list[torch.Tensor]:
-        """Mel rows of each clip.
+        """Compute the mel rows of each clip.
 
         Args:
             waveforms: per clip [640 T_i] f32, mono, 16 kHz (or one tensor [B, 640 T]); on any device.
@@ -68,8 +68,8 @@ class MelSpectrogram(nn.Module):
                 )
         device = self.window.device
         tail = torch.zeros(N_FFT - HOP_LENGTH, device=device)
-        sound = torch.cat([waveform.to(device, torch.float32) for waveform in waveforms] + [tail])
-        windows = sound.unfold(0, N_FFT, HOP_LENGTH)  # [rows of all clips, 512], a view
+        samples = torch.cat([waveform.to(device, torch.float32) for waveform in waveforms] + [tail])
+        windows = samples.unfold(0, N_FFT, HOP_LENGTH)  # [rows of all clips, 512], a view
         size = BLOCK_ROWS.get(device.type, BLOCK_ROWS_ELSEWHERE)
         rows = torch.cat([self._log_mel(block) for block in windows.split(size)])
         clips = rows.split([len(waveform) // HOP_LENGTH for waveform in waveforms])
@@ -78,15 +78,15 @@ class MelSpectrogram(nn.Module):
         return list(clips)
 
     def _log_mel(self, windows: torch.Tensor) -> torch.Tensor:
-        """[rows, 512] samples -> [rows, 80] log10 amplitude."""
+        """Transform windows [rows, 512] of samples to [rows, 80] log10 amplitude."""
         spectrum = torch.fft.rfft(windows.double() * self.window).abs().float()
         return (spectrum @ self.basis.T).clamp_min(FLOOR).log10()
 
 
 def slaney_mel_basis() -> np.ndarray:
-    """Triangular filters [80, 257] f64, each of unit area in Hz.
+    """Return triangular filters [80, 257] f64, each of unit area in Hz.
 
-    Corners lie evenly on Slaney's mel scale (Auditory Toolbox, 1998), the one librosa uses by default.
+    Their corners are evenly spaced on Slaney's mel scale (Auditory Toolbox, 1998), the default of librosa.
     """
     bins_hz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
     corners_hz = _mel_to_hz(np.linspace(_hz_to_mel(MIN_HZ), _hz_to_mel(MAX_HZ), NUM_MELS + 2))

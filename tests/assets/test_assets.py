@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from lrs3_loader.assets import download as download_module
+from lrs3_loader.assets import locate
 from lrs3_loader.assets.check import check_assets, format_table, is_complete
 from lrs3_loader.assets.download import UnreachableError, WheelMember, download, download_wheel, extract_wheel
 from lrs3_loader.assets.locate import HUBERT, ICT_ARCHIVE, Assets, Catalogue, cache_folder
@@ -309,7 +310,7 @@ def test_downloads_that_fail_leave_nothing(server: Served, tmp_path: Path) -> No
 
 
 def test_a_silent_server_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(download_module, "_SILENCE_SECONDS", 0.2)
+    monkeypatch.setattr(download_module, "_TIMEOUT_SECONDS", 0.2)
     with http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler) as silent:  # never answers
         url = f"http://127.0.0.1:{silent.server_address[1]}/x"
         with pytest.raises(UnreachableError, match="timed out"):
@@ -371,6 +372,17 @@ def test_ict_from_a_folder_notices_a_changed_mesh(tmp_path: Path, converted: lis
     assets = Assets(tmp_path, catalogue=CATALOGUE)
     first = assets.face_model_path("ict")
     (folder / "a.obj").write_text("v 0 0 1\n")
+    assert assets.face_model_path("ict") != first
+    assert len(converted) == 2
+
+
+def test_another_version_of_the_converter_converts_again(
+    tmp_path: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ICT_ARCHIVE).write_bytes(b"one")
+    assets = Assets(tmp_path, catalogue=CATALOGUE)
+    first = assets.face_model_path("ict")
+    monkeypatch.setattr(locate, "ICT_CONVERTER_VERSION", locate.ICT_CONVERTER_VERSION + 1)
     assert assets.face_model_path("ict") != first
     assert len(converted) == 2
 
@@ -481,7 +493,7 @@ def test_check_accepts_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("epoch_20.pth", "unknown"),
     ]
     assert not is_complete(rows)
-    assert "lacks config.json or weights" in format_table(rows)
+    assert "holds no weights of a speech encoder" in format_table(rows)
     (snapshot / "model.safetensors").write_bytes(b"x")
     rows = check_assets(Assets(tmp_path, catalogue=CATALOGUE), face_model="demo", speech="me/encoder")
     assert is_complete(rows)
