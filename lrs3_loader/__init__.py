@@ -12,7 +12,7 @@ __all__ = ["ShardStream"]
 
 
 def __getattr__(name: str) -> Any:
-    """``ShardStream`` is imported when it is asked for: it needs torch, which takes seconds."""
+    """Import ``ShardStream`` on first use, because it needs torch, which takes seconds."""
     if name == "ShardStream":
         from lrs3_loader.stream import ShardStream
 

@@ -1,7 +1,7 @@
-"""What can go wrong, by who has to know about it.
+"""Exceptions for expected failures.
 
-A ``ClipError`` costs one clip: it is recorded as a reject and the run goes on. A ``RunError`` is something the
-user has to put right: it ends the run with one clear message. Anything else is a bug and is let through.
+A ``ClipError`` concerns one clip, which is recorded as a reject while the run goes on. A ``RunError`` is a problem that
+the user has to fix; it ends the run with one clear message. Any other exception is a bug.
 """
 
 from __future__ import annotations
@@ -10,17 +10,17 @@ from typing import ClassVar
 
 
 class RunError(Exception):
-    """The run cannot go on: the message says what is wrong, where, and what to do."""
+    """The run cannot continue. The message says what is wrong, where, and what to do."""
 
 
 class ClipError(Exception):
-    """One clip cannot be extracted. ``reason`` is the word it is counted under."""
+    """A clip cannot be extracted. Rejects are counted by ``reason``."""
 
     reason: ClassVar[str]
 
 
 class UnreadableError(ClipError):
-    """The file is missing, empty, damaged, or no media file at all."""
+    """The file is missing, empty, damaged, or not a media file."""
 
     reason = "unreadable"
 
@@ -32,55 +32,55 @@ class NoVideoError(ClipError):
 
 
 class NoAudioError(ClipError):
-    """The file has no sound track."""
+    """The file has no audio track."""
 
     reason = "no_sound"
 
 
 class TooShortError(ClipError):
-    """Fewer frames than the configured minimum."""
+    """The clip has fewer frames than the configured minimum."""
 
     reason = "too_short"
 
 
 class TooLargeError(ClipError):
-    """More frames or larger pictures than the configured maximum."""
+    """The clip has more or larger frames than the configured maximum, or does not fit into memory."""
 
     reason = "too_large"
 
 
 class LengthMismatchError(ClipError):
-    """Sound and picture differ in length by more than the declared bound."""
+    """Audio and video differ in length by more than the configured maximum."""
 
     reason = "length_mismatch"
 
 
 class BadTranscriptError(ClipError):
-    """The transcript is there but cannot be read as one."""
+    """The transcript file is damaged or has another format."""
 
     reason = "bad_transcript"
 
 
 class DecoderHungError(ClipError):
-    """The decoder gave nothing within the deadline."""
+    """The decoder made no progress within the deadline."""
 
     reason = "decoder_hung"
 
 
 class DecoderCrashedError(ClipError):
-    """The worker process died while it decoded this clip."""
+    """The worker process died while it decoded the clip."""
 
     reason = "decoder_crashed"
 
 
 class NoFaceError(ClipError):
-    """Too few frames in which a face was found."""
+    """A face was found in too few frames."""
 
     reason = "no_face"
 
 
 class PoorFitError(ClipError):
-    """The face model does not reach the landmarks within the configured bound."""
+    """The face model fits the landmarks worse than the configured maximum."""
 
     reason = "poor_fit"
 

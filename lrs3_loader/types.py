@@ -1,9 +1,9 @@
-"""The payload on each arrow of the pipeline, and the one length contract they share.
+"""Payloads that the stages of the pipeline exchange, and the length contract that they share.
 
-Shape letters used throughout: B frames of a batch, T frames of a clip at 25 fps, H x W source pixels,
+Shape letters: B frames of a batch, T frames of a clip at 25 fps, H x W source pixels,
 L landmarks, V vertices, I identity modes, E expression modes, D width of the speech encoder.
 
-Length contract: a clip has T video frames at 25 fps, exactly ``640 T`` samples of sound at 16 kHz, and exactly
+Length contract: a clip has T video frames at 25 fps, exactly ``640 T`` audio samples at 16 kHz, and exactly
 ``2 T`` rows of every 50 Hz feature (mel, F0, HuBERT).
 """
 
@@ -48,17 +48,17 @@ def _show(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Clip:
-    """One video file, or a stretch of one, with its sound and optional transcript.
+    """A video file, or a part of one, with its audio and optional transcript.
 
-    Paths are relative to the corpus root (POSIX separators), so that a corpus may be mounted anywhere.
+    Paths are relative to the corpus root, with POSIX separators, so that a corpus may be mounted anywhere.
     """
 
     key: str  # "<split>/<speaker>/<utterance>": exactly two slashes, no dots, unique in its corpus
     video_path: str
     num_bytes: int  # size of the video file
-    sound_path: str | None = None  # None: the sound track of the video file
+    sound_path: str | None = None  # None: the audio track of the video file
     transcript_path: str | None = None  # an LRS3 transcript
-    text: str | None = None  # what is said, where the corpus gives it without a transcript file
+    text: str | None = None  # the spoken text, if the corpus gives it without a transcript file
     start_seconds: float | None = None  # None: from the first frame
     end_seconds: float | None = None  # None: to the last frame
 
@@ -81,7 +81,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Shard:
-    """A fixed, ordered list of clips of one split: the unit of work, of publishing and of resuming."""
+    """A fixed, ordered list of clips of one split: the unit in which a run is computed, published and resumed."""
 
     name: str  # "<split>-<number, six digits>"
     clips: tuple[Clip, ...]
@@ -89,7 +89,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Transcript:
-    """An LRS3 transcript file, whole."""
+    """The contents of an LRS3 transcript file."""
 
     text: str
     conf: int | None
@@ -102,27 +102,27 @@ class Transcript:
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """What the file itself held, before anything was resampled, aligned or cut."""
+    """Properties of a media file before resampling, alignment and cutting."""
 
     frames_per_second: float  # average over the frames used
     num_frames: int
-    height: int  # of a frame as it is shown
+    height: int  # of a frame as shown, after rotation
     width: int
     sample_rate: int
     num_channels: int
     num_samples: int  # decoded samples at the source's rate
-    sound_offset_seconds: float  # first sound sample minus first video frame; positive: the sound starts later
-    num_missing_samples: int  # samples at 16 kHz that had to be filled with zeros
-    num_excess_samples: int  # samples at 16 kHz beyond the last frame that were cut
+    sound_offset_seconds: float  # time of first audio sample minus first video frame; positive: audio starts later
+    num_missing_samples: int  # samples at 16 kHz that were filled with zeros
+    num_excess_samples: int  # samples at 16 kHz after the last frame that were cut
 
 
 @dataclass(frozen=True)
 class ClipHead:
-    """What belongs to a clip as a whole; travels with its first chunk of frames."""
+    """The data of a clip that are not per frame; part of its first chunk."""
 
     waveform: torch.Tensor  # [640 T] f32, mono, 16 kHz, nominally in [-1, 1]; starts at the first video frame
     f0_hz: torch.Tensor  # [2 T] f32, Hz, 0 = unvoiced; the last true row repeated
-    num_f0_rows: int  # rows Praat gave, before repeating or cutting
+    num_f0_rows: int  # number of rows from Praat, before repeating or cutting
     source: SourceInfo
     transcript: Transcript | None = None
 
@@ -131,14 +131,14 @@ class ClipHead:
 
 @dataclass(frozen=True)
 class DecodedChunk:
-    """Consecutive frames ``start .. start + n`` of one clip, small enough to pass between processes.
+    """Consecutive frames ``start .. start + n`` of a clip, small enough to pass between processes.
 
-    Chunks of one clip arrive in order and without gaps; almost every clip is one chunk.
+    Chunks of a clip arrive in order and without gaps; almost every clip is one chunk.
     """
 
     clip: Clip
     num_frames: int  # T of the whole clip
-    start: int  # index of the first frame here
+    start: int  # index of the first frame of this chunk
     frames: torch.Tensor  # [n, H, W, 3] u8, RGB, the source's own size
     head: ClipHead | None  # present exactly when start == 0
 
@@ -151,7 +151,7 @@ class DecodedChunk:
         if self.start + len(frames) > self.num_frames:
             raise ValueError(f"chunk {self.start}+{len(frames)} passes the clip's {self.num_frames} frames")
         if (self.head is not None) != (self.start == 0):
-            raise ValueError("exactly the first chunk of a clip carries its head")
+            raise ValueError("exactly the first chunk of a clip must have its head")
         if self.head is not None:
             want = (self.num_frames * SAMPLES_PER_FRAME, self.num_frames * ROWS_PER_FRAME)
             got = (self.head.waveform.numel(), self.head.f0_hz.numel())
@@ -169,18 +169,18 @@ class DecodedChunk:
 
 @dataclass(frozen=True)
 class Reject:
-    """A clip that could not be extracted, and why."""
+    """A clip that could not be extracted, and the reason."""
 
     clip: Clip
     reason: str  # a ClipError.reason
-    message: str  # one printable line: names of files may hold anything
+    message: str  # one printable line: file names may contain any characters
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "message", printable(self.message))
 
 
 def printable(text: str) -> str:
-    """``text`` with line breaks, control characters and bytes that are no UTF-8 spelled out: ``\\n``."""
+    """Escape line breaks, control characters and bytes that are not UTF-8, as in ``\\n``."""
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
@@ -188,7 +188,7 @@ def printable(text: str) -> str:
 
 @dataclass(frozen=True)
 class FieldSpec:
-    """One array of a sample: how it is shaped and what it means."""
+    """Shape, type, unit and meaning of an array of a sample."""
 
     shape: tuple[str | int, ...]  # letters as in the module docstring; "2T" is twice T
     dtype: str
@@ -222,7 +222,7 @@ FIELDS: dict[str, FieldSpec] = {
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """Everything extracted from one clip: the arrays named in ``FIELDS`` and what is known about them."""
+    """The features of one clip: arrays as described in ``FIELDS``, and metadata."""
 
     clip: Clip
     num_frames: int  # T
@@ -237,7 +237,7 @@ class ClipFeatures:
 
 
 def check_field(name: str, array: np.ndarray, num_frames: int) -> None:
-    """Raise ``ValueError`` where an array breaks the contract of its field (shape, dtype, finiteness)."""
+    """Raise ``ValueError`` if an array violates the contract of its field (shape, dtype, finite values)."""
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
     spec = FIELDS[name]

@@ -1,1 +1,1 @@
-"""Files on disk -> clips, sorted by key -> shards."""
+"""Finds the clips of a corpus, sorted by key, and divides them into shards."""

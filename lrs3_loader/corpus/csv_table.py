@@ -1,7 +1,7 @@
-"""A corpus given as a csv file: one row a clip, so several clips may be stretches of one video.
+"""Reads a corpus from a csv file with one row per clip. Several clips may be parts of one video.
 
-Columns, in any order, others ignored: ``path`` (relative to the folder of the csv file, or absolute), and where
-known ``split``, ``speaker``, ``start`` and ``end`` (seconds within the video) and ``text``.
+The columns, in any order: ``path`` (relative to the folder of the csv file, or absolute), and optionally ``split``,
+``speaker``, ``start`` and ``end`` (seconds within the video) and ``text``. Others are ignored.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ class _Row:
 
 
 def read_clip_table(path: Location) -> list[Found]:
-    """The clips that a csv file lists.
+    """Read the clips that a csv file lists.
 
-    Without a ``split`` the split is ``all``; without a ``speaker`` it is the first folder of the path, below the
-    folder of the csv file (where a path leads out of that: below the folder that all paths share). The utterance
-    is the rest of the path, with start and end in milliseconds where they are given.
+    The default for ``split`` is ``all``, and for ``speaker`` the first folder of the path below the folder of the csv
+    file (or, if a path leads out of that, below the folder that all paths share). The utterance is the rest of the
+    path, with start and end in milliseconds if given.
 
     Raises:
         RunError: the file cannot be read as UTF-8 csv, has no ``path`` column, a row is malformed (the message names
-            the line), or none of the files it lists exists.
+            the line), or none of the listed files exists.
     """
     if isinstance(path, Url):
         rows, known_sizes = _read_remote(path)
@@ -49,7 +49,7 @@ def read_clip_table(path: Location) -> list[Found]:
         root = path.parent
     if not rows:
         raise RunError(f"{path} lists no clips")
-    # Names come from normalised paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
+    # Names come from normalized paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
     absolute = [os.path.normpath(os.path.abspath(root / row.path)) for row in rows]
     base = os.path.commonpath([os.path.abspath(root), *absolute])
     if base != os.path.abspath(root):
@@ -88,7 +88,7 @@ def _found(row: _Row, below_base: str, num_bytes: int) -> Found:
 
 
 def _read_remote(path: Url) -> tuple[list[_Row], dict[str, int]]:
-    """The rows of a table on object storage, paths made plain, and the bytes of every file below its folder."""
+    """Read a table on object storage: its rows with normalized paths, and the sizes of all files below its folder."""
     root, _, name = path.rpartition("/")
     store = RemoteStore(Url(root))
     with store.local_copy(name) as folder:

@@ -1,7 +1,7 @@
-"""What is where in a corpus: one pass over the tree, and the rules that turn paths into names.
+"""Lists the files of a corpus in one pass, and derives the names of clips from their paths.
 
-A layout is a function ``FileTree -> list[Found]``. Each rule answers three questions about a video file: its split,
-its speaker, and what the utterance is called; the corpus module makes keys of the answers.
+A layout is a function ``FileTree -> list[Found]`` that gives each video file a split, a speaker and the name of the
+utterance; ``corpus.scan`` makes keys of these.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpe
 SOUND_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
 TRANSCRIPT_SUFFIX = ".txt"
 
-#: Folder names that are taken for splits where a layout does not prescribe them.
+#: Folder names that are recognized as splits in layouts that do not prescribe them.
 SPLIT_NAMES = frozenset(
     ["pretrain", "trainval", "train", "training", "val", "valid", "validation", "dev", "test", "testing", "main"]
 )
-NO_NAME = "all"  # the split or speaker of clips whose path tells none
+NO_NAME = "all"  # the split or speaker of clips whose path does not contain one
 
 _VOXCELEB_SPEAKER = re.compile(r"id\d{5}")
 _VOXCELEB_VIDEO_FOLDERS = frozenset({"mp4", "video"})
@@ -33,7 +33,7 @@ _VOXCELEB_SOUND_FOLDERS = frozenset({"aac", "m4a", "wav", "flac", "mp3", "audio"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A clip before its key is made: names as they stand in the corpus, paths relative to its root."""
+    """A clip that has no key yet: names as they are in the corpus, paths relative to its root."""
 
     split: str
     speaker: str
@@ -54,7 +54,7 @@ class Found:
 
 @dataclass(frozen=True)
 class FileTree:
-    """All files below a folder that may belong to a clip; paths are relative to it, with POSIX separators."""
+    """All files below a folder that may belong to clips, by relative path with POSIX separators."""
 
     videos: dict[str, int]  # path -> bytes
     sounds: tuple[str, ...]
@@ -62,10 +62,9 @@ class FileTree:
 
 
 def read_tree(root: Path) -> FileTree:
-    """List a corpus in one pass of ``os.scandir``; only video files are asked for their size.
+    """List a corpus on this machine in one pass, with the sizes of video files only.
 
-    Hidden files and folders are passed over. A link to nowhere counts as a video of 0 bytes, so that it becomes a
-    reject rather than vanishing.
+    Hidden files and folders are skipped. A broken link counts as a video of 0 bytes, so that it becomes a reject.
 
     Raises:
         RunError: ``root`` is not a folder, or a folder below it cannot be listed.
@@ -85,10 +84,10 @@ def read_tree(root: Path) -> FileTree:
 
 
 def list_tree(root: Url) -> FileTree:
-    """The same of a corpus on object storage: one listing, sizes included.
+    """List a corpus on object storage.
 
     Raises:
-        RunError: it cannot be reached.
+        RunError: the storage cannot be reached.
     """
     files = RemoteStore(root).tree()
     kinds = {path: _suffix(path.rpartition("/")[2]) for path in files}
@@ -100,7 +99,7 @@ def list_tree(root: Url) -> FileTree:
 
 
 def file_size(file: os.PathLike[str]) -> int:
-    """Bytes of a file, 0 when it is not there: such a clip is rejected when it is decoded."""
+    """Return the size of a file in bytes. It is 0 for a missing file, whose clip is rejected when it is decoded."""
     try:
         return os.stat(file).st_size
     except OSError:
@@ -108,10 +107,10 @@ def file_size(file: os.PathLike[str]) -> int:
 
 
 def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Every file below ``root`` with its relative path; each real folder once, however many links lead to it.
+    """Yield every file below ``root`` with its relative path, visiting each folder once even if links lead to it.
 
-    Linked folders wait until all real ones are done and then come in sorted order. So the tree seen does not depend
-    on the order in which the file system lists it, and loops end.
+    Linked folders follow after all real ones, in sorted order. So the result does not depend on the order in which the
+    file system lists entries, and loops end.
     """
     seen: set[tuple[int, int]] = set()
     folders, links = [""], list[str]()
@@ -138,7 +137,9 @@ def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
 
 
 def guess_layout(tree: FileTree) -> str:
-    """Which layout a tree is in: ``voxceleb2``, ``lrs3``, or else ``folder``."""
+    """Guess the layout of a tree: ``voxceleb2`` by its ``id00012`` or ``mp4`` folders; ``lrs3`` if all videos lie at
+    the third level, with transcripts or below folders named as splits; otherwise ``folder``.
+    """
     if any(_is_voxceleb2(path.split("/")) for path in tree.videos):
         return "voxceleb2"
     if tree.videos and all(path.count("/") == 2 for path in tree.videos):
@@ -154,7 +155,7 @@ def _is_voxceleb2(parts: list[str]) -> bool:
 
 
 def lrs3(tree: FileTree) -> list[Found]:
-    """``<split>/<speaker>/<utterance>.mp4``, transcripts beside the videos. LRS2 has the same shape."""
+    """Find clips at ``<split>/<speaker>/<utterance>.mp4`` with transcripts next to them, as in LRS3 and LRS2."""
     found = []
     for path, num_bytes in tree.videos.items():
         parts = path.split("/")
@@ -174,9 +175,9 @@ def lrs3(tree: FileTree) -> list[Found]:
 
 
 def voxceleb2(tree: FileTree) -> list[Found]:
-    """``[<split>/][mp4/]<speaker>/<video>/<utterance>.mp4``; sound in ``[<split>/]aac/...`` under the same names.
+    """Find clips at ``[<split>/][mp4/]<speaker>/<video>/<utterance>.mp4``, with audio in ``[<split>/]aac/...``.
 
-    The published videos carry no sound track: each is paired with the sound file of equal split, speaker, video and
+    The published videos have no audio track: each is paired with the audio file of equal split, speaker, video and
     utterance. Without a split folder the split is ``all``.
     """
     sounds: dict[tuple[str, ...], str] = {}
@@ -195,7 +196,7 @@ def voxceleb2(tree: FileTree) -> list[Found]:
 
 
 def _voxceleb2_names(path: str, kind_folders: frozenset[str]) -> tuple[str, str, str, str] | None:
-    """(split, speaker, video, utterance) of a path, or nothing when it is not shaped like one."""
+    """Return (split, speaker, video, utterance) of a path, or None if it does not have this form."""
     *prefix, speaker, video, file = ["", "", *path.split("/")]
     prefix = [part for part in prefix if part]
     if prefix and prefix[-1] in kind_folders:
@@ -206,11 +207,11 @@ def _voxceleb2_names(path: str, kind_folders: frozenset[str]) -> tuple[str, str,
 
 
 def folder(tree: FileTree) -> list[Found]:
-    """Any tree: the first folder is the speaker, and what is below it the utterance (joined by ``_``).
+    """Find clips in any tree: the first folder is the speaker, the rest of the path the utterance (joined by ``_``).
 
-    Where every video lies below a folder with the name of a split (``train``, ``val``, ``test``...), that level is
-    the split; otherwise the split is ``all``. Videos outside any folder have the speaker ``all``: nothing tells who
-    they show, so such clips cannot be kept apart by speaker. A csv file can say more.
+    If every video lies below a folder with the name of a split (``train``, ``val``, ``test``...), that level is the
+    split; otherwise the split is ``all``. Videos outside of any folder have the speaker ``all``; a csv file can tell
+    their speakers.
     """
     has_splits = all("/" in path and path.split("/")[0] in SPLIT_NAMES for path in tree.videos)
     found = []
@@ -222,7 +223,7 @@ def folder(tree: FileTree) -> list[Found]:
 
 
 def names_from_path(path: str) -> tuple[str, str]:
-    """(speaker, utterance) of a relative path: its first folder, and the rest joined by ``_``."""
+    """Return (speaker, utterance) of a relative path: its first folder, and the rest joined by ``_``."""
     *folders, file = PurePosixPath(path).parts
     speaker, *below = folders or [NO_NAME]
     return speaker, "_".join([*below, _stem(file)])
@@ -233,7 +234,7 @@ def _stem(file: str) -> str:
 
 
 def _suffix(file: str) -> str:
-    """``.mp4`` for ``clip.MP4``, ``.`` and all for a name without a dot; several times faster than ``os.path``'s."""
+    """Return the lowercase suffix, such as ``.mp4`` of ``clip.MP4``. Several times faster than ``os.path.splitext``."""
     return "." + file.rpartition(".")[2].lower()
 
 

@@ -1,9 +1,7 @@
-"""Clips -> shards. Which clips make up a shard depends on the corpus and two numbers, never on the machine.
+"""Divides clips into shards, which depend on the corpus and two settings, but never on the machine.
 
-Lengths are estimated, not measured: to open 150,000 files takes minutes on a disk and hours on a network, while their
-sizes came with the listing. Bytes per frame are calibrated on a few headers of the same corpus. An estimate is
-enough, since nothing but the size of a shard follows from it: one that holds a fifth more frames than asked for is
-a fifth more work, and no clip is treated differently for it.
+Lengths are estimated from file sizes, with bytes per frame calibrated on a few headers of the same corpus: opening
+150,000 files takes minutes on a disk and hours on a network. Only the sizes of shards depend on these estimates.
 """
 
 from __future__ import annotations
@@ -25,16 +23,18 @@ from lrs3_loader.types import FRAMES_PER_SECOND, Clip, Shard
 logger = logging.getLogger(__name__)
 
 NUM_PROBES = 64
-#: Used where no header can be read: 224x224 H.264 with its sound takes 900 to 1300 bytes (measured on nine clips).
+#: Used if no header can be read: 224x224 H.264 with audio takes 900 to 1300 bytes per frame (measured on nine clips).
 DEFAULT_BYTES_PER_FRAME = 1_100
 _PROBE_DEADLINE_SECONDS = 10.0
 
 
 def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Location) -> tuple[Shard, ...]:
-    """Cut each split into shards of about ``config.shard_frames`` frames and at most ``config.shard_clips`` clips.
+    """Divide each split into shards of about ``config.shard_frames`` frames and at most ``config.shard_clips`` clips.
 
-    ``clips`` must be sorted by key, as ``scan_corpus`` gives them; they keep that order. A clip longer than a shard
-    has one to itself. Shards are named ``<split>-000000`` and so on.
+    A clip longer than a shard gets one to itself. Shards are named ``<split>-000000`` and so on.
+
+    Args:
+        clips: sorted by key, as ``scan_corpus`` returns them; this order is kept.
 
     Raises:
         ValueError: the clips are not sorted by key, or one key occurs twice.
@@ -51,10 +51,9 @@ def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Location) 
 
 
 def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
-    """Bytes of video file per 25 fps frame: the median over at most ``NUM_PROBES`` clips, evenly spaced.
+    """Estimate the bytes of a video file per 25 fps frame, as the median over ``NUM_PROBES`` evenly spaced clips.
 
-    The median, so that a damaged header that promises hours counts no more than any other. Files that cannot be
-    read are passed over; ``DEFAULT_BYTES_PER_FRAME`` if none can.
+    Unreadable files are skipped. If all are, the result is ``DEFAULT_BYTES_PER_FRAME``.
     """
     step = max(1, -(-len(clips) // NUM_PROBES))
     ratios = []
@@ -65,15 +64,15 @@ def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
                 ratios.append(clip.num_bytes / probe_frames(folder / clip.video_path))
         except UnreadableError as error:
             logger.debug("not used to estimate lengths: %s", error)
-    # Whole bytes: the plan must not hang on the last bits of a quotient.
+    # Rounded, so that the plan does not depend on the last bits of a quotient.
     return max(1, round(statistics.median(ratios))) if ratios else DEFAULT_BYTES_PER_FRAME
 
 
 def probe_frames(path: Path) -> float:
-    """Length of the video track in 25 fps frames, as the container's header tells it.
+    """Return the length of the video track in 25 fps frames, according to the container's header.
 
     Raises:
-        UnreadableError: no such file, not a video, or a header without a length.
+        UnreadableError: the file is missing, not a video, or its header states no length.
     """
     try:
         with open_input(path, timeout_seconds=_PROBE_DEADLINE_SECONDS) as container:
@@ -87,12 +86,12 @@ def probe_frames(path: Path) -> float:
     except (av.FFmpegError, OSError) as error:
         raise UnreadableError(f"{path}: {error}") from error
     if seconds <= 0:
-        raise UnreadableError(f"{path}: the header tells no length")
+        raise UnreadableError(f"{path}: the header states no length")
     return seconds * FRAMES_PER_SECOND
 
 
 def estimate_frames(clip: Clip, bytes_per_frame: int) -> float:
-    """About how many 25 fps frames a clip has: by its start and end where given, otherwise by the file's size."""
+    """Estimate the number of 25 fps frames of a clip from its start and end if given, otherwise from its file size."""
     start = clip.start_seconds or 0.0
     if clip.end_seconds is not None:
         return (clip.end_seconds - start) * FRAMES_PER_SECOND

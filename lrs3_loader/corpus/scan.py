@@ -1,4 +1,4 @@
-"""A corpus on disk -> its clips, sorted by key.
+"""Finds the clips of a corpus and gives them keys.
 
 | layout | example | key |
 |---|---|---|
@@ -7,8 +7,8 @@
 | folder | ``anna/day1/take 3.mp4`` | ``all/anna/day1_take_3`` |
 | csv | ``clips.csv``: columns path, split, speaker, start, end, text | ``split/speaker/path_start_end`` |
 
-Which clips there are, their keys and their order depend on the names in the tree alone, never on the order in which
-the file system lists them.
+The clips, their keys and their order depend only on the names in the tree, never on the order in which the file system
+lists them.
 """
 
 from __future__ import annotations
@@ -28,12 +28,6 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Url
 from lrs3_loader.types import Clip
 
-__all__ = [
-    "corpus_root",
-    "detect_layout",
-    "scan_corpus",
-]
-
 logger = logging.getLogger(__name__)
 
 _TREE_LAYOUTS: dict[str, Callable[[FileTree], list[Found]]] = {
@@ -42,24 +36,24 @@ _TREE_LAYOUTS: dict[str, Callable[[FileTree], list[Found]]] = {
     "folder": layouts.folder,
 }
 _EXAMPLES = {
-    "lrs3": "<split>/<speaker>/<utterance>.mp4 with .txt beside, such as pretrain/0Fi83BHQsMA/00002.mp4",
+    "lrs3": "<split>/<speaker>/<utterance>.mp4 with .txt next to it, such as pretrain/0Fi83BHQsMA/00002.mp4",
     "voxceleb2": "[<split>/][mp4/]<speaker>/<video>/<utterance>.mp4, such as dev/mp4/id00012/21Uxsk56VDQ/00001.mp4",
     "folder": f"video files ({' '.join(layouts.VIDEO_SUFFIXES)}) at any depth",
-    "csv": "a .csv file with a column 'path' (and split, speaker, start, end, text where known)",
+    "csv": "a .csv file with a column 'path' (and optionally split, speaker, start, end, text)",
 }
 _MAX_LISTED = 20  # names listed in a message
 
 
 def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
-    """The clips chosen by ``config``, sorted by key.
+    """Find the clips that ``config`` selects, sorted by key.
 
-    Keys read ``split/speaker/utterance``; characters that a tar member or a WebDataset key cannot hold (dots,
+    Keys have the form ``split/speaker/utterance``; characters that a tar member or a WebDataset key cannot hold (dots,
     white space, slashes, quotes, brackets...) are replaced by ``_``. ``config.limit`` keeps the first clips of each
     split.
 
     Raises:
-        RunError: no corpus is given or found there, two files would get the same key, or a split or speaker that was
-            asked for does not exist.
+        RunError: no corpus is given or found, two files would get the same key, or a requested split or speaker does
+            not exist.
     """
     root = corpus_root(config)
     assert config.corpus is not None
@@ -69,23 +63,23 @@ def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
         tree = layouts.read_tree(root) if isinstance(root, Path) else layouts.list_tree(root)
         layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout
         found = _TREE_LAYOUTS[layout](tree)
-        _tell_left_out(tree, found, layout)
+        _warn_left_out(tree, found, layout)
     if not found:
         raise _nothing_found(config.corpus, layout if config.layout != "auto" else None)
     return _select(_name_clips(found), config)
 
 
 def corpus_root(config: CorpusConfig) -> Location:
-    """The folder or URL that the paths of the corpus's clips are relative to.
+    """Return the folder or URL that the paths of the clips are relative to.
 
     Raises:
-        RunError: no corpus is given, it does not exist, or it is a file where the layout needs a folder (or the
-            other way round).
+        RunError: no corpus is given, it does not exist, or it is a file although the layout needs a folder (or vice
+            versa).
     """
     path = config.corpus
     if path is None:
         raise RunError("no corpus given: name its folder or .csv file with --corpus")
-    if isinstance(path, Url):  # whether anything is there is seen when it is listed
+    if isinstance(path, Url):  # listing it shows whether it exists
         return Url(path.rpartition("/")[0]) if _is_table(path) else path
     if path.is_file():
         if path.suffix.lower() == ".csv" and config.layout in ("auto", "csv"):
@@ -102,25 +96,7 @@ def _is_table(path: Location) -> bool:
     return path.lower().endswith(".csv") if isinstance(path, Url) else path.is_file()
 
 
-def detect_layout(root: Path) -> str:
-    """The layout ``auto`` stands for: ``csv`` for a file, otherwise judged by the tree below ``root``.
-
-    VoxCeleb2 is known by its ``id00012`` folders or its ``mp4`` folder; LRS3 by videos at exactly the third level,
-    with transcripts beside them or below folders named as splits; anything else is ``folder``.
-
-    Raises:
-        RunError: there is no such corpus, or no video in it.
-    """
-    corpus_root(CorpusConfig(corpus=root))
-    if root.is_file():
-        return "csv"
-    tree = layouts.read_tree(root)
-    if not tree.videos:
-        raise _nothing_found(root, None)
-    return layouts.guess_layout(tree)
-
-
-def _tell_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
+def _warn_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
     left_out = sorted(set(tree.videos) - {item.video_path for item in found})
     if left_out and found:
         example = left_out[0]
@@ -134,7 +110,7 @@ def _nothing_found(path: Location, layout: str | None) -> RunError:
 
 
 def _name_clips(found: list[Found]) -> list[Clip]:
-    """Give each clip its key, sort, and refuse two of the same key."""
+    """Give each clip a key and sort them. Raises ``RunError`` if two have the same key."""
     by_key: dict[str, Found] = {}
     for item in found:
         key = "/".join(key_part(name) for name in (item.split, item.speaker, item.utterance))
@@ -150,9 +126,9 @@ _UNSAFE_ASCII = re.compile(r"[^A-Za-z0-9_+=@,~\-\x80-\U0010ffff]")
 
 
 def key_part(name: str) -> str:
-    """One part of a key: whatever a tar member, a shell or a WebDataset key trips over becomes ``_``.
+    """Make one part of a key, in which characters with a meaning in tar, shell or WebDataset are replaced by ``_``.
 
-    Kept are ASCII letters, digits and ``_+=@,~-``, and printable characters beyond ASCII.
+    ASCII letters, digits, ``_+=@,~-`` and printable characters beyond ASCII are kept.
     """
     name = _UNSAFE_ASCII.sub("_", name)
     if not name.isascii():

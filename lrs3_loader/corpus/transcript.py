@@ -1,4 +1,4 @@
-"""LRS3 transcript files (``.txt``), whole: what is said, where the face was, when each word was spoken.
+"""Reads LRS3 transcript files (``.txt``): text, face boxes, and the time of each word.
 
 The format, sections separated by blank lines::
 
@@ -12,7 +12,7 @@ The format, sections separated by blank lines::
     WORD START END ASDSCORE
     THE 0.00 0.68 4.2
 
-``Conf``, ``Ref`` and either table may be missing; LRS2 files, which have no FRAME table, read the same way.
+``Conf``, ``Ref`` and either table may be missing, such as the FRAME table in LRS2.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ import numpy as np
 from lrs3_loader.errors import BadTranscriptError
 from lrs3_loader.types import Transcript
 
-#: Two hours of 25 fps rows take about 6 MB; anything much larger is not a transcript of a clip.
+#: Two hours of rows at 25 fps take about 6 MB; a much larger file is not the transcript of a clip.
 MAX_BYTES = 8 * 2**20
-MAX_WORDS = 50_000  # four hours of fast speech; each costs far more memory than its line is long
+MAX_WORDS = 50_000  # four hours of fast speech; a word takes far more memory than its line in the file
 
 _FRAME_HEADER = ["FRAME", "X", "Y", "W", "H"]
 _WORD_HEADER = ["WORD", "START", "END", "ASDSCORE"]
@@ -36,14 +36,13 @@ _MAX_SHOWN = 60  # characters of an offending line that go into a message
 
 
 def read_transcript(path: Path) -> Transcript:
-    """Parse one LRS3 ``.txt`` file.
+    """Parse an LRS3 ``.txt`` file.
 
-    Blank lines, any mix of tabs and spaces, CRLF and a byte order mark are accepted; header lines
-    ``Name: value`` of other names are passed over.
+    Blank lines, tabs, CRLF and a byte order mark are accepted; header lines ``Name: value`` of other names are skipped.
 
     Raises:
-        BadTranscriptError: the file cannot be read, is larger than ``MAX_BYTES``, is not UTF-8, has no
-            ``Text:`` line, or has a line that does not belong in its section (the message names the line).
+        BadTranscriptError: the file cannot be read, is larger than ``MAX_BYTES``, is not UTF-8, has no ``Text:`` line,
+            or has a line that does not belong in its section (the message names the line).
     """
     parser = _Parser(path)
     for number, line in enumerate(_read_lines(path), start=1):
@@ -64,19 +63,19 @@ def _read_lines(path: Path) -> list[str]:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadTranscriptError(f"{path}: not UTF-8 text (byte {error.start})") from None
-    # str.splitlines() would also cut at U+2028 and its like, which may stand inside a text.
+    # str.splitlines() would also split at U+2028 and the like, which may be part of a text.
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
 class _Parser:
-    """The state between two lines: which section we are in, and what was gathered so far."""
+    """State of the parser between two lines: the current section, and the values read so far."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.number = 0  # of the line being fed, from 1
         self.feed = self._header
         self.header: dict[str, str] = {}
-        self.boxes = array("d")  # flat, 5 numbers a row: far smaller than a list of lists
+        self.boxes = array("d")  # flat, 5 numbers per row: far smaller than a list of lists
         self.words: list[tuple[str, float, float, float]] = []
 
     def finish(self) -> Transcript:
@@ -123,7 +122,7 @@ class _Parser:
             raise self._wrong(line, "expected WORD START END ASDSCORE")
 
     def _starts_table(self, line: str) -> bool:
-        """Move on to the section whose heading this line is; each table occurs once, frames first."""
+        """Enter the section whose heading this line is, if it is one. Each table occurs once, FRAME first."""
         fields = line.upper().split()
         if fields == _WORD_HEADER:
             self.feed = self._word_row

@@ -1,1 +1,1 @@
-"""Clips -> frames and sound, in worker processes."""
+"""Decoding of clips to frames and audio, in worker processes."""

@@ -1,8 +1,8 @@
-"""The sound of one clip: decoded, averaged to mono, laid on the timeline of the pictures, brought to 16 kHz.
+"""Reads the audio of one clip: decoded, averaged to mono, aligned with the video frames, resampled to 16 kHz.
 
-The timeline is FFmpeg's (``-af aresample=async=1:first_pts=0``, shifted to the first picture): sound goes where its
-timestamps say; encoder priming that FFmpeg drops is dropped; jumps of the timestamps become silence or a cut, and
-smaller unsteadiness is ignored, so that rounded timestamps leave no holes.
+The timeline is FFmpeg's (``-af aresample=async=1:first_pts=0``, shifted to the first video frame): audio is placed by
+its timestamps; encoder priming is dropped where FFmpeg drops it; jumps of the timestamps become silence or a cut, and
+smaller steps are ignored, so that rounded timestamps leave no holes.
 """
 
 from __future__ import annotations
@@ -23,25 +23,25 @@ from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableErro
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, shape_repr
 
 JUMP_SECONDS = Fraction(1, 10)  # smaller steps of the timestamps are ignored: libswresample's min_hard_comp
-PREROLL_SECONDS = 1  # decoded and thrown away after a seek, so that the decoder has settled
+PREROLL_SECONDS = 1  # decoded and discarded after a seek, until the decoder is in a steady state
 SAMPLE_RATES = range(4_000, 768_001)
-MAX_KERNEL = 4_000_000  # taps of torchaudio's resampling kernel; odder ratios of rates go through FFmpeg's resampler
+MAX_KERNEL = 4_000_000  # taps of torchaudio's resampling kernel; FFmpeg resamples rates that need more
 INTEGER_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
 
 
 @dataclass(frozen=True)
 class TimeRange:
-    """What is wanted of a sound track. Times are on the container's timeline."""
+    """The part of an audio track that belongs to a clip. Times are on the container's timeline."""
 
-    start_seconds: Fraction | None  # of the first frame wanted; None: the track's own beginning (a separate file)
-    skip_seconds: Fraction  # added to the start: where in the clip the stretch begins
+    start_seconds: Fraction | None  # of the first video frame; None: of the audio track itself (a separate file)
+    skip_seconds: Fraction  # added to the start: where in the file the clip begins
     num_frames: int  # T
-    open_end: bool  # the clip ends here: sound beyond it is excess
+    open_end: bool  # the clip lasts until the end of the file, so audio after it is excess
 
 
 @dataclass(frozen=True)
 class ClipAudio:
-    """Sound of a stretch, and what was found on the way."""
+    """The audio of a clip, and properties of its source."""
 
     waveform: torch.Tensor  # [640 T] f32, mono, 16 kHz
     sample_rate: int  # of the source
@@ -49,51 +49,51 @@ class ClipAudio:
     num_samples: int  # decoded, at the source's rate
     start_seconds: Fraction  # when the track begins on the container's timeline
     num_missing_samples: int  # filled with zeros, at 16 kHz
-    num_excess_samples: int  # beyond the last frame, at 16 kHz
+    num_excess_samples: int  # after the last frame, at 16 kHz
 
     __repr__ = shape_repr
 
 
-def read_audio(path: Path, name: str, time_range: TimeRange, max_gap_seconds: float) -> ClipAudio:
-    """Read exactly ``640 T`` samples at 16 kHz, starting when the first frame wanted is shown.
+def read_audio(path: Path, name: str, time_range: TimeRange, max_mismatch_seconds: float) -> ClipAudio:
+    """Read exactly ``640 T`` samples at 16 kHz, from the time at which the first frame is shown.
 
     Args:
-        name: what messages call the file.
-        max_gap_seconds: more silence to be filled in, or more sound beyond the last frame, is an error.
+        name: the name of the file in error messages.
+        max_mismatch_seconds: the most audio that may be missing (filled with zeros), or follow the last frame (cut).
 
     Raises:
-        NoAudioError: no sound track, or one without a sample.
-        LengthMismatchError: sound and pictures differ by more than ``max_gap_seconds``.
-        UnreadableError: see errors.py.
+        NoAudioError: the file has no audio track, or one without a sample.
+        LengthMismatchError: audio and video differ by more than ``max_mismatch_seconds``.
+        UnreadableError: the file is missing, damaged, or not a media file.
     """
     with open_container(path, name) as container:
         try:
-            placed = _place(container, name, time_range, Fraction(max_gap_seconds))
+            placed = _place(container, name, time_range, Fraction(max_mismatch_seconds))
         except av.error.FFmpegError as error:
-            raise UnreadableError(f"{name}: damaged sound ({error.strerror})") from error
+            raise UnreadableError(f"{name}: damaged audio ({error.strerror})") from error
     rate, wanted = placed.sample_rate, time_range.num_frames * SAMPLES_PER_FRAME
     missing = round(placed.num_missing * Fraction(SAMPLE_RATE, rate))
     excess = round(placed.num_excess * Fraction(SAMPLE_RATE, rate)) if time_range.open_end else 0
-    for samples, what in ((missing, "misses"), (excess, "exceeds the pictures by at least")):
-        if samples > max_gap_seconds * SAMPLE_RATE:
+    for samples, what in ((missing, "misses"), (excess, "exceeds the video by at least")):
+        if samples > max_mismatch_seconds * SAMPLE_RATE:
             seconds = time_range.num_frames / FRAMES_PER_SECOND
             raise LengthMismatchError(
-                f"{name}: the sound {what} {samples / SAMPLE_RATE:.3f} s where {seconds:.2f} s of pictures are shown "
-                f"(allowed: {max_gap_seconds:g} s)"
+                f"{name}: the audio {what} {samples / SAMPLE_RATE:.3f} s, with {seconds:.2f} s of video "
+                f"(allowed: {max_mismatch_seconds:g} s)"
             )
-    # One frame's time of sound on either side keeps the resampler's edges out of what is returned.
+    # One frame's time of audio on either side keeps the edge effects of the resampler out of the result.
     resampled = _to_16khz(torch.from_numpy(placed.samples), rate)
     waveform = torch.zeros(wanted)
     part = resampled[SAMPLES_PER_FRAME : SAMPLES_PER_FRAME + wanted]
     waveform[: len(part)] = part
     if not torch.isfinite(waveform).all():
-        raise UnreadableError(f"{name}: damaged sound: it holds values that are not finite")
+        raise UnreadableError(f"{name}: damaged audio: it holds values that are not finite")
     return ClipAudio(waveform, rate, placed.num_channels, placed.num_samples, placed.start_seconds, missing, excess)
 
 
 @dataclass
 class _Placed:
-    """Mono samples at the source's rate, from one frame before the stretch to one frame after."""
+    """Mono samples at the source's rate, from one video frame before the clip to one frame after it."""
 
     samples: np.ndarray  # [n] f32
     sample_rate: int
@@ -105,25 +105,25 @@ class _Placed:
 
 
 def _place(
-    container: av.container.InputContainer, name: str, time_range: TimeRange, max_gap_seconds: Fraction
+    container: av.container.InputContainer, name: str, time_range: TimeRange, max_mismatch_seconds: Fraction
 ) -> _Placed:
     """Decode no more than is needed and place it on the timeline of the range."""
     stream = container.streams.best("audio")
     if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
-        raise NoAudioError(f"{name}: no sound track")
+        raise NoAudioError(f"{name}: no audio track")
     frames = _frames(container, stream, name, time_range)
     first = next(frames, None)
     if first is None:
-        raise NoAudioError(f"{name}: the sound track holds no samples")
+        raise NoAudioError(f"{name}: the audio track holds no samples")
     rate, num_channels = first.frame.sample_rate, first.frame.layout.nb_channels
     if rate not in SAMPLE_RATES:
-        raise UnreadableError(f"{name}: sound of {rate} samples a second")
+        raise UnreadableError(f"{name}: audio of {rate} samples per second")
 
     origin = first.track_start if time_range.start_seconds is None else time_range.start_seconds
     origin += time_range.skip_seconds
     margin = -(-rate // FRAMES_PER_SECOND)
     length = -(-time_range.num_frames * rate // FRAMES_PER_SECOND)
-    limit = length + int(max_gap_seconds * rate) + margin + 1  # decoding further would tell nothing new
+    limit = length + int(max_mismatch_seconds * rate) + margin + 1  # decoding further would not change the result
     samples = np.zeros(margin + length + margin, dtype=np.float32)
     covered = np.zeros(length, dtype=bool)
     position: int | None = None
@@ -131,7 +131,7 @@ def _place(
     item: _Frame | None = first
     while item is not None and (position is None or position < limit):
         if (item.frame.sample_rate, item.frame.layout.nb_channels) != (rate, num_channels):
-            raise UnreadableError(f"{name}: sample rate or channels change in the middle of the sound")
+            raise UnreadableError(f"{name}: sample rate or channels change in the middle of the audio")
         block = mono(item.frame)
         num_samples += len(block)
         at = round((item.seconds - origin) * rate) if item.seconds is not None else position or 0
@@ -140,7 +140,7 @@ def _place(
         elif abs(at - position) > JUMP_SECONDS * rate:
             block = block[max(0, position - at) :]
             position = max(at, position)
-        _lay(samples, position + margin, block)
+        _place_block(samples, position + margin, block)
         covered[max(0, position) : max(0, position + len(block))] = True
         position += len(block)
         item = next(frames, None)
@@ -149,8 +149,8 @@ def _place(
     return _Placed(samples, rate, num_channels, num_samples, first.track_start, num_missing, max(0, position - length))
 
 
-def _lay(samples: np.ndarray, at: int, block: np.ndarray) -> None:
-    """Copy ``block`` to ``samples[at:]``, cutting what lies outside on either side."""
+def _place_block(samples: np.ndarray, at: int, block: np.ndarray) -> None:
+    """Copy ``block`` to ``samples[at:]``, except for what lies outside on either side."""
     first, last = max(0, at), min(len(samples), at + len(block))
     if first < last:
         samples[first:last] = block[first - at : last - at]
@@ -159,14 +159,14 @@ def _lay(samples: np.ndarray, at: int, block: np.ndarray) -> None:
 @dataclass
 class _Frame:
     frame: av.AudioFrame
-    seconds: Fraction | None  # on the container's timeline; None: right after the one before
+    seconds: Fraction | None  # on the container's timeline; None: right after its predecessor
     track_start: Fraction
 
 
 def _frames(
     container: av.container.InputContainer, stream: av.AudioStream, name: str, time_range: TimeRange
 ) -> Iterator[_Frame]:
-    """Decode the track, from shortly before the stretch on."""
+    """Decode the track, from shortly before the time range on."""
     time_base = Fraction(stream.time_base or 1)
     stream.codec_context.thread_count = 1
     track_start: Fraction | None = None
@@ -178,7 +178,7 @@ def _frames(
     for frame in container.decode(stream):
         assert isinstance(frame, av.AudioFrame)
         if frame.is_corrupt:
-            raise UnreadableError(f"{name}: damaged sound")
+            raise UnreadableError(f"{name}: damaged audio")
         seconds = None if frame.pts is None else frame.pts * Fraction(frame.time_base or time_base)
         if track_start is None:
             track_start = seconds or Fraction(0)
@@ -187,9 +187,10 @@ def _frames(
 
 
 def mono(frame: av.AudioFrame) -> np.ndarray:
-    """Average of the channels, [n] f32, full scale = 1.
+    """Average the channels of a frame to [n] f32, full scale = 1.
 
-    The libraries' own downmix keeps the power of uncorrelated channels, which makes identical ones 1.41 times too loud.
+    The downmix of the libraries preserves the power of uncorrelated channels, and so makes identical ones 1.41 times
+    too loud.
     """
     data = frame.to_ndarray()
     if not frame.format.is_planar:  # [1, n * channels]
@@ -202,7 +203,7 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
 
 
 def _to_16khz(samples: torch.Tensor, rate: int) -> torch.Tensor:
-    """[n] at ``rate`` -> [about n * 16000 / rate], the first sample staying where it was."""
+    """Resample [n] at ``rate`` Hz to [about n * 16000 / rate], with the first sample at the same time."""
     common = gcd(rate, SAMPLE_RATE)
     if (SAMPLE_RATE // common) * (rate // common) <= MAX_KERNEL:
         return resample(samples, rate, SAMPLE_RATE)

@@ -1,7 +1,7 @@
-"""Which chunk of which clip is asked for next, and which results may be handed on: no processes, no files.
+"""Order of requests to decode workers and of their results, without any processes or files.
 
-Clips are drawn one at a time. How many chunks a clip has is known once its first one has arrived; the others then go
-ahead of all further clips. Results are handed on in the clips' own order, however they arrive.
+Clips are drawn one at a time. The number of chunks of a clip is known once its first one has arrived; the others are
+then requested before any further clip. Results are passed on in the order of the clips, however they arrive.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from typing import Generic, TypeVar
 from lrs3_loader.types import Clip, DecodedChunk, Reject
 
 Tag = TypeVar("Tag")
-NOOP = 0  # the ticket number of a request for nothing
+NOOP = 0  # the ticket number of an empty request
 
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """Asks for the frames of a clip from ``start`` on, as many as fit one chunk."""
+    """A request for one chunk of a clip: as many frames from ``start`` on as fit."""
 
     clip: Clip
     start: int = 0
@@ -28,39 +28,38 @@ class ChunkRequest:
 
 @dataclass(eq=False)
 class Job(Generic[Tag]):
-    """One clip on its way: what has arrived of it, and what has been handed on."""
+    """A clip that is being decoded: the results that have arrived, and the position of the next one to pass on."""
 
     tag: Tag
     clip: Clip
     arrived: dict[int, DecodedChunk | Reject] = field(default_factory=dict)  # by first frame
-    next_start: int = 0  # the chunk to hand on next
+    next_start: int = 0  # first frame of the next chunk to pass on
 
 
 @dataclass(eq=False)
 class Ticket(Generic[Tag]):
-    """One request, from when it is known to when its result has arrived."""
+    """A request whose result has not arrived yet."""
 
     number: int
     job: Job[Tag]
     start: int
-    num_failures: int = 0  # of the workers that were on it
+    num_failures: int = 0  # times that a worker hung or died on it
 
 
 class ClipQueue(Generic[Tag]):
-    """Iterating gives requests (number, what); ``accept`` takes their results; ``ready`` hands them on.
+    """Yields numbered requests when iterated; ``accept`` takes their results, and ``ready`` yields these in order.
 
-    While requests are out whose results may lead to more, and nothing else is to be done, it gives requests for
-    nothing, ``(NOOP, None)``, since a DataLoader asks only when a result arrives. It ends when every clip is
-    complete.
+    A DataLoader asks for a request only when a result arrives. So while all clips have been requested, but further
+    chunks of them may follow, iteration yields empty requests ``(NOOP, None)``. It ends when every clip is complete.
     """
 
     def __init__(self, clips: Iterable[tuple[Tag, Clip]]) -> None:
-        self.in_flight: dict[int, Ticket[Tag]] = {}  # in the order they went out
+        self.in_flight: dict[int, Ticket[Tag]] = {}  # in the order of sending
         self._clips = iter(clips)
         self._exhausted = False
         self._numbers = itertools.count(NOOP + 1)
-        self._order: deque[Job[Tag]] = deque()  # clips drawn and not yet handed on whole
-        self._front: deque[Ticket[Tag]] = deque()  # to go out before the next clip is drawn
+        self._order: deque[Job[Tag]] = deque()  # clips drawn, but not yet passed on completely
+        self._front: deque[Ticket[Tag]] = deque()  # to be sent before the next clip is drawn
 
     @property
     def is_done(self) -> bool:
@@ -91,7 +90,7 @@ class ClipQueue(Generic[Tag]):
             self._front.append(Ticket(next(self._numbers), job, 0))
 
     def accept(self, number: int, result: DecodedChunk | Reject | None) -> bool:
-        """Take the result of a request. False where nothing waits for it: the clip was given up meanwhile."""
+        """Take the result of a request. Returns False if it is not wanted, as the clip has been rejected since."""
         ticket = self.in_flight.pop(number, None)
         if ticket is None or result is None:
             return False
@@ -106,7 +105,7 @@ class ClipQueue(Generic[Tag]):
         return True
 
     def _forget_after(self, last: Ticket[Tag]) -> None:
-        """Nothing that follows in a rejected clip is wanted any more."""
+        """Drop all later requests for a rejected clip."""
 
         def is_wanted(ticket: Ticket[Tag]) -> bool:
             return ticket.job is not last.job or ticket.start < last.start
@@ -115,12 +114,12 @@ class ClipQueue(Generic[Tag]):
         self.in_flight = {number: ticket for number, ticket in self.in_flight.items() if is_wanted(ticket)}
 
     def send_again(self) -> None:
-        """Everything that is out has been lost: it goes out again first, in the same order."""
+        """Queue all requests without a result again, first and in the same order, because their workers are gone."""
         self._front.extendleft(reversed(self.in_flight.values()))
         self.in_flight.clear()
 
     def ready(self) -> Iterator[tuple[Tag, DecodedChunk | Reject]]:
-        """Hand on what has arrived of the oldest clip, and of the next ones where it is complete."""
+        """Yield the results that have arrived, up to the first one missing in the order of the clips."""
         while self._order:
             job = self._order[0]
             result = job.arrived.pop(job.next_start, None)

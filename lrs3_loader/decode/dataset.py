@@ -1,7 +1,6 @@
-"""Clips -> frames and sound, in worker processes, in order, whatever becomes of a worker.
+"""Decodes single chunks of clips: ``ClipDataset``, which ``ClipLoader`` runs in worker processes.
 
-``ClipDataset`` decodes one chunk of one clip; ``ClipLoader`` drives it through a torch ``DataLoader``. An expected
-failure of a clip becomes a :class:`~lrs3_loader.types.Reject`; so does a clip whose worker hung or died.
+An expected failure of a clip becomes a :class:`~lrs3_loader.types.Reject`.
 """
 
 from __future__ import annotations
@@ -34,11 +33,11 @@ from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead,
 MIN_CHUNK_FRAMES = 128
 
 Pitch = Callable[[np.ndarray, int], tuple[np.ndarray, int]]
-"""(waveform [n] f32 at 16 kHz, rows wanted) -> (F0 in Hz [rows] f32, rows before fitting). A module-level function."""
+"""A module-level function (waveform [n] f32 at 16 kHz, wanted rows) -> (F0 in Hz [rows] f32, rows before fitting)."""
 
 
 def _no_beat() -> None:
-    """Nobody watches."""
+    """Do nothing: no process supervises the work."""
 
 
 class ClipDataset(Dataset[DecodedChunk | Reject]):
@@ -46,7 +45,7 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
 
     Args:
         root: folder or URL that the clips' paths are relative to.
-        pitch: computes the head's F0.
+        pitch: computes F0 for the head of each clip.
     """
 
     def __init__(self, root: Location, config: DecodeConfig, pitch: Pitch) -> None:
@@ -55,32 +54,34 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         self.config = config
         self.pitch = pitch
         self.beat: Callable[[], None] = _no_beat  # called between the steps of the work
-        self.allocate: Allocate = torch.empty  # makes what frames are decoded into
+        self.allocate: Allocate = torch.empty  # makes the tensors of frames
 
     def __getitem__(self, request: ChunkRequest) -> DecodedChunk | Reject:
-        """Decode one chunk. A ``ClipError`` becomes a Reject; any other exception is let through.
+        """Decode one chunk. A ``ClipError`` or a lack of memory becomes a Reject.
 
-        The clip's files are fetched first where they are not on this machine. When that fails, or when the corpus
-        has gone, it is no clip's fault: a ``RunError``.
+        The clip's files are fetched first if they are not on this machine.
+
+        Raises:
+            RunError: fetching fails, or the whole corpus has gone.
         """
         with self.files.local_copy(*_files_for(request), beat=self.beat) as root:
             try:
                 return self._decode(request, root)
             except ClipError as error:
                 self._check_there(request.clip)
-                # A corpus may be mounted anywhere: no message says where.
+                # A corpus may be mounted anywhere, so messages must not depend on that.
                 return Reject(request.clip, error.reason, str(error).replace(f"{root}{os.sep}", ""))
             except MemoryError:
                 message = f"{request.clip.video_path}: not enough memory to decode it"
                 return Reject(request.clip, TooLargeError.reason, message)
 
     def _check_there(self, clip: Clip) -> None:
-        """A clip without its video may be one of many: a disk that is not mounted any more leaves an empty folder."""
+        """Raise ``RunError`` if a video is missing because the disk of the corpus is no longer mounted."""
         root = self.files.root
         if isinstance(root, Path) and not os.path.lexists(root / clip.video_path) and _identity(root) != self._root:
             raise RunError(
                 f"{root} is not what it was when the run began, and {clip.video_path} is not in it: "
-                "mount it again, or put it back, then run the same command again"
+                "mount or restore it, then run the same command again"
             )
 
     def _decode(self, request: ChunkRequest, root: Path) -> DecodedChunk:
@@ -89,10 +90,10 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         self.beat()
         sources, skip = select_frames(track, clip, self.config)
         head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
-        picture_bytes = track.height * track.width * 3
-        size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // picture_bytes)
+        frame_bytes = track.height * track.width * 3
+        size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // frame_bytes)
         frames = read_frames(track, sources[request.start : request.start + size], self.allocate)
-        if head is not None:  # a file may ask to be shown on its side
+        if head is not None:  # a file may ask to be rotated
             shown = dataclasses.replace(head.source, height=frames.shape[1], width=frames.shape[2])
             head = dataclasses.replace(head, source=shown)
         return DecodedChunk(clip, len(sources), request.start, frames, head)
@@ -102,27 +103,27 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         name = clip.sound_path or clip.video_path
         start = None if clip.sound_path else track.start_seconds
         time_range = TimeRange(start, skip, len(sources), open_end=clip.end_seconds is None)
-        sound = read_audio(root / name, name, time_range, self.config.max_av_mismatch_seconds)
+        audio = read_audio(root / name, name, time_range, self.config.max_av_mismatch_seconds)
         self.beat()
-        f0_hz, num_f0_rows = self.pitch(sound.waveform.numpy(), ROWS_PER_FRAME * len(sources))
+        f0_hz, num_f0_rows = self.pitch(audio.waveform.numpy(), ROWS_PER_FRAME * len(sources))
         self.beat()
         source = SourceInfo(
             frames_per_second=_average_rate(track, sources),
             num_frames=len(track.pts),
             height=track.height,
             width=track.width,
-            sample_rate=sound.sample_rate,
-            num_channels=sound.num_channels,
-            num_samples=sound.num_samples,
-            sound_offset_seconds=float(sound.start_seconds - start) if start is not None else 0.0,
-            num_missing_samples=sound.num_missing_samples,
-            num_excess_samples=sound.num_excess_samples,
+            sample_rate=audio.sample_rate,
+            num_channels=audio.num_channels,
+            num_samples=audio.num_samples,
+            sound_offset_seconds=float(audio.start_seconds - start) if start is not None else 0.0,
+            num_missing_samples=audio.num_missing_samples,
+            num_excess_samples=audio.num_excess_samples,
         )
-        return ClipHead(sound.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
+        return ClipHead(audio.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
 
 
 def _identity(root: Location) -> tuple[int, int] | None:
-    """Which folder it is: device and inode. None where there is none, and for object storage."""
+    """Return device and inode of a folder; None if there is none, or on object storage."""
     if not isinstance(root, Path):
         return None
     try:
@@ -139,14 +140,14 @@ def _files_for(request: ChunkRequest) -> list[str]:
 
 
 def select_frames(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[np.ndarray, Fraction]:
-    """Which pictures a clip's frames show.
+    """Choose the source frames of a clip, resampled to 25 fps and cut at its start and end.
 
     Returns:
-        [T] indices of pictures, and the time (seconds after the first picture, a multiple of 1/25) of the first frame.
+        [T] indices of source frames, and the start of the clip: seconds after the first frame, a multiple of 1/25.
 
     Raises:
         TooShortError, TooLargeError: T is out of the configured range.
-        LengthMismatchError: the stretch ends well after the video does.
+        LengthMismatchError: the clip ends more than ``max_av_mismatch_seconds`` after its video.
     """
     whole = track.frame_indices_25fps()
     start = round((clip.start_seconds or 0) * FRAMES_PER_SECOND)
@@ -163,7 +164,7 @@ def select_frames(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[
 
 
 def _average_rate(track: VideoTrack, sources: np.ndarray) -> float:
-    """Source frames a second over the pictures used."""
+    """Return the average number of source frames per second in the range that is used."""
     first, last = int(sources[0]), int(sources[-1])
     end = track.end_pts if last + 1 == len(track.pts) else int(track.pts[last + 1])
     return float((last + 1 - first) / ((end - int(track.pts[first])) * track.time_base))

@@ -1,4 +1,4 @@
-"""Clips decoded in worker processes and handed on in order, whatever becomes of a worker."""
+"""Decodes clips in worker processes and yields them in order, even if workers hang or die."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from lrs3_loader.types import Clip, DecodedChunk, Reject
 logger = logging.getLogger(__name__)
 
 POLL_SECONDS = 1
-START_SECONDS = 300  # processes that neither work nor die for this long cannot be started here
+START_SECONDS = 300  # if processes neither work nor die for this long, they cannot be started here
 DYING_SECONDS = 10.0
-MAX_IDLE_DEATHS = 5  # in a row, of workers that were on no clip: something kills them that no clip explains
+MAX_IDLE_DEATHS = 5  # successive deaths of workers without a clip; more have a cause outside of the clips
 
 
 def import_ahead(pitch: Pitch, start_method: StartMethod = "forkserver") -> None:
-    """Have the process that workers come from import what they need, while this one does something else."""
+    """Start the fork server, which imports the modules that workers need while this process continues."""
     prepare_parent(start_method, [__name__, pitch.__module__])
 
 
 class _WatchedDataset(Dataset[tuple[int, torch.Tensor | None]]):
-    """What really runs in the workers: the dataset, with its work entered in the table and results packed."""
+    """Runs the dataset in a worker: marks its work in the table and puts results into shared memory."""
 
     def __init__(self, dataset: ClipDataset, table: WorkTable) -> None:
         self.dataset = dataset
@@ -58,7 +58,7 @@ class _WatchedDataset(Dataset[tuple[int, torch.Tensor | None]]):
         with self.table.working_on(info.id, number):
             try:
                 result: DecodedChunk | Reject | RunError = self.dataset[request]
-            except RunError as error:  # one line for the user, without this process's traceback
+            except RunError as error:  # raised by the parent, as one line without this process's traceback
                 result = error
             return number, to_shared_memory(result)
 
@@ -68,19 +68,19 @@ def _as_is(item: Any) -> Any:
 
 
 class ClipLoader(Generic[Tag]):
-    """Decodes clips in worker processes and yields their chunks in the clips' own order.
+    """Decodes clips in worker processes and yields their chunks in the order of the clips.
 
-    For any number of workers and any timing the same items come in the same order: all chunks of a clip one after
-    another, or one Reject (after a chunk or more, if the clip fails late). A worker that gives nothing for
-    ``workers.deadline_seconds``, or dies, is replaced; its clip is tried ``workers.attempts`` times.
+    The items and their order depend neither on the number of workers nor on timing: all chunks of a clip one after
+    another, or one Reject (after a chunk or more, if the clip fails late). A worker that dies or makes no progress for
+    ``workers.deadline_seconds`` is replaced; its clip is tried ``workers.attempts`` times.
 
     Args:
-        clips: pairs (tag, clip), drawn only as far as the workers' queues reach (``prefetch`` for each worker, and
-            those being decoded). It must not wait for items that this loader has still to yield.
+        clips: pairs (tag, clip), drawn only as far as the workers' queues reach (``prefetch`` per worker, and those
+            being decoded). It must not wait for items that this loader has yet to yield.
         root: folder or URL that the clips' paths are relative to.
-        workers: how many processes, and how long they are waited for.
+        workers: number of processes, and how long to wait for them.
         pitch: computes F0, see :data:`Pitch`.
-        prefetch: requests waiting at each worker.
+        prefetch: number of requests waiting at each worker.
         start_method: ``forkserver`` (a new worker takes a fraction of a second) or ``spawn``.
 
     Raises (while iterating):
@@ -118,11 +118,11 @@ class ClipLoader(Generic[Tag]):
         self.close()
 
     def stop(self) -> None:
-        """Have the iteration end early, within about a second; for other threads than the one that iterates."""
+        """End the iteration early, within about a second. May be called from any thread."""
         self._stopped.set()
 
     def close(self) -> None:
-        """End all workers at once."""
+        """End all workers immediately."""
         if self._pool is not None:
             self._pool.close()
         self._pool = self._results = None
@@ -139,7 +139,7 @@ class ClipLoader(Generic[Tag]):
         """Wait for one result, replacing the workers if one of them has failed."""
         if self._results is None:
             self._start()
-            if self._queue.is_done:  # there was no clip at all
+            if self._queue.is_done:  # no clips were given
                 return
         assert self._results is not None
         num_polls = 0
@@ -148,9 +148,9 @@ class ClipLoader(Generic[Tag]):
                 number, packed = next(self._results)
                 result = None if packed is None else from_shared_memory(packed)
             except (RuntimeError, OSError, EOFError) as error:
-                # DataLoader: "timed out", "worker exited unexpectedly"; others: the sender of a tensor has died.
+                # From DataLoader: "timed out", "worker exited unexpectedly"; otherwise the sender of a tensor has died.
                 timed_out = str(error).startswith("DataLoader timed out")
-                # One that is dying may take its time: its connection breaks before it has ended.
+                # A dying worker loses its connection some time before it has ended.
                 patience = 0.0 if timed_out else 1.0 if isinstance(error, RuntimeError) else DYING_SECONDS
                 if not self._replace_failed(patience):
                     if not timed_out:
@@ -169,7 +169,7 @@ class ClipLoader(Generic[Tag]):
         import_ahead(self._dataset.pitch, self._start_method)
         pool = self._pool = WorkerPool(self.workers.num_workers, self.workers.deadline_seconds, self._start_method)
         with warnings.catch_warnings():
-            # How many processes there should be is the user's to say.
+            # The user decides on the number of processes.
             warnings.filterwarnings("ignore", message="This DataLoader will create")
             self._results = self._connect(pool)
         pool.start_watching()
@@ -185,13 +185,13 @@ class ClipLoader(Generic[Tag]):
             multiprocessing_context=pool.context,
             worker_init_fn=pool.worker_init,
             timeout=POLL_SECONDS,
-            generator=torch.Generator(),  # else each start would draw from the global one
+            generator=torch.Generator(),  # otherwise each start would draw from the global one
         )
         with own_child_signals():
             return iter(loader)
 
     def _replace_failed(self, wait_seconds: float) -> bool:
-        """If a worker has died, settle what it was on and start all anew. False: none has."""
+        """If workers have died, count failures of their clips and end all workers. Returns whether any had died."""
         pool = self._pool
         assert pool is not None
         dead = pool.dead(wait_seconds)
@@ -204,10 +204,10 @@ class ClipLoader(Generic[Tag]):
                 raise RunError(f"a decode worker ran out of shared memory: {_shared_memory()}; give it more")
             killed_for = pool.hung.get(worker)
             if killed_for is not None and killed_for != number:
-                continue  # it got over that item just before it was killed, and what it is on now is not to blame
+                continue  # it finished that item just before it was killed: the present item is not the cause
             ticket = self._queue.in_flight.get(number)
             if ticket is not None:
-                self._settle(ticket, hung=killed_for is not None, exit_code=exit_code)
+                self._count_failure(ticket, hung=killed_for is not None, exit_code=exit_code)
             else:
                 self._idle_deaths += 1
                 logger.warning("a decode worker ended while it had no clip (exit code %s); replaced", exit_code)
@@ -217,8 +217,8 @@ class ClipLoader(Generic[Tag]):
         self._queue.send_again()
         return True
 
-    def _settle(self, ticket: Ticket[Tag], hung: bool, exit_code: int | None) -> None:
-        """Count a failure of the worker that was on this; after the last attempt reject the clip."""
+    def _count_failure(self, ticket: Ticket[Tag], hung: bool, exit_code: int | None) -> None:
+        """Count a worker's failure on this request; reject the clip after the last attempt."""
         ticket.num_failures += 1
         failures, clip = ticket.num_failures, ticket.job.clip
         error: ClipError

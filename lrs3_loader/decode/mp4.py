@@ -1,7 +1,7 @@
-"""What an mp4 or mov file claims about itself, checked against its size before any decoder believes it.
+"""Checks the header of an mp4 or mov file against the size of the file, before a decoder trusts it.
 
 Demuxers allocate an index from the counts in the file's header, so a few damaged bytes can ask for gigabytes. Every
-picture or sound packet takes up at least one byte of the file: that bounds what a header may claim.
+video or audio packet takes at least one byte of the file, which bounds what a header may claim.
 Boxes: ISO/IEC 14496-12, 4.2 (box), 8.7.3 (``stsz``), 8.7.4 (``stsc``), 8.6.1 (``stts``).
 """
 
@@ -22,10 +22,15 @@ MAX_DEPTH = 5
 
 
 def check_mp4(path: Path, name: str) -> None:
-    """Refuse an mp4 whose boxes pass its end or promise more packets than it has bytes; other files pass.
+    """Check that the boxes of an mp4 lie inside the file and claim no more packets than it has bytes.
+
+    Files of other formats pass.
+
+    Args:
+        name: the name of the file in error messages.
 
     Raises:
-        UnreadableError: cut short, or its header is damaged. ``name`` is what messages call the file.
+        UnreadableError: the file is cut short, or its header is damaged.
         OSError: the file cannot be opened.
     """
     size = os.path.getsize(path)
@@ -37,7 +42,7 @@ def check_mp4(path: Path, name: str) -> None:
 def _check_boxes(stream: BinaryIO, start: int, stop: int, size: int, name: str, depth: int) -> None:
     for kind, body, end in _boxes(stream, start, stop):
         if end > stop:
-            # Some writers leave a few stray bytes after the last box; those name no box that we know.
+            # Some writers leave a few stray bytes after the last box, which do not name a known box.
             if depth == 0 and kind in TOP_BOXES:
                 raise UnreadableError(
                     f"{name}: cut short: its {kind.decode()} box should end at byte {end}, the file has {size}"
@@ -52,7 +57,7 @@ def _check_boxes(stream: BinaryIO, start: int, stop: int, size: int, name: str, 
 
 
 def _boxes(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
-    """Yield (kind, first byte of the body, first byte after the box) of the boxes from ``start`` on."""
+    """Yield (kind, first byte of the body, first byte after the box) for the boxes from ``start`` on."""
     while start + 8 <= stop:
         stream.seek(start)
         header = stream.read(16)

@@ -1,4 +1,4 @@
-"""How results cross from decode processes: in shared memory, without a copy."""
+"""Transfer of results from decode processes, in shared memory and without a copy."""
 
 from __future__ import annotations
 
@@ -13,19 +13,22 @@ import torch
 
 
 def empty_shared(shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """A new tensor, not filled, that other processes are handed without a copy.
+    """Make an uninitialized tensor in shared memory, which other processes receive without a copy.
 
-    Sharing what is there already would copy it first. torch's own collation of batches makes its results like this.
+    Sharing an existing tensor would copy it first. torch's own collation allocates its batches in the same way.
     """
     storage = torch.UntypedStorage._new_shared(math.prod(shape) * dtype.itemsize)
     return torch.empty(0, dtype=dtype).set_(storage).view(tuple(shape))
 
 
 def to_shared_memory(item: Any) -> torch.Tensor:
-    """Anything that may be pickled, as bytes in shared memory; tensors in it cross by handle, without a copy.
+    """Pickle an object into shared memory, with its tensors as handles, so that they are not copied.
 
-    The handle of the result is all that a pipe has to carry then: less than the ``PIPE_BUF`` bytes (4096) that are
-    written whole or not at all, even if the writer is killed meanwhile. Half a message would block its reader for ever.
+    A pipe then has to carry only the handle of the result. That is less than ``PIPE_BUF`` bytes (4096), which are
+    written whole or not at all even if the writer is killed; half a message would block its reader for ever.
+
+    Returns:
+        [n] u8.
     """
     data = np.frombuffer(ForkingPickler.dumps(item), dtype=np.uint8)
     packed = empty_shared(data.shape, torch.uint8)
@@ -34,9 +37,9 @@ def to_shared_memory(item: Any) -> torch.Tensor:
 
 
 def from_shared_memory(packed: torch.Tensor) -> Any:
-    """What another process has packed.
+    """Unpickle an object that another process passed through ``to_shared_memory``.
 
     Raises:
-        OSError, EOFError, RuntimeError: that process has gone, and tensors were still to be fetched from it.
+        OSError, EOFError, RuntimeError: that process ended before its tensors were fetched.
     """
     return pickle.loads(packed.numpy().data)

@@ -1,9 +1,9 @@
-"""Decode processes that may hang or die: how they are started, watched, replaced, and never outlive their parent.
+"""Start, supervision and end of decode processes, which may hang or die, and never outlive their parent.
 
-Workers write what they are doing into a small table in shared memory. A thread of the parent reads it, and kills a
-worker whose row does not change for too long while it is on one item: decoders can hang holding the interpreter lock,
-where only SIGKILL helps. Time is counted in the thread's own ticks, so that a stopped (Ctrl-Z) or suspended run does
-not find all its workers late.
+Workers report their progress in a small table in shared memory. A thread of the parent reads it and kills a worker
+whose row does not change for too long while it works on an item: a decoder can hang while it holds the interpreter
+lock, where only SIGKILL helps. Time is counted in the thread's own ticks, so that workers are not late after a run was
+stopped (Ctrl-Z) or suspended.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from lrs3_loader.runtime.memory import limit_malloc_cache
 
 StartMethod = Literal["forkserver", "spawn"]
 TICKET, BEATS = 0, 1  # columns of the table
-IDLE = 0  # ticket of a worker that waits for work
-MAX_OPEN_FILES = 2**20  # some programs walk through all that are allowed
+IDLE = 0  # ticket number of a worker that waits for work
+MAX_OPEN_FILES = 2**20  # some programs iterate over all descriptors that the limit allows
 
 
 class WorkTable:
-    """Shared memory [workers, 2] i64: the ticket that each worker is on (0: none), and a counter that it moves."""
+    """Progress of the workers in shared memory: [workers, 2] i64, the current ticket (0: none) and a counter."""
 
     def __init__(self, num_workers: int) -> None:
         self.rows = torch.zeros((num_workers, 2), dtype=torch.int64).share_memory_()
 
     @contextlib.contextmanager
     def working_on(self, worker: int, ticket: int) -> Iterator[None]:
-        """In a worker: mark the time that one item takes. A process that dies inside leaves its ticket behind."""
+        """In a worker: set its ticket for the duration of the block. A process that dies inside leaves it set."""
         self.rows[worker, TICKET] = ticket
         try:
             yield
@@ -56,7 +56,7 @@ class WorkTable:
             self.rows[worker, TICKET] = IDLE
 
     def beat(self, worker: int) -> None:
-        """In a worker: say that the item on hand is making progress."""
+        """In a worker: report progress on the current item."""
         self.rows[worker, BEATS] += 1
 
     def read(self, worker: int) -> tuple[int, int]:
@@ -65,9 +65,9 @@ class WorkTable:
 
 
 class LocklessEvent:
-    """``multiprocessing.Event`` as far as DataLoader uses it, but nobody can leave it locked.
+    """The part of ``multiprocessing.Event`` that DataLoader uses, without a lock.
 
-    That one takes a lock even to look; a worker killed at that instant keeps it, and who sets it next waits for ever.
+    The original takes a lock even in ``is_set``. A worker killed at that instant keeps it, and ``set`` blocks for ever.
     """
 
     def __init__(self) -> None:
@@ -81,33 +81,33 @@ class LocklessEvent:
 
 
 class WorkerPool:
-    """The processes of one DataLoader, which creates them through :attr:`context`."""
+    """The worker processes of one DataLoader, which creates them through :attr:`context`."""
 
     def __init__(self, num_workers: int, deadline_seconds: float, start_method: StartMethod) -> None:
         self.table = WorkTable(num_workers)
         self.processes: list[BaseProcess] = []  # in the order of worker ids
-        self.hung: dict[int, int] = {}  # worker killed for giving nothing -> the ticket it was on
+        self.hung: dict[int, int] = {}  # worker killed at its deadline -> its ticket
         self.context = _RecordingContext(start_method, self.processes)
         self._deadline_seconds = deadline_seconds
-        # The workers hold the reading end: it ends with this process, however that dies.
+        # The workers hold the reading end, and see its end when this process dies in any way.
         self._lifeline, self._held = multiprocessing.Pipe(duplex=False)
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._watch_deadlines, name="decode-deadline", daemon=True)
 
     @property
     def worker_init(self) -> Callable[[int], None]:
-        """The DataLoader's ``worker_init_fn``."""
+        """The ``worker_init_fn`` for the DataLoader."""
         return functools.partial(init_worker, lifeline=self._lifeline)
 
     def start_watching(self) -> None:
-        """Call once the DataLoader has created its processes."""
+        """Start to enforce deadlines. Call it once the DataLoader has created its processes."""
         self._watch.start()
 
     def dead(self, wait_seconds: float = 0.0) -> list[int]:
-        """Ids of workers that have ended, after waiting up to ``wait_seconds`` for the first one."""
+        """Return the ids of workers that have ended, after waiting up to ``wait_seconds`` for the first one."""
         multiprocessing.connection.wait([process.sentinel for process in self.processes], wait_seconds)
         dead = [worker for worker, process in enumerate(self.processes) if _has_ended(process)]
-        for worker in dead:  # a process closes its files, the sentinel's too, a moment before it has an exit code
+        for worker in dead:  # the sentinel closes a moment before the exit code is known
             self.processes[worker].join()
         return dead
 
@@ -115,7 +115,7 @@ class WorkerPool:
         return all(self.table.read(worker)[0] == IDLE for worker in range(len(self.processes)))
 
     def close(self) -> None:
-        """End the watch and every process, whatever they are doing."""
+        """End the supervision and kill every process."""
         self._closing.set()
         if self._watch.ident is not None:
             self._watch.join()
@@ -139,7 +139,7 @@ class WorkerPool:
                 row = self.table.read(worker)
                 waited[worker] = waited[worker] + elapsed if row == seen[worker] and row[0] != IDLE else 0.0
                 seen[worker] = row
-                # Asking the sentinel, not the process: that reads the exit code, which only one thread may.
+                # By the sentinel: is_alive() would read the exit code, which only one thread may do.
                 if waited[worker] > self._deadline_seconds and not _has_ended(process):
                     self.hung[worker] = row[0]
                     process.kill()
@@ -150,7 +150,7 @@ def _has_ended(process: BaseProcess) -> bool:
 
 
 class _RecordingContext(multiprocessing.context.BaseContext):
-    """A start method that notes the processes it creates, so that they can be watched, and survives their deaths."""
+    """A start method that records its processes and gives them events that survive their deaths."""
 
     def __init__(self, start_method: StartMethod, processes: list[BaseProcess]) -> None:
         self._inner = multiprocessing.get_context(start_method)
@@ -172,7 +172,7 @@ class _RecordingContext(multiprocessing.context.BaseContext):
 
 
 def init_worker(worker: int, lifeline: Connection) -> None:
-    """What every worker does first: leave Ctrl-C to the parent, die with it, use one thread."""
+    """Initialize a worker: it ignores Ctrl-C, is killed when its parent exits, and uses one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     sys.excepthook = _quiet_about_the_parent
@@ -182,32 +182,35 @@ def init_worker(worker: int, lifeline: Connection) -> None:
 
 
 def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print uncaught exceptions, except that the parent has gone while it was being sent something."""
+    """Print uncaught exceptions other than those caused by an exit of the parent."""
     if not issubclass(kind, (ConnectionError, EOFError)):
         sys.__excepthook__(kind, error, trace)
 
 
 def kill_on_parent_exit(lifeline: Connection) -> None:
-    """Have the kernel kill this process when the other end of the pipe closes.
+    """Make the kernel kill this process when the other end of the pipe closes.
 
-    PR_SET_PDEATHSIG would not do: the parent of a worker is the fork server, which lives as long as a worker does.
-    A thread that waits for the end would not do either: a hung decoder may hold the interpreter lock.
+    PR_SET_PDEATHSIG does not help: the parent of a worker is the fork server, which lives as long as a worker does.
+    Nor does a thread that waits for the end: a hung decoder may hold the interpreter lock.
     """
-    # Opened anew: whom to signal belongs to the open pipe, which all workers would share.
+    # A new file description, because the receiver of signals is set per description, which all workers would share.
     descriptor = os.open(f"/proc/self/fd/{lifeline.fileno()}", os.O_RDONLY | os.O_NONBLOCK)
     fcntl.fcntl(descriptor, fcntl.F_SETOWN, os.getpid())
     fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGKILL)
     fcntl.fcntl(descriptor, fcntl.F_SETFL, fcntl.fcntl(descriptor, fcntl.F_GETFL) | os.O_ASYNC)
     lifeline.close()
-    if select.select([descriptor], [], [], 0)[0]:  # it closed before we asked
+    if select.select([descriptor], [], [], 0)[0]:  # it closed before the signal was requested
         os._exit(1)
 
 
 def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
-    """Let workers start fast and quietly: call before the first one is created.
+    """Prepare this process for workers. Call it before the first one is created.
 
-    Raises the soft limit of open files (each tensor in flight holds one), and starts the fork server with the modules
-    already imported and with Ctrl-C ignored, which workers inherit before their first instruction.
+    It raises the soft limit of open files (each tensor in flight holds one), and starts the fork server with the
+    ``preload`` modules imported and Ctrl-C ignored, both of which workers inherit.
+
+    Raises:
+        RunError: the fork server cannot be started.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = MAX_OPEN_FILES if hard == resource.RLIM_INFINITY else min(hard, MAX_OPEN_FILES)
@@ -218,7 +221,7 @@ def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
         try:
             with _signal_handler(signal.SIGINT, signal.SIG_IGN):
                 forkserver.ensure_running()
-        except OSError as error:  # its socket lies there: "AF_UNIX path too long", no room, no permission
+        except OSError as error:  # of its socket: "AF_UNIX path too long", disk full, no permission
             raise RunError(
                 f"decode workers cannot be started from {tempfile.gettempdir()} ({error.strerror or error}): "
                 "set TMPDIR to a folder with a short name that can be written to"
@@ -227,14 +230,14 @@ def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
 
 @contextlib.contextmanager
 def own_child_signals() -> Iterator[None]:
-    """Undo the SIGCHLD handler that DataLoader installs: it raises wherever the parent happens to be."""
+    """Remove the SIGCHLD handler that DataLoader installs, which raises at arbitrary points of the parent."""
     with _signal_handler(signal.SIGCHLD, None):
         yield
 
 
 @contextlib.contextmanager
 def _signal_handler(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Within, use ``handler`` (None: as is); afterwards, what was there before. Main thread only, else nothing."""
+    """Use ``handler`` (None: the present one) in the block and restore the original. No effect off the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

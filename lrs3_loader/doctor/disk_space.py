@@ -16,6 +16,7 @@ from lrs3_loader.corpus.plan import calibrate, estimate_frames
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.doctor.check_result import CheckResult
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
 
@@ -72,9 +73,7 @@ def check_disk_space(
 ) -> CheckResult:
     """Whether what these clips will make fits on the disk of ``out`` (what is there of the run already counts)."""
     num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
+    place = first_existing(out)
     disk = os.statvfs(place)
     there = sum(entry.stat().st_size for entry in os.scandir(out / "shards")) if (out / "shards").is_dir() else 0
     free, needed = disk.f_bavail * disk.f_frsize, max(0.0, num_bytes - there)

@@ -7,6 +7,7 @@ import resource
 from pathlib import Path
 
 from lrs3_loader.doctor.check_result import CheckResult
+from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -66,9 +67,7 @@ def check_address_space() -> CheckResult:
 
 def check_disk(out: Path) -> CheckResult:
     """That the folder of the run, or the one it will be made in, can be written and is not full."""
-    place = out.absolute()
-    while not place.exists():
-        place = place.parent
+    place = first_existing(out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
         return CheckResult("disk", "fail", f"{place} is no folder that can be written to", "choose another --out")
     found = os.statvfs(place)

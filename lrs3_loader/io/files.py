@@ -1,7 +1,4 @@
-"""Files that are either there whole or not there at all, their hashes, and the time written into them.
-
-What a disk that refuses says to the user: one line with the path, the reason and the remedy.
-"""
+"""Atomic writes, hashes, and disk errors turned into one line with the path, the reason and the remedy."""
 
 from __future__ import annotations
 
@@ -20,7 +17,7 @@ from typing import IO, Any, cast
 
 from lrs3_loader.errors import RunError
 
-#: What reading a damaged zip file raises.
+#: Errors that reading a damaged zip file may raise.
 ZIP_DAMAGE = (
     OSError,
     EOFError,
@@ -35,7 +32,7 @@ _PIECE = 1 << 20  # bytes read at a time
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's contents, hex; read in pieces."""
+    """Return the SHA-256 of a file's contents as hexadecimal digits."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while piece := file.read(_PIECE):
@@ -44,8 +41,16 @@ def file_sha256(path: Path) -> str:
 
 
 def utc_now() -> str:
-    """The time now as ISO 8601 in UTC, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
+    """Return the current time in UTC as ISO 8601, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+
+
+def first_existing(path: Path) -> Path:
+    """Return ``path`` as an absolute path, or its nearest parent that exists."""
+    path = path.absolute()
+    while not path.exists():
+        path = path.parent
+    return path
 
 
 def sync_folder(folder: Path) -> None:
@@ -61,9 +66,11 @@ def sync_folder(folder: Path) -> None:
 def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file that appears under ``path`` only if the block ends without an exception.
 
-    Written under a temporary name in ``scratch`` (the same file system as ``path``; its own folder when not given),
-    flushed to disk, then renamed: readers see the old file or the new one, never a part. A killed process leaves at
-    most a temporary file behind.
+    The file is written under a temporary name, flushed to disk, and renamed: readers see the old file or the new one,
+    never a part. A killed process leaves at most a temporary file behind.
+
+    Args:
+        scratch: folder for the temporary file, on the same file system as ``path`` (default: the folder of ``path``).
 
     Raises:
         RunError: the disk refuses; the message names ``path`` and the remedy.
@@ -81,7 +88,7 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]
             os.chmod(temporary, 0o666 & ~_umask())
             os.replace(temporary, path)
     except BaseException:
-        with suppress(OSError):  # the disk may refuse this, too
+        with suppress(OSError):  # the disk may refuse this as well
             temporary.unlink(missing_ok=True)
         raise
     with writing(path):
@@ -101,22 +108,22 @@ _REMEDIES = {
     errno.EROFS: "make that file system writable",
     errno.EACCES: "give this user permission to write there",
     errno.EPERM: "give this user permission to write there",
-    errno.ENOENT: "a folder that was there is gone: put it back",
-    errno.ESTALE: "a folder that was there is gone: put it back",
+    errno.ENOENT: "a folder that was there is gone: restore it",
+    errno.ESTALE: "a folder that was there is gone: restore it",
     errno.ENOTDIR: "a file stands where a folder should be: move it away",
     errno.EIO: "check that disk or the connection to it",
 }
 
 
 def cannot_write(path: Path, error: OSError) -> RunError:
-    """The error to raise where ``path`` could not be written."""
-    remedy = _REMEDIES.get(error.errno or 0, "put that right")
+    """Make the error to raise when ``path`` could not be written."""
+    remedy = _REMEDIES.get(error.errno or 0, "fix this")
     return RunError(f"cannot write {path}: {error.strerror or error}; {remedy}, then run the same command again")
 
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Within: an ``OSError`` becomes a ``RunError`` that says what to do about ``path``."""
+    """Context in which an ``OSError`` becomes a ``RunError`` that says what to do about ``path``."""
     try:
         yield
     except OSError as error:
@@ -125,7 +132,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """The same for reading; a file that is not there stays a ``FileNotFoundError`` or ``NotADirectoryError``."""
+    """Context in which an ``OSError`` becomes a ``RunError``, unless ``path`` is missing (``FileNotFoundError``)."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):
@@ -135,9 +142,9 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def output_file(handle: int, path: Path) -> IO[bytes]:
-    """A buffered file over an open descriptor whose failing writes name ``path``, under which it is to appear.
+    """Make a buffered file over an open descriptor. A failing write raises a ``RunError`` that names ``path``.
 
-    So whoever fills the file may fail for reasons of his own, and is not told that the disk is full.
+    Errors of the code that fills the file are thereby not mistaken for a full disk.
     """
     return cast(IO[bytes], io.BufferedWriter(_Output(handle, path)))
 

@@ -1,4 +1,4 @@
-"""Opens media files with PyAV, whatever its version."""
+"""Opens media files with any version of PyAV."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import av
 
-# Titles and comments need not be UTF-8. PyAV 19 always accepts that; older versions do when they are told to.
+# Titles and comments may not be UTF-8. PyAV 19 always accepts that, older versions only with this option.
 _ACCEPT_ANY_TEXT: dict[str, Any] = (
     {"metadata_errors": "replace"} if hasattr(av.container.Container, "metadata_errors") else {}
 )
@@ -17,9 +17,9 @@ def open_input(path: Path, timeout_seconds: float | None = None) -> av.container
     """Open a media file for reading.
 
     Args:
-        timeout_seconds: of silence after which opening or reading fails; None waits for ever.
+        timeout_seconds: opening or reading fails after this long without data; None waits for ever.
 
     Raises:
-        av.error.FFmpegError, OSError: missing, damaged, or no media file.
+        av.error.FFmpegError, OSError: the file is missing, damaged, or not a media file.
     """
     return av.open(str(path), timeout=timeout_seconds, **_ACCEPT_ANY_TEXT)

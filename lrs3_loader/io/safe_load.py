@@ -1,14 +1,11 @@
-"""Arrays out of the bytes of ``.npy`` files from anywhere: nothing is unpickled, and no header is believed.
+"""Readers for untrusted ``.npy`` and ``torch.save`` files: nothing in them is executed.
 
-numpy's own reader makes an array as large as the header says before it looks whether that much data follows.
-
-Reading what ``torch.save`` wrote: plain values and tensors only, whatever the file holds.
+numpy's own reader allocates an array as large as the header says before it checks that so much data follows.
 """
 
 from __future__ import annotations
 
 import ast
-import io
 import math
 import pickle
 import struct
@@ -25,7 +22,7 @@ import torch
 _MAGIC = b"\x93NUMPY"
 _MAX_DIMS = 32
 _MAX_HEADER_BYTES = 10_000  # numpy's own bound: longer ones can crash Python's parser
-#: What parsing a header made by chance or with intent may raise.
+#: Errors that parsing a damaged header or reading an array may raise.
 DAMAGE = (
     ValueError,
     SyntaxError,
@@ -40,20 +37,22 @@ DAMAGE = (
 
 
 def decode_npy(raw: bytes | bytearray) -> np.ndarray:
-    """The array in a ``.npy`` file's bytes, sharing their memory (so writable where they are).
+    """Decode the bytes of a ``.npy`` file, four times as fast as numpy's reader.
 
-    Version 1 files in C order are read here, four times as fast as numpy's reader; any other goes to numpy.
+    Returns:
+        The array. It shares the memory of ``raw``, so it is writable if ``raw`` is.
 
     Raises:
-        ValueError: damaged, of Python objects, or not as much data as its header says.
+        ValueError: the bytes are damaged, hold Python objects, or hold less data than their header says.
     """
     try:
-        if raw[:8] == _MAGIC + b"\x01\x00":
-            start = 10 + int.from_bytes(raw[8:10], "little")
-            dtype, fortran, shape = _header(bytes(raw[10:start]))
-            if not fortran:
-                return np.frombuffer(raw, dtype, count=math.prod(shape), offset=start).reshape(shape)
-        return _by_numpy(raw)
+        if raw[:6] != _MAGIC:
+            raise ValueError("no .npy file")
+        size_end = 10 if raw[6:7] == b"\x01" else 12  # the size of the header takes 2 bytes in version 1, else 4
+        start = size_end + int.from_bytes(raw[8:size_end], "little")
+        dtype, fortran, shape = _header(bytes(raw[size_end:start]))
+        array = np.frombuffer(raw, dtype, count=math.prod(shape), offset=start)
+        return array.reshape(shape, order="F" if fortran else "C")
     except DAMAGE as error:
         raise ValueError(f"not a sound .npy file: {str(error)[:200] or type(error).__name__}") from error
 
@@ -64,32 +63,16 @@ def _header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
         raise ValueError(f"a header of {len(text)} bytes")
     values = ast.literal_eval(text.decode("latin1").strip())
     dtype, shape = np.dtype(values["descr"]), values["shape"]
-    _check(dtype, shape)
-    return dtype, bool(values["fortran_order"]), shape
-
-
-def _by_numpy(raw: bytes | bytearray) -> np.ndarray:
-    file = io.BytesIO(raw)
-    version = np.lib.format.read_magic(file)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(file)
-    _check(dtype, shape)
-    if math.prod(shape) * dtype.itemsize > len(raw) - file.tell():
-        raise ValueError(f"{len(raw) - file.tell()} bytes for {dtype} {shape}")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
-
-
-def _check(dtype: np.dtype[Any], shape: Any) -> None:
     if dtype.hasobject:
         raise ValueError("holds Python objects")
     if not isinstance(shape, tuple) or len(shape) > _MAX_DIMS:
-        raise ValueError("its shape is no tuple, or a long one")
+        raise ValueError(f"its shape is not a tuple of at most {_MAX_DIMS} sizes")
     if not all(type(size) is int and size >= 0 for size in shape):
-        raise ValueError("its shape is not made of whole numbers from 0 up")
+        raise ValueError("its shape is not made of non-negative integers")
+    return dtype, bool(values["fortran_order"]), shape
 
 
-#: torch's restricted unpickler raises whatever the instructions of a damaged file run into.
+#: torch's restricted unpickler lets through whatever error the instructions of a damaged file cause.
 _DAMAGE = (
     RuntimeError,
     EOFError,
@@ -107,11 +90,11 @@ _DAMAGE = (
 
 
 def load_plain(path: Path) -> Any:
-    """The contents of a file, tensors on the CPU. Nothing in it is executed.
+    """Load plain values and tensors from a ``torch.save`` file onto the CPU, without executing anything in it.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is damaged, or no such file; the message is one line.
+        OSError: the file cannot be read.
+        ValueError: the file is damaged or was not written by ``torch.save``; the message is one line.
     """
     try:
         with warnings.catch_warnings():

@@ -1,11 +1,11 @@
-"""Where a run or a corpus lies: a folder of this machine, or object storage through fsspec (``s3://bucket/run``).
+"""Storage of runs and corpora: a folder of this machine, or object storage through fsspec (``s3://bucket/run``).
 
-A store holds whole files under names relative to its root, and promises what the rest is built on: a file appears whole
-or not at all; one listing tells all files of a folder with their sizes; reading or writing a file lists nothing. Object
-storage keeps these promises because an upload becomes an object when it is completed and not before. (An FTP server,
-say, does not: a run on one may show half a file.)
+A store holds whole files under names relative to its root. The rest of the package relies on three properties: a file
+appears whole or not at all; one listing gives all files of a folder with their sizes; reading or writing a file lists
+nothing. Object storage has them because an upload becomes an object only when it is completed. (An FTP server, for
+example, does not: a run on one may show half a file.)
 
-How to reach a service (endpoint, keys) is told by what its own tools read: for S3 the ``AWS_*`` variables and files.
+Endpoints and keys are configured as for the service's own tools: for S3 by the ``AWS_*`` variables and files.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from lrs3_loader.io.files import atomic_write, reading, writing
 
 SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
-_BATCH = 2_000  # small files asked for at once; fsspec has about a hundred of them under way
+_BATCH = 2_000  # small files requested at once; fsspec keeps about a hundred requests in flight
 _BEAT_SECONDS = 1.0
 
 
 class Url(str):
-    """Where something lies that is no path of this machine."""
+    """A location that is not a path of this machine."""
 
 
 Location = Path | Url
@@ -44,7 +44,7 @@ def is_url(text: str | Path) -> bool:
 
 
 def location(text: str | Path) -> Location:
-    """What a user gave -> a path or a URL (without a slash at its end)."""
+    """Convert a user's text to a path, or to a URL without a slash at its end."""
     if is_url(text):
         return Url(str(text).rstrip("/"))
     return Path(str(text).removeprefix("file://"))
@@ -52,45 +52,45 @@ def location(text: str | Path) -> Location:
 
 @dataclass(frozen=True)
 class FileState:
-    """What a listing tells of a file."""
+    """Size and version of a file, from a listing."""
 
     num_bytes: int
-    stamp: str  # changes when the file does: its time, or what object storage calls its tag
+    stamp: str  # changes with the file: its modification time, or its tag on object storage
 
 
 class Store(Protocol):
-    """A folder of whole files, here or elsewhere. Names are relative, with POSIX separators.
+    """A local or remote folder of whole files. Names are relative, with POSIX separators.
 
-    Raises (from every method): ``RunError`` where the store cannot be reached, or refuses to be read or written.
+    Every method raises ``RunError`` if the store cannot be reached, or refuses to be read or written.
     """
 
     @property
     def root(self) -> Location:
-        """Folder or URL that names are relative to."""
+        """The folder or URL that names are relative to."""
         ...
 
     def where(self, name: str) -> str:
-        """What to call a file in messages; what a reader of tars can open."""
+        """Return the path or URL of a file, for messages and for readers of tars."""
         ...
 
     def create(self, folders: Sequence[str]) -> None:
-        """Make the root and its folders, where there is such a thing."""
+        """Create the root and its folders, where the storage has folders."""
         ...
 
     def listing(self, folder: str) -> dict[str, FileState]:
-        """The files of a folder by name, hidden ones left out; empty where there is no such folder."""
+        """Return the files of a folder by name, without hidden ones; empty if there is no such folder."""
         ...
 
     def size(self, name: str) -> int:
-        """Bytes of a file (``FileNotFoundError`` where there is none)."""
+        """Return the size of a file in bytes (``FileNotFoundError`` if there is none)."""
         ...
 
     def read(self, name: str) -> bytes:
-        """The contents of a file (``FileNotFoundError`` where there is none)."""
+        """Return the contents of a file (``FileNotFoundError`` if there is none)."""
         ...
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """(name, contents) of small files in order, many requests at a time; those that are not there are left out."""
+        """Yield (name, contents) of small files in order, many requests at a time; missing files are left out."""
         ...
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
@@ -102,32 +102,32 @@ class Store(Protocol):
         ...
 
     def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> AbstractContextManager[Path]:
-        """A folder of this machine that holds these files under their names, for as long as the block lasts.
+        """Provide a folder of this machine that holds these files under their names until the block ends.
 
-        One that does not exist is not there either. ``beat`` is called every second while the block is waited for.
+        Files that do not exist are missing there, too. ``beat`` is called every second while files are fetched.
         """
         ...
 
     def clear_scratch(self) -> None:
-        """Remove what killed writers left behind. Only while nobody writes."""
+        """Remove what killed writers left behind. Call it only while nobody writes."""
         ...
 
 
 def store_at(where: str | Path) -> Store:
-    """The store with this root.
+    """Open the store with this root.
 
     Raises:
-        RunError: nothing is installed here that speaks the URL's protocol.
+        RunError: no installed package supports the URL's protocol.
     """
     root = location(where)
     return LocalStore(root) if isinstance(root, Path) else RemoteStore(root)
 
 
 def local_path(where: Location, purpose: str) -> Path:
-    """The path of what must lie on this machine.
+    """Return a location that must be a path of this machine.
 
     Raises:
-        RunError: it does not; ``purpose`` says what needs it.
+        RunError: it is a URL; the message says that ``purpose`` needs a path.
     """
     if isinstance(where, Path):
         return where
@@ -135,7 +135,7 @@ def local_path(where: Location, purpose: str) -> Path:
 
 
 class LocalStore:
-    """A folder. Files are written under a temporary name, those of its folders in ``tmp``, and renamed into place."""
+    """A folder of this machine. Files are written under a temporary name and renamed into place."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -171,7 +171,7 @@ class LocalStore:
                 continue
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        # What lies in a folder is in flight in ``tmp``; the few files of the root are written beside themselves.
+        # Temporary files lie in ``tmp``, those of the few files of the root in the root itself.
         return atomic_write(self.root / name, self.root / SCRATCH if "/" in name else None)
 
     def delete(self, name: str) -> None:
@@ -190,7 +190,7 @@ class LocalStore:
 
 
 class RemoteStore:
-    """Everything below a URL, through fsspec. Files are written to a local temporary file and uploaded from there."""
+    """A folder behind a URL, through fsspec. Files are written to a local temporary file and uploaded from there."""
 
     def __init__(self, root: Url):
         self.root = root
@@ -198,12 +198,12 @@ class RemoteStore:
             self._file_system()
 
     def _file_system(self) -> tuple[Any, str]:
-        """(file system, root without its protocol); asked for each time, because no instance outlives a fork."""
+        """Return (file system, root without its protocol), made on every call because no instance survives a fork."""
         return fsspec.core.url_to_fs(str(self.root), use_listings_cache=False)
 
     @contextmanager
     def _reaching(self, name: str) -> Iterator[None]:
-        """Turn what goes wrong on the way into one clear line."""
+        """Context in which errors of the service become a ``RunError`` of one line."""
         try:
             yield
         except (FileNotFoundError, RunError):
@@ -211,7 +211,7 @@ class RemoteStore:
         except ImportError as error:
             hint = "pip install 'lrs3_loader[s3]'" if self.root.startswith("s3:") else "pip install it"
             raise RunError(f"{self.root} cannot be opened: {error} ({hint})") from error
-        # Each service has errors of its own, down to those of its network library: there is no common class.
+        # Each service raises its own errors and those of its network library: there is no common class.
         except Exception as error:
             text = (str(error) or type(error).__name__).splitlines()[0]
             raise RunError(f"{self.where(name)} cannot be reached: {text}") from error
@@ -220,7 +220,7 @@ class RemoteStore:
         return f"{self.root}/{name}" if name else str(self.root)
 
     def create(self, folders: Sequence[str]) -> None:
-        """Nothing: folders are parts of names there."""
+        """Do nothing: on object storage folders are parts of names."""
 
     def listing(self, folder: str) -> dict[str, FileState]:
         with self._reaching(folder):
@@ -236,7 +236,7 @@ class RemoteStore:
         }
 
     def tree(self) -> dict[str, int]:
-        """Bytes of every file below the root by name, hidden ones left out: one listing, a thousand names a request."""
+        """Return the size in bytes of every file below the root, without hidden ones: one request per 1000 names."""
         with self._reaching(""):
             fs, root = self._file_system()
             found = fs.find(root, detail=True)
@@ -250,7 +250,7 @@ class RemoteStore:
             return int(fs.info(f"{root}/{name}")["size"])
 
     def read(self, name: str) -> bytes:
-        # With a start given, none of fsspec's services asks for the size first (and lists the folder in vain).
+        # Without ``start`` some of fsspec's services ask for the size first, which lists the folder needlessly.
         with self._reaching(name):
             fs, root = self._file_system()
             return bytes(fs.cat_file(f"{root}/{name}", start=0))
@@ -318,7 +318,7 @@ class RemoteStore:
                     target.unlink(missing_ok=True)
 
     def clear_scratch(self) -> None:
-        """Nothing: an upload that was broken off has no name there."""
+        """Do nothing: an interrupted upload leaves no object."""
 
 
 def _stamp(entry: dict[str, Any]) -> str:

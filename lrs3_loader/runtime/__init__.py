@@ -1,1 +1,1 @@
-"""This process and its device: memory, transfers, threads."""
+"""Device, memory, transfers and threads of this process."""

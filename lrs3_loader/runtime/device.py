@@ -1,4 +1,4 @@
-"""The device of this rank, and torch set to give the same bits each time."""
+"""Choice of this rank's device, and settings that make torch deterministic."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from lrs3_loader.runtime.memory import disable_malloc_trim
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto``: this rank's GPU where there is one; else what is named.
+    """Return the named device, made current if it is a GPU.
+
+    Args:
+        name: a torch device; ``cuda`` is the GPU of this local rank, ``auto`` is that GPU, or the CPU without any.
 
     Raises:
-        RunError: no such device here.
+        RunError: this machine has no such device.
     """
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     if name == "auto":
@@ -33,9 +36,9 @@ def pick_device(name: str) -> torch.device:
 
 
 def configure_torch(threads: int) -> None:
-    """Same input, same bits: fixed thread count, no kernels chosen by timing.
+    """Make torch deterministic in this process: fixed thread count, no kernels chosen by timing, full float32.
 
-    For the whole process: where one part's wishes hold only while it runs, they would reach into what other threads do.
+    The settings are not limited to a block of code, because they would affect other threads while that runs.
     """
     disable_malloc_trim()
     torch.set_num_threads(threads)

@@ -1,4 +1,4 @@
-"""Doing the next thing before the last one is finished: within a thread, and on a thread beside it."""
+"""Overlapping of successive steps, within one thread and on background threads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Result = TypeVar("Result")
 def one_behind(
     items: Iterable[Item], start: Callable[[Item], Started], finish: Callable[[Started], Result]
 ) -> Iterator[Result]:
-    """``finish(start(item))`` of every item, in order; each item is started before the one before it is finished."""
+    """Yield ``finish(start(item))`` of every item in order. Each item is started before its predecessor is finished."""
     waiting: list[Started] = []
     for item in items:
         waiting.append(start(item))
@@ -29,10 +29,10 @@ def one_behind(
 
 
 def read_ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]:
-    """The same items in the same order, drawn by a thread that runs up to ``depth`` items ahead.
+    """Yield the items in order while a background thread draws up to ``depth`` of them in advance.
 
-    An exception of ``items`` is raised here, at its place. Closing this generator ends the thread after the item that
-    it is waiting for.
+    An exception of ``items`` is raised at its place in the sequence. Closing this generator ends the thread as soon as
+    it has the item that it is waiting for.
     """
     if depth < 1:
         raise ValueError(f"depth must be at least 1, got {depth}")
@@ -73,10 +73,10 @@ def read_ahead(items: Iterable[Item], depth: int) -> Generator[Item, None, None]
 
 
 class BackgroundTask:
-    """A thread that does one job behind its caller's back: ``submit`` waits for the job before and raises its error.
+    """Runs one job at a time on a background thread.
 
-    Leaving its block waits for the last job. When the block is left by an exception, an error of that job is dropped
-    for the one already on its way.
+    Use it as a context manager: leaving the block waits for the last job and raises its error, unless the block itself
+    raised one.
     """
 
     def __init__(self, name: str) -> None:
@@ -84,12 +84,12 @@ class BackgroundTask:
         self._last: Future[None] | None = None
 
     def submit(self, job: Callable[[], None]) -> None:
-        """Have a job done, once the one before it is."""
+        """Start a job after waiting for the previous one, whose error is raised here."""
         self.wait()
         self._last = self._executor.submit(job)
 
     def wait(self) -> None:
-        """Until nothing is left to do. Raises what the job raised."""
+        """Wait for the current job, if any, and raise its error."""
         last, self._last = self._last, None
         if last is not None:
             last.result()

@@ -1,7 +1,7 @@
-"""Tensors on their way between host and device, without either waiting longer than it must.
+"""Asynchronous copies between host and device.
 
 On a CPU nothing is copied. On a GPU copies run in the order of the current stream, through pinned memory that PyTorch
-keeps and uses again; an ordinary copy would wait for all work queued before it.
+caches; an ordinary copy would block the host until all work queued before it is done.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from torch import Tensor
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Start copying a host tensor; whatever is queued after this sees it whole."""
+    """Start copying a host tensor to the device; work that is queued later sees the complete copy."""
     if device.type != "cuda" or tensor.device.type == "cuda":
         return tensor.to(device)
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
 class HostCopy:
-    """A tensor on its way to the host: started when built, ``wait`` gives it."""
+    """An asynchronous copy of a device tensor to the host. It starts when built; ``wait`` returns the result."""
 
     def __init__(self, tensor: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -31,7 +31,7 @@ class HostCopy:
         self._event.record()
 
     def wait(self) -> Tensor:
-        """The tensor on the host."""
+        """Wait for the copy and return the tensor on the host."""
         if self._event is not None:
             self._event.synchronize()
         return self._host

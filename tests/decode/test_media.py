@@ -1,4 +1,4 @@
-"""Reading one file: timestamps, pictures, sound, and every kind of odd or damaged file."""
+"""Reading one file: timestamps, frames, audio, and every kind of odd or damaged file."""
 
 from __future__ import annotations
 
@@ -45,15 +45,15 @@ def probe(path: Path) -> VideoTrack:
     return probe_video(path, path.name, CONFIG)
 
 
-def audio_of(path: Path, track: VideoTrack | None = None, max_gap_seconds: float = 0.5) -> ClipAudio:
+def audio_of(path: Path, track: VideoTrack | None = None, max_mismatch_seconds: float = 0.5) -> ClipAudio:
     track = track or probe(path)
     stretch = TimeRange(track.start_seconds, Fraction(0), len(track.frame_indices_25fps()), open_end=True)
-    return read_audio(path, path.name, stretch, max_gap_seconds)
+    return read_audio(path, path.name, stretch, max_mismatch_seconds)
 
 
 def frame_numbers(path: Path) -> list[int]:
     track = probe(path)
-    return [files.frame_number(picture) for picture in read_frames(track, track.frame_indices_25fps()).numpy()]
+    return [files.frame_number(frame) for frame in read_frames(track, track.frame_indices_25fps()).numpy()]
 
 
 def run_ffmpeg(exe: str, path: Path, *options: str) -> bytes:
@@ -63,8 +63,8 @@ def run_ffmpeg(exe: str, path: Path, *options: str) -> bytes:
 
 def numbers_by_ffmpeg(exe: str, path: Path, size: tuple[int, int]) -> list[int]:
     options = ("-vf", "fps=25", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24")
-    pictures = np.frombuffer(run_ffmpeg(exe, path, *options), dtype=np.uint8).reshape(-1, *size, 3)
-    return [files.frame_number(picture) for picture in pictures]
+    frames = np.frombuffer(run_ffmpeg(exe, path, *options), dtype=np.uint8).reshape(-1, *size, 3)
+    return [files.frame_number(frame) for frame in frames]
 
 
 def sound_by_ffmpeg(exe: str, path: Path) -> np.ndarray:
@@ -87,7 +87,7 @@ def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> No
     path.write_bytes(data.replace(b"TITLE-TO-SPOIL", b"\xff\xfe\xe9-TO-SPOIL\x80\x81"[:14]))
     assert len(path.read_bytes()) == len(data)
     assert frame_numbers(path)[:3] == [0, 1, 2]
-    assert audio_of(path, max_gap_seconds=1.0).num_samples > 30_000
+    assert audio_of(path, max_mismatch_seconds=1.0).num_samples > 30_000
     assert probe_frames(path) == pytest.approx(50, abs=5)
 
 
@@ -102,7 +102,7 @@ def test_constant_25_fps_is_the_identity(time_base: Fraction) -> None:
 
 
 def test_resampling_by_hand() -> None:
-    # 15 fps: pictures at 0, 66.7, 133.3 ms take slots 0, 2 (1.67), 3 (3.33); 200 ms is the end, 5 slots.
+    # 15 fps: frames at 0, 66.7, 133.3 ms take slots 0, 2 (1.67), 3 (3.33); 200 ms is the end, 5 slots.
     assert resample_to_25fps(np.array([0, 1, 2]), 3, Fraction(1, 15)).tolist() == [0, 0, 1, 2, 2]
     # 50 fps: each odd picture lies half a slot further and rounds up; the later one of a slot is shown.
     assert resample_to_25fps(np.arange(6), 6, Fraction(1, 50)).tolist() == [0, 2, 4]
@@ -134,7 +134,7 @@ def test_sixty_frames_a_second(tmp_path: Path) -> None:
     path = files.write_media(tmp_path / "a.mp4", num_frames=120, frames_per_second=60)
     numbers = frame_numbers(path)
     assert len(numbers) == 50
-    # 60 / 25 = 2.4 source pictures a frame; none is more than half a frame away from its time.
+    # 60 / 25 = 2.4 source frames per frame; none is more than half a frame away from its time.
     assert all(abs(n / 60 - k / 25) <= 0.02 for k, n in enumerate(numbers))
 
 
@@ -146,21 +146,21 @@ def test_every_picture_once_in_every_container(tmp_path: Path, name: str) -> Non
     codec = "mpeg4" if name.endswith("avi") else "libx264"
     path = files.write_media(tmp_path / name, num_frames=60, video_codec=codec)
     track = probe(path)
-    pictures = read_frames(track, np.arange(60)).numpy()
-    assert [files.frame_number(picture) for picture in pictures] == list(range(60))
+    frames = read_frames(track, np.arange(60)).numpy()
+    assert [files.frame_number(frame) for frame in frames] == list(range(60))
     assert track.decord_fits == (name not in ("a.avi", "a.ts"))
 
 
 @pytest.mark.parametrize("size", [(67, 61), (2, 2), (90, 162), (2, 33)])
 def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
     path = files.write_media(tmp_path / "a.mp4", size=size, num_frames=10)
-    pictures = read_frames(probe(path), np.arange(10))
-    assert pictures.shape == (10, *size, 3)
-    assert pictures.dtype == torch.uint8
+    frames = read_frames(probe(path), np.arange(10))
+    assert frames.shape == (10, *size, 3)
+    assert frames.dtype == torch.uint8
 
 
-def test_an_edit_list_hides_pictures(tmp_path: Path) -> None:
-    # Five pictures lie before time zero: they are decoded for others' sake, and not shown. decord shows them wrongly.
+def test_an_edit_list_hides_frames(tmp_path: Path) -> None:
+    # Five frames lie before time zero: they are decoded for others' sake, and not shown. decord shows them wrongly.
     path = files.write_media(tmp_path / "a.mp4", num_frames=50, picture_offset=-0.2)
     track = probe(path)
     assert not track.decord_fits
@@ -174,7 +174,7 @@ def test_seeking_equals_reading_through(tmp_path: Path, options: dict[str, str],
     track = probe(path)
     track = dataclasses.replace(track, decord_fits=fits)
     whole = read_frames(track, np.arange(100))
-    assert [files.frame_number(picture) for picture in whole.numpy()] == list(range(100))
+    assert [files.frame_number(frame) for frame in whole.numpy()] == list(range(100))
     for start in (1, 11, 12, 13, 47, 64, 95):
         assert torch.equal(read_frames(track, np.arange(start, 100)), whole[start:])
     scattered = np.array([3, 3, 4, 40, 41, 41, 41, 90, 99])
@@ -311,7 +311,7 @@ def test_missing_and_excess_sound(tmp_path: Path) -> None:
 
 def test_sound_late_by_more_than_allowed(tmp_path: Path) -> None:
     path = files.write_media(tmp_path / "a.mp4", sound=files.noise(2, 16_000), sound_offset=0.7)
-    with pytest.raises(LengthMismatchError, match=r"a\.mp4: the sound misses 0\.6\d\d s where 2\.00 s"):
+    with pytest.raises(LengthMismatchError, match=r"a\.mp4: the audio misses 0\.6\d\d s, with 2\.00 s"):
         audio_of(path)
 
 
@@ -406,11 +406,11 @@ def test_blanked_and_scribbled_media_bytes(healthy: Path, tmp_path: Path) -> Non
         assert isinstance(failure(files.scribbled(healthy, tmp_path / f"{seed}.mp4", seed)), UnreadableError)
 
 
-def test_damaged_pictures_are_not_repeated_in_silence(tmp_path: Path) -> None:
+def test_damaged_frames_are_not_repeated_in_silence(tmp_path: Path) -> None:
     whole = files.write_media(tmp_path / "whole.mp4", size=(128, 128))
     path = files.blanked(whole, tmp_path / "blank.mp4", 0.3, 0.7)
     track = probe(path)
-    with pytest.raises(UnreadableError, match="pictures decoded"):
+    with pytest.raises(UnreadableError, match="frames decoded"):
         read_frames(track, np.arange(50))
 
 
@@ -431,11 +431,11 @@ def test_headers_that_promise_too_much(healthy: Path, tmp_path: Path) -> None:
         error = failure(files.promising(healthy, tmp_path / "many.mp4", count))
         assert isinstance(error, UnreadableError)
         assert "claims" in str(error)
-    # What the pictures themselves say goes; where nothing else is said, the size is refused before any is decoded.
+    # What the frames themselves say goes; where nothing else is said, the size is refused before any is decoded.
     assert len(read_frames(probe(files.oversized(healthy, tmp_path / "big.mp4", 60_000, 60_000)), np.arange(5))) == 5
     png = files.write_media(tmp_path / "png.mov", num_frames=3, video_codec="png", sound=files.noise(0.12, 16_000))
     assert read_all(png) == 3
-    for side in (10_000, 100_000):  # in the pictures themselves
+    for side in (10_000, 100_000):  # in the frames themselves
         data = png.read_bytes().replace(b"IHDR" + struct.pack(">II", 64, 64), b"IHDR" + struct.pack(">II", side, side))
         (tmp_path / "bigger.mov").write_bytes(data)
         assert failure(tmp_path / "bigger.mov").reason in ("too_large", "unreadable")

@@ -170,7 +170,7 @@ def test_a_folder_without_permission(tmp_path: Path, whole: RunFolder) -> None:
 def test_a_folder_removed_under_the_run(tmp_path: Path, whole: RunFolder, name: str) -> None:
     run = begin(tmp_path / "run")
     shutil.move(run.path / name, tmp_path / "aside")
-    refusal(run, "No such file or directory; a folder that was there is gone: put it back")
+    refusal(run, "No such file or directory; a folder that was there is gone: restore it")
     shutil.move(tmp_path / "aside", run.path / name)
     check_survived(run, whole)
 

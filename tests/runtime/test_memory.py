@@ -23,7 +23,7 @@ def test_a_batch_that_does_not_fit_is_split(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.WARNING, logger="lrs3_loader"):
         assert torch.cat(split_on_oom(double, torch.arange(10))).tolist() == list(range(0, 20, 2))
     assert seen == [10, 5, 2, 3, 5, 2, 3]
-    assert "a batch of 10 does not fit" in caplog.text
+    assert "out of memory: splitting the batch of 10" in caplog.text
     assert split_on_oom(len, [1, 2]) == [2]
 
 
