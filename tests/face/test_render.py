@@ -19,6 +19,7 @@ from lrs3_loader.face.photometric import render
 from lrs3_loader.viz.preview.mesh import MeshPainter, Pytorch3dMeshPainter
 from lrs3_loader.viz.preview.view import View
 from support.face_factory import small_model
+from support.pytorch3d_cameras import cameras_of_pose, matrix_from_pytorch3d, pose_of_cameras
 
 RANDOM = np.random.default_rng(3)
 ANGLES = torch.from_numpy(RANDOM.uniform(-1, 1, (50, 3)) * [3.1, 1.5, 3.1])
@@ -48,7 +49,7 @@ def test_matrices_go_there_and_back() -> None:
     """Needs no pytorch3d. x to the left, y up, z away: the camera at the origin sees the face at z = distance."""
     turned = rotation.euler_to_matrix(ANGLES)
     there = render.matrix_to_pytorch3d(turned, SHIFTS)
-    back = render.matrix_from_pytorch3d(*there)
+    back = matrix_from_pytorch3d(*there)
     assert torch.allclose(back[0], turned, atol=1e-14)
     assert torch.allclose(back[1], SHIFTS, atol=1e-14)
     points = torch.from_numpy(RANDOM.normal(size=(50, 7, 3)))
@@ -80,21 +81,14 @@ def test_rotations_equal_pytorch3ds(transforms: Any) -> None:
 def test_cameras_project_alike_and_come_back(transforms: Any, height: int, width: int) -> None:
     pose = torch.cat((ANGLES / 3, SHIFTS / 2), 1).float()
     camera = Camera.for_frame(height, width)
-    cameras = render.cameras_of_pose(pose, camera, height, width)
+    cameras = cameras_of_pose(pose, camera, height, width)
     points = torch.from_numpy(RANDOM.normal(size=(50, 9, 3))).float()
     screen = cameras.transform_points_screen(points, image_size=((height, width),))[..., :2]
     assert (screen - 0.5 - project(points, pose, camera)).abs().max() < 2e-3
-    again, pinhole = render.pose_of_cameras(cameras, height, width)
+    again, pinhole = pose_of_cameras(cameras, height, width)
     assert (again - pose).abs().max() < 2e-5
     expected = torch.tensor([camera.focal_px, camera.focal_px, camera.centre_x_px, camera.centre_y_px])
     assert (pinhole - expected).abs().max() < 1e-3
-
-
-def test_screen_cameras_are_refused(transforms: Any) -> None:
-    from pytorch3d.renderer import PerspectiveCameras
-
-    with pytest.raises(ValueError, match="NDC"):
-        render.pose_of_cameras(PerspectiveCameras(in_ndc=False, image_size=((8, 8),)), 8, 8)
 
 
 def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
@@ -105,7 +99,7 @@ def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
     exp[1, 0] = 0.7
     vertices = model.vertices(torch.zeros(2, model.num_id), exp)
     colours = (vertices / 3).cos()
-    cameras = render.cameras_of_pose(pose, camera, height, width)
+    cameras = cameras_of_pose(pose, camera, height, width)
     shown = render.render(vertices, colours, model.triangles, cameras, height, width)
     depth = render.rasterize(vertices, model.triangles, cameras, height, width).depth
     for k in range(2):
@@ -125,7 +119,7 @@ def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
 def test_finer_drawing_is_averaged_and_stays_in_place(transforms: Any) -> None:
     model, camera = demo_head(), Camera.for_frame(24, 24)
     vertices, pose = model.mean[None], torch.tensor([[0.0, 0.3, 0.0, 0.1, 0.0, -3.0]])
-    cameras = render.cameras_of_pose(pose, camera, 24, 24)
+    cameras = cameras_of_pose(pose, camera, 24, 24)
     colours = torch.ones_like(vertices)
     coarse, fine = (render.render(vertices, colours, model.triangles, cameras, 24, 24, times)[0] for times in (1, 3))
     assert torch.allclose(fine[..., 0], fine[..., 3], atol=1e-6)
@@ -138,7 +132,7 @@ def test_finer_drawing_is_averaged_and_stays_in_place(transforms: Any) -> None:
 
 def test_where_nothing_is_nothing_is_seen(transforms: Any) -> None:
     model = small_model()
-    cameras = render.cameras_of_pose(torch.tensor([[0.0, 0, 0, 50, 0, 0]]), Camera.for_frame(16, 16), 16, 16)
+    cameras = cameras_of_pose(torch.tensor([[0.0, 0, 0, 50, 0, 0]]), Camera.for_frame(16, 16), 16, 16)
     hits = render.rasterize(model.mean[None], model.triangles, cameras, 16, 16)
     assert (hits.triangle == -1).all()
     assert hits.depth.isinf().all()

@@ -101,6 +101,7 @@ def draw_clip(
 ) -> DrawnClip:
     """A random person who moves face and head, in random light, with noise on pixels and landmarks."""
     from lrs3_loader.face.photometric import render
+    from support.pytorch3d_cameras import cameras_of_pose
 
     rng = np.random.default_rng([4, seed])
     id = torch.tensor(0.7 * rng.standard_normal(model.num_id), dtype=torch.float32)
@@ -114,7 +115,7 @@ def draw_clip(
     albedo = paint(model, seed) if albedo is None else albedo
     colours = Appearance(albedo, random_light(seed), torch.zeros(len(albedo))).colours(normals)
     camera = Camera.for_frame(size, size)
-    cameras = render.cameras_of_pose(pose, camera, size, size)
+    cameras = cameras_of_pose(pose, camera, size, size)
     drawn = render.render(vertices, colours, model.triangles, cameras, size, size)
     wall = torch.tensor([0.2, 0.35, 0.3])
     picture = (

@@ -1,10 +1,13 @@
-"""Gauss-Newton curvatures of frames without their Jacobians. Letters as in ``terms``.
+"""Gauss-Newton approximation of the landmark term's Hessian, computed without forming Jacobians.
+
+Letters: B sequences, T frames of a sequence, n = B T frames, K landmarks, I identity modes, E expression modes,
+D = E + 6 unknowns of a frame.
 
 A landmark's normalized image coordinates (u, v) have the derivatives ``a, b`` [3] by the place of its point on the
 model. Its share of the Hessian's expression block is ``basis^T (a a^T + b b^T) basis``: linear in the six numbers of a
 symmetric 3 x 3 matrix. So the blocks of all frames are one product of matrices, [frames, 6 K] times a table of the
 model's [6 K, pairs of modes].
-On one CPU thread that takes half the time of Jacobians and their squares.
+On one CPU thread that takes half the time of forming the Jacobians and their squares.
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ class ModeProducts:
 
     @cached_property
     def id_id(self) -> torch.Tensor:
-        """[6 K, I (I + 1) / 2] likewise."""
+        """[6 K, I (I + 1) / 2], the pairs in the order of ``torch.triu_indices``."""
         return _upper(self._id)
 
     @cached_property
@@ -52,31 +55,31 @@ class ModeProducts:
 
     @cached_property
     def flat(self) -> torch.Tensor:
-        """[3 K, E + I] the bases side by side."""
+        """[3 K, E + I] the bases, concatenated."""
         return torch.cat((self._exp, self._id), -1).transpose(0, 1).flatten(0, 1).float()
 
     @cached_property
     def exp_places(self) -> torch.Tensor:
-        """[E E] where the entries of an expression block are among the pairs."""
+        """[E E] column of ``exp_exp`` for each entry of an expression block."""
         return _places(self.num_exp, self._exp.device)
 
     @cached_property
     def id_places(self) -> torch.Tensor:
-        """[I I] likewise."""
+        """[I I] column of ``id_id`` for each entry of an identity block."""
         return _places(self.num_id, self._id.device)
 
 
 @dataclass(frozen=True)
 class Curvature:
-    """Of the landmark term, f32, halved."""
+    """Half the Gauss-Newton Hessian of the landmark term, f32."""
 
     frames: torch.Tensor  # [B, T, D, D]
-    border: torch.Tensor  # [B, T, I, D] between the identity and a frame, [B, T, 0, D] where that is known
-    id: torch.Tensor  # [B, I, I] of all frames together, or [B, 0, 0]
+    border: torch.Tensor  # [B, T, I, D] between identity and frame, [B, T, 0, D] if the identity is known
+    id: torch.Tensor  # [B, I, I] summed over the frames, or [B, 0, 0]
 
 
 def curvature(state: State, residuals: Residuals, products: ModeProducts, with_identity: bool) -> Curvature:
-    """Gauss-Newton approximation at a state with the residuals ``residuals``."""
+    """Half the Gauss-Newton Hessian at ``state``, whose residuals are ``residuals``."""
     batch, num_frames, num_points = residuals.weight.shape
     shape = (batch * num_frames, num_points)
     by_model_point, by_pose = _derivatives(state, residuals, shape)
@@ -113,7 +116,8 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 def _derivatives(state: State, residuals: Residuals, shape: tuple[int, int]) -> tuple[Pair, Pair]:
     """Derivatives of the weighted normalized image coordinates by the model point [n, 3, K] and by the pose [n, 6, K].
 
-    ``shape`` is (n, K) for all frames in a row. Axes come before landmarks so that all of this runs along memory.
+    ``shape`` is (n, K). Returns one pair of tensors each, for u and v. Axes come before landmarks, so that all of this
+    runs along memory.
     """
     scale = (residuals.weight.sqrt() / residuals.depth).float().view(shape)
     u, v = (value.reshape(shape) for value in residuals.normalized_xy.float().unbind(-1))
@@ -140,7 +144,7 @@ def _upper(basis: torch.Tensor) -> torch.Tensor:
 
 
 def _places(size: int, device: torch.device) -> torch.Tensor:
-    """[size * size] where the entries of a symmetric matrix lie in its upper triangle."""
+    """Places [size * size] of the entries of a symmetric matrix in its upper triangle."""
     first, second = torch.triu_indices(size, size, device=device)
     places = torch.empty(size, size, dtype=torch.int64, device=device)
     places[first, second] = torch.arange(len(first), device=device)

@@ -1,6 +1,7 @@
-"""Which points a fit uses and how strongly each is believed: of iBUG's 68 and of MediaPipe's dense points.
+"""Points that a fit uses, of iBUG's 68 landmarks and MediaPipe's dense points, with their weights and precisions.
 
-Letters: N frames of any clips, K points (landmarks first), I identity modes, E expression modes.
+Letters: T frames of a clip, N frames of one or more clips, K points used (landmarks first, then dense points),
+I identity modes, E expression modes.
 """
 
 from __future__ import annotations
@@ -10,15 +11,15 @@ import torch
 from lrs3_loader.face.fit.terms import Basis
 from lrs3_loader.face.fit.types import FitConfig, FitInput
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera
-from lrs3_loader.face.geometry.topology import IBUG68
+from lrs3_loader.face.geometry.topology import IBUG68, NUM_MESH_POINTS
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 
 MOUTH = slice(48, 68)
 _EYES = slice(36, 48)
 _UPPER_LIDS = [37, 38, 43, 44]
 _CONTOUR = 17
-_INNER_LIPS = (62, 66)  # their middles, upper and lower
-# MediaPipe's points on the rings of the eyes and lips, both sides.
+_INNER_LIPS = (62, 66)  # middles of the upper and the lower inner lip
+# MediaPipe's points on the contours of eyes and lips, both sides.
 _EYE_RINGS = (
     33, 246, 161, 160, 159, 158, 157, 173, 133, 155, 154, 153, 145, 144, 163, 7,
     263, 466, 388, 387, 386, 385, 384, 398, 362, 382, 381, 380, 374, 373, 390, 249,
@@ -32,15 +33,21 @@ _TURNING, _TURNED = 0.34, 0.77
 
 
 class FitPoints:
-    """The points of one face model and one config, on the model's device."""
+    """Points of one face model that a configuration fits, on the model's device.
+
+    Raises ``ValueError`` if the configuration asks for dense points and the model has none.
+    """
+
+    weights: torch.Tensor  # [K] f64
+    basis: Basis  # rows of the model at the K points
+    inner_lips: list[int]  # places among the K points of the middles of the upper and the lower inner lip
 
     def __init__(self, model: FaceModel, config: FitConfig) -> None:
-        """Raises ``ValueError`` where dense points are asked of a model without them."""
         self.config = config
         device = model.device
         of_landmarks = landmark_weights(config)
-        self.landmarks = torch.nonzero(of_landmarks)[:, 0]  # those that count, on the CPU
-        self.inner_lips = torch.searchsorted(self.landmarks, torch.tensor(_INNER_LIPS)).tolist()  # among the points
+        self.landmarks = torch.nonzero(of_landmarks)[:, 0]  # used landmarks, on the CPU
+        self.inner_lips = torch.searchsorted(self.landmarks, torch.tensor(_INNER_LIPS)).tolist()
         weights = [of_landmarks[self.landmarks].to(device)]
         columns = (model.landmark_mean, model.landmark_id_basis, model.landmark_exp_basis)
         parts = [tuple(column[self.landmarks.to(device)] for column in columns)]
@@ -58,14 +65,14 @@ class FitPoints:
         self.basis = Basis(mean, id, exp, _bounds(model))
 
     def normalized_xy(self, clip: FitInput, camera: Camera) -> torch.Tensor:
-        """[T, K, 2] f64: points from the principal point, y up, in focal lengths; 0 where not seen."""
+        """Normalized image coordinates [T, K, 2] f64 of a clip's points, see ``fit.terms``; 0 where not seen."""
         pixels, seen = self._pixels(clip)
         x, y = pixels.double().unbind(-1)
         normalized_xy = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
         return torch.where((seen > 0)[..., None], normalized_xy, 0.0)
 
     def confidence(self, clip: FitInput) -> torch.Tensor:
-        """[T, K] f64 factors of the weights; 0 where not seen."""
+        """Factors [T, K] f64 of the points' weights; 0 where not seen."""
         return self._pixels(clip)[1]
 
     def _pixels(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
@@ -86,10 +93,12 @@ class FitPoints:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Precision of the normalized image coordinates, from the noise on the face and in the frame.
 
+            variance = (correlated_noise_decimetres / depth)^2 + (correlated_noise_px^2 + noise_px^2) / focal^2
+
         Args:
             confidence: [N, K], as ``confidence`` gives it.
-            rotation: [N, 3, 3] about right; it tells which side of the contour a face in profile hides.
-            translation: [N, 3] about right.
+            rotation: [N, 3, 3] approximate; decides which side of the contour a face in profile hides.
+            translation: [N, 3] approximate.
             focal: [N] pixels.
 
         Returns:
@@ -108,7 +117,7 @@ class FitPoints:
 
 
 def landmark_weights(config: FitConfig) -> torch.Tensor:
-    """[68] f64."""
+    """Weights [68] f64 of iBUG's landmarks."""
     weights = torch.ones(NUM_LANDMARKS, dtype=torch.float64)
     weights[_EYES] = config.eye_weight
     weights[_UPPER_LIDS] = config.upper_lid_weight
@@ -119,8 +128,8 @@ def landmark_weights(config: FitConfig) -> torch.Tensor:
 
 
 def _dense_weights(config: FitConfig) -> torch.Tensor:
-    """[468] f64, 0 for the points that are landmarks already."""
-    weights = torch.full((468,), config.dense_weight, dtype=torch.float64)
+    """Weights [468] f64 of MediaPipe's points, 0 for those that are among iBUG's landmarks."""
+    weights = torch.full((NUM_MESH_POINTS,), config.dense_weight, dtype=torch.float64)
     weights[list(_EYE_RINGS)] *= config.eye_weight
     weights[list(_LIPS)] *= config.mouth_weight
     weights[list(IBUG68)] = 0.0
@@ -128,15 +137,18 @@ def _dense_weights(config: FitConfig) -> torch.Tensor:
 
 
 def _contour_visibility(rotation: torch.Tensor, least: float) -> torch.Tensor:
-    """[N, 17] factors: 1 in front and on the near side, falling to ``least`` on the far side of a profile."""
+    """Factors [N, 17] of the contour's weights: 1 on the near side, down to ``least`` on the far side of a profile."""
     side = torch.sign(torch.arange(_CONTOUR, device=rotation.device) - _CONTOUR // 2).to(rotation.dtype)
     hidden = ((rotation[:, 0, 2, None] * side - _TURNING) / (_TURNED - _TURNING)).clamp(0, 1)
     return 1 - (1 - least) * hidden
 
 
 def identity_prior(model: FaceModel, config: FitConfig) -> torch.Tensor:
-    """[I, I] f64, for one frame: coefficients near 0, and the size (the landmarks' root mean square distance
-    from their centroid, to first order) near the mean face's."""
+    """Precision matrix [I, I] f64 of the identity prior, for one frame.
+
+    Coefficients are near 0, and the size (the root mean square distance of the landmarks from their centroid, to first
+    order) is near the mean face's.
+    """
     points = model.landmark_mean.double()
     points = points - points.mean(0)
     growth = torch.einsum("kc,kci->i", points, model.landmark_id_basis.double()) / points.square().sum()
@@ -145,7 +157,7 @@ def identity_prior(model: FaceModel, config: FitConfig) -> torch.Tensor:
 
 
 def _bounds(model: FaceModel) -> torch.Tensor:
-    """[2, E] f64."""
+    """Lowest and highest expression coefficients [2, E] f64, infinite for a model without bounds."""
     if model.exp_bounds is not None:
         return model.exp_bounds.double()
     infinite = torch.full((2, model.num_exp), torch.inf, dtype=torch.float64, device=model.device)

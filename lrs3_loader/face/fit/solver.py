@@ -1,12 +1,16 @@
-"""Batched Levenberg-Marquardt for landmark fitting, with the identity known or free.
+"""Batched Levenberg-Marquardt for landmark fitting, with known or unknown identity.
 
-The frames of a sequence have a block of the Hessian each. What couples them is the smoothness of neighbours and, where
-it is free, the identity they share, a border of the blocks. The step is found by a few conjugate gradient steps,
-preconditioned by what can be solved exactly: the blocks, and the border by its Schur complement (an arrowhead system).
+Letters: B sequences, T frames of a sequence, K landmarks, I identity modes, E expression modes, D = E + 6 unknowns of
+a frame.
+
+Each frame of a sequence has one block of the Hessian. Frames are coupled by the smoothness terms and, if the identity
+is unknown, by that (an arrowhead matrix: the identity is the border of the blocks). The step is found by a few
+conjugate gradient steps, preconditioned by the part that can be solved exactly: the blocks, and the border by its
+Schur complement. See Nocedal and Wright, "Numerical Optimization" (2006), chapters 5 and 10.
 
 Bounds of coefficients are a steep quadratic outside them, whose curvature counts only near and beyond them (a
-semismooth Newton method). Measured against projection onto the bounds: as good a fit, and converged after five
-iterations where projection still zigzags after twenty. Letters as in ``terms``.
+semismooth Newton method). Compared with projection onto the bounds: as good a fit, and converged after five iterations
+where projection still zigzags after twenty.
 """
 
 from __future__ import annotations
@@ -39,13 +43,16 @@ _pad = torch.nn.functional.pad
 
 @dataclass(frozen=True)
 class FitProblem:
-    """Sequences to be fitted: with ``neutral``, expression and pose of frames whose person is known; with
-    ``id_precision``, the identity too."""
+    """Sequences to be fitted.
+
+    With ``neutral``, the identity is known, and expression and pose are fitted; with ``id_precision``, the identity is
+    fitted too. Exactly one of them is given.
+    """
 
     basis: Basis
     products: ModeProducts  # of the basis
     observations: Observations
-    neutral: torch.Tensor | None = None  # [B, K, 3] f64 landmarks of the known identities
+    neutral: torch.Tensor | None = None  # [B, K, 3] f64, landmarks of the known identities
     id_precision: torch.Tensor | None = None  # [B, I, I] f64
 
     def residuals(self, state: State) -> Residuals:
@@ -53,40 +60,43 @@ class FitProblem:
         return compute_residuals(state, neutral, self.basis, self.observations)
 
     def cost(self, state: State, residuals: Residuals) -> torch.Tensor:
-        """[B] f64 of a state with the residuals ``residuals``."""
+        """Objective [B] f64 at ``state``, whose residuals are ``residuals``."""
         total = cost(state, residuals, self.basis, self.observations)
         if self.id_precision is None:
             return total
         return total + ((state.id[:, None] @ self.id_precision)[:, 0] * state.id).sum(-1)
 
     def gradient(self, state: State, residuals: Residuals) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half the gradient, f64: by the frames [B, T, D], by the identity [B, I] (or [B, 0] where it is known)."""
+        """Half the gradient, f64, by the frames [B, T, D] and by the identity [B, I] ([B, 0] if it is known)."""
         by_frames, by_id = gradient(state, residuals, self.basis, self.observations)
         if self.id_precision is None:
             return by_frames, by_id[:, :0]
         return by_frames, by_id + (self.id_precision @ state.id[..., None])[..., 0]
 
     def curvature(self, state: State, residuals: Residuals) -> Curvature:
-        """Half the Gauss-Newton Hessian of what was measured, f32."""
+        """Half the Gauss-Newton Hessian of the data terms (no priors, no smoothness), f32."""
         return curvature(state, residuals, self.products, with_identity=self.id_precision is not None)
 
 
 @dataclass(frozen=True)
 class SolverSettings:
-    """How hard to try."""
+    """Effort and stopping criteria, see ``FitConfig``."""
 
     num_cg: int
     max_iterations: int
-    tolerance: float  # relative change of the objective below which a sequence is converged
-    hessian_reuse_tol: float = 0.01  # relative gain of a step below which the next one may do with the same curvature
+    tolerance: float  # relative change of the objective
+    hessian_reuse_tol: float = 0.01  # relative gain of a step
 
 
 def minimise(state: State, problem: FitProblem, settings: SolverSettings) -> tuple[State, torch.Tensor]:
-    """Levenberg-Marquardt with a damping of its own for every sequence; returns (state, converged [B]).
+    """Minimise by Levenberg-Marquardt with a separate damping for every sequence.
 
-    A sequence is converged when a step changes its objective by less than the tolerance relatively; it is then left
-    alone. Near its minimum the curvature hardly changes: it is then kept (a chord method) for as long as every step is
-    a gain. Nothing that becomes of a sequence depends on its neighbours in the batch.
+    A sequence has converged when a step changes its objective by less than ``tolerance``, relatively; it is not moved
+    any more. Near its minimum the Hessian hardly changes: it is then reused (a chord method) for as long as every step
+    improves the objective. The result of a sequence does not depend on the other sequences of the batch.
+
+    Returns:
+        The final state, and converged [B] bool.
     """
     residuals = problem.residuals(state)
     best = problem.cost(state, residuals)
@@ -114,27 +124,30 @@ def minimise(state: State, problem: FitProblem, settings: SolverSettings) -> tup
 
 
 def _cholesky(matrix: torch.Tensor) -> torch.Tensor:
-    """Factor without a check: one that fails gives a step that is not taken, and more damping the next time."""
+    """Cholesky factor without a check: one that fails gives a step that is rejected, and more damping next time."""
     return torch.linalg.cholesky_ex(matrix).L
 
 
 def _apply(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """[..., n] row vectors times [..., n, m]: six times as fast on a CPU as the transposed product with columns."""
+    """Row vectors [..., n] times [..., n, m]: six times as fast on a CPU as the transposed product with columns."""
     return (vector[..., None, :] @ matrix)[..., 0, :]
 
 
 class NormalEquations:
-    """Gauss-Newton equations at one state, f32, scaled to a unit diagonal, damped and factored.
+    """Gauss-Newton equations at one state, f32, scaled to a unit diagonal, damped and factorised.
 
-    Jacobi scaling takes the condition number from about 1e6 to 1e4, which single precision can bear.
+    Jacobi scaling takes the condition number from about 1e6 to 1e4, which single precision can represent.
     """
 
     def __init__(self, state: State, residuals: Residuals, problem: FitProblem, damping: torch.Tensor) -> None:
         """``damping`` [B] is relative to the diagonal."""
         observations = problem.observations
         self._damping = damping.float().view(-1, 1, 1)
-        bend = observations.acceleration_precision
-        self._smooth = (observations.velocity_precision.float(), None if bend is None else bend.float())
+        acceleration = observations.acceleration_precision
+        self._smooth = (
+            observations.velocity_precision.float(),
+            None if acceleration is None else acceleration.float(),
+        )
         blocks = problem.curvature(state, residuals)
         stiff = (observations.exp_precision + bound_penalty(state.exp, problem.basis, observations)[2]).float()
         self._factor(blocks.frames, _pad(stiff, (0, POSE_SIZE)))
@@ -143,7 +156,7 @@ class NormalEquations:
             self._add_border(blocks.border, blocks.id + problem.id_precision.float())
 
     def replaced_where(self, chosen: torch.Tensor, other: NormalEquations) -> NormalEquations:
-        """``other`` for the sequences ``chosen`` [B], this one for the rest; this one is used up."""
+        """Equations with the sequences ``chosen`` [B] bool taken from ``other``. Overwrites ``self``."""
         if bool(chosen.any()):
             names = ["_damping", "_scale", "_own", "_lower"]
             names += ["_id_scale", "_id_own", "_border", "_half", "_id_factor"] if self._id_size else []
@@ -154,7 +167,7 @@ class NormalEquations:
         return self
 
     def _factor(self, own: torch.Tensor, stiff: torch.Tensor) -> None:
-        """The frames' blocks, ``own`` [B, T, D, D] with ``stiff`` [B, T, D] on the diagonal; ``own`` is used up."""
+        """Factorise the blocks ``own`` [B, T, D, D] (overwritten), with ``stiff`` [B, T, D] added to the diagonal."""
         diagonal = torch.diagonal(own, dim1=-2, dim2=-1)
         diagonal += stiff
         links = smoothness_diagonal(*self._smooth)
@@ -168,7 +181,7 @@ class NormalEquations:
         self._upper = self._lower.transpose(-1, -2)
 
     def _add_border(self, border: torch.Tensor, id_own: torch.Tensor) -> None:
-        """``border`` [B, T, I, D] between identity and frames, used up; ``id_own`` [B, I, I]."""
+        """Add the border: ``border`` [B, T, I, D] of identity and frames (overwritten), ``id_own`` [B, I, I]."""
         diagonal = torch.diagonal(id_own, dim1=-2, dim2=-1)
         self._id_scale = torch.rsqrt(diagonal.clamp(min=_MIN_CURVATURE))
         border = border.mul_(self._scale[..., None, :]).mul_(self._id_scale[:, None, :, None])
@@ -181,8 +194,16 @@ class NormalEquations:
     def step(
         self, gradient: torch.Tensor, id_gradient: torch.Tensor, num_cg: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(of the frames [B, T, D], of the identity [B, I] or None), f64, by ``num_cg`` preconditioned conjugate
-        gradient steps from zero. The gradients are ``FitProblem.gradient``'s."""
+        """Solve for the step by ``num_cg`` preconditioned conjugate gradient steps from zero.
+
+        Args:
+            gradient: [B, T, D] and
+            id_gradient: [B, I] as ``FitProblem.gradient`` returns them.
+            num_cg: Number of conjugate gradient steps.
+
+        Returns:
+            Step of the frames [B, T, D], and of the identity [B, I] (None if it is known), f64.
+        """
         shape = gradient.shape
         right = (self._scale * gradient.float()).flatten(1)
         if self._id_size:
@@ -216,7 +237,7 @@ class NormalEquations:
         return solution
 
     def _product(self, vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """The damped Hessian times ``vector`` [B, T D + I], in scaled variables."""
+        """Damped Hessian times ``vector`` [B, T D + I], in scaled variables."""
         moves, by_id = self._split(vector, shape)
         unscaled = self._scale * moves
         coupled = self._scale * smoothness_gradient(unscaled[:, 1:] - unscaled[:, :-1], *self._smooth)
@@ -227,7 +248,7 @@ class NormalEquations:
         return torch.cat((image + _apply(by_id, self._border), of_id), 1)
 
     def _precondition(self, vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-        """The system without the links between neighbours (their diagonal apart) solved for ``vector``."""
+        """Solve for ``vector`` [B, T D + I] without the coupling of neighbours (except for its diagonal)."""
         moves, by_id = self._split(vector, shape)
         half = torch.linalg.solve_triangular(self._lower, moves[..., None], upper=False)
         if self._id_size:

@@ -1,6 +1,6 @@
-"""Where fitting starts: a closed-form pose for every frame, gaps bridged, and the choice of keyframes.
+"""Initialisation of a landmark fit: closed-form poses, gap filling and the choice of keyframes.
 
-Letters as in ``terms``; N frames of any clips.
+Letters: N frames (of one or more clips, concatenated), K landmarks.
 """
 
 from __future__ import annotations
@@ -12,17 +12,25 @@ from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.geometry.rotation import interpolate_rotations
 
 _MIN_SCALE = 1e-4  # normalized image coordinates per decimetre: a face 1 km away; keeps degenerate landmarks finite
-KEYFRAME_FEATURES = 4
 
 
 def weak_perspective(
     normalized_xy: torch.Tensor, points: torch.Tensor, weights: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(rotation [N, 3, 3], translation [N, 3]) that bring ``points`` [N, K, 3] near ``normalized_xy`` [N, K, 2].
+    """Closed-form pose under scaled orthographic (weak perspective) projection.
 
-    Scaled orthographic projection: the affine map is fitted by least squares with ``weights`` [N, K], its two rows are
-    replaced by the nearest orthogonal pair ``(M M^T)^(-1/2) M``, and their length gives the depth. Within about 2
-    degrees of the perspective answer (DeMenthon and Davis 1995 begin so).
+    The affine map M [2, 3] from points to image is fitted by weighted least squares; its rows are replaced by the
+    nearest orthogonal pair ``(M M^T)^(-1/2) M``, and their length gives the depth. The result lies within about 2
+    degrees of the perspective pose. DeMenthon and Davis, "Model-based object pose in 25 lines of code" (IJCV 1995),
+    start from the same approximation.
+
+    Args:
+        normalized_xy: [N, K, 2] normalized image coordinates, see ``fit.terms``.
+        points: [N, K, 3] the same landmarks in model space, decimetres.
+        weights: [N, K], positive.
+
+    Returns:
+        rotation [N, 3, 3] and translation [N, 3] in decimetres that bring ``points`` near their image.
     """
     weights = (weights / weights.sum(-1, keepdim=True))[..., None]
     point_mean = (weights * points).sum(-2, keepdim=True)
@@ -41,7 +49,7 @@ def weak_perspective(
 
 
 def _orthogonal_rows(affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Nearest orthonormal rows [N, 2, 3] of ``affine`` [N, 2, 3], and its mean singular value [N].
+    """Nearest matrix with orthonormal rows [N, 2, 3] to ``affine`` [N, 2, 3], and the mean singular value [N].
 
     With G = M M^T (2 x 2): sqrt(G) = (G + sqrt(det G) 1) / sqrt(tr G + 2 sqrt(det G)), inverted in closed form.
     """
@@ -57,10 +65,18 @@ def _orthogonal_rows(affine: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def bridge_gaps(
     rotation: torch.Tensor, translation: torch.Tensor, valid: torch.Tensor, clip_of: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Poses of frames that are not ``valid`` [N], interpolated between the nearest valid ones of the same clip.
+    """Interpolate the poses of invalid frames between the nearest valid frames of the same clip.
 
-    Before the first and after the last valid frame the nearest one is repeated. ``clip_of`` [N] numbers the clips,
-    rising; every clip needs a valid frame.
+    Before the first and after the last valid frame of a clip, the nearest valid pose is repeated.
+
+    Args:
+        rotation: [N, 3, 3].
+        translation: [N, 3].
+        valid: [N] bool, true at least once per clip.
+        clip_of: [N] clip number of each frame, ascending.
+
+    Returns:
+        rotation [N, 3, 3] and translation [N, 3], unchanged where valid.
     """
     index = torch.arange(len(valid), device=valid.device)
     before = torch.where(valid, index, -1).cummax(0).values
@@ -80,10 +96,14 @@ def bridge_gaps(
 
 
 def keyframe_features(rotation: torch.Tensor, lips: torch.Tensor, translation: torch.Tensor) -> torch.Tensor:
-    """[N, 4] what keyframes should differ in: where the face looks (2), how it is tilted, how open the mouth is.
+    """Features [N, 4] in which keyframes should differ: gaze of the head (2), its tilt, opening of the mouth.
 
-    In units that make a turn of 11 degrees count as much as an opening of 2 cm. ``lips`` [N, 2, 2] are the normalized
-    image coordinates of the middles of the inner lips.
+    Scaled so that a rotation by 11 degrees counts as much as an opening by 2 cm.
+
+    Args:
+        rotation: [N, 3, 3].
+        lips: [N, 2, 2] normalized image coordinates of the middles of the inner lips, upper and lower.
+        translation: [N, 3] decimetres.
     """
     depth = (DISTANCE - translation[:, 2:]).clamp(min=1e-3)
     opening = (lips[:, 0] - lips[:, 1]).norm(dim=-1, keepdim=True) * depth
@@ -92,9 +112,12 @@ def keyframe_features(rotation: torch.Tensor, lips: torch.Tensor, translation: t
 
 
 def spread(features: np.ndarray, count: int) -> np.ndarray:
-    """Indices of ``count`` rows of ``features`` [n, 4] (all where n <= count), rising, as far apart as can be.
+    """Choose ``count`` rows of ``features`` [n, C] that are far apart, by farthest-point sampling.
 
-    Farthest-point sampling from the row nearest the median. Ties go to the first.
+    Starts from the row nearest the median; ties go to the first row. Deterministic.
+
+    Returns:
+        Ascending row numbers [count], or all n of them if there are no more than ``count``.
     """
     if len(features) <= count:
         return np.arange(len(features))
@@ -103,6 +126,6 @@ def spread(features: np.ndarray, count: int) -> np.ndarray:
     nearest = np.full(len(features), np.inf)
     while len(chosen) < count:
         nearest = np.minimum(nearest, np.square(features - features[chosen[-1]]).sum(1))
-        nearest[chosen] = -1.0  # never twice, even where all frames are alike
+        nearest[chosen] = -1.0  # never twice, even if all frames are equal
         chosen.append(int(nearest.argmax()))
     return np.sort(np.array(chosen))

@@ -1,27 +1,28 @@
-"""What landmark fitting minimises: residuals with their analytic derivatives, priors, the objective.
+"""Objective of landmark fitting: residuals, priors and smoothness, with their analytic derivatives.
 
 Letters: B sequences (clips, or windows of clips), T frames of a sequence, K landmarks, I identity modes, E expression
 modes, D = E + 6 unknowns of a frame in the order [expression, rotation, translation].
 
-Landmarks are given in normalized image coordinates (``normalized_xy``), which do not depend on the resolution: pixels
-from the principal point, y up, in focal lengths, ``((u - cx) / f, -(v - cy) / f)``. With ``P = R X + t`` and depth
-``d = distance - P_z`` the model predicts ``(P_x / d, P_y / d)``. A rotation is updated on
-the left, ``R <- exp([w]x) R``, so ``dP/dw = -[R X]x``, ``dP/dt = 1`` and ``dP/d(coefficient) = R basis``: no Euler
-angle is a variable and no pose is singular.
+**Normalized image coordinates** (``normalized_xy``) do not depend on the resolution: pixels from the principal point,
+y up, in focal lengths, ``((u - cx) / f, -(v - cy) / f)``. With ``P = R X + t`` and the depth ``d = DISTANCE - P_z``, a
+point X of the model lies at ``(P_x / d, P_y / d)``. A rotation is updated on the left, ``R <- exp([w]x) R``, so
+``dP/dw = -[R X]x``, ``dP/dt = 1`` and ``dP/d(coefficient) = R basis``: no Euler angle is a variable and no pose is
+singular.
 
-Minimised, as a negative log posterior times two:
+The objective is twice a negative log posterior:
 
     sum over frames and landmarks   rho(precision |predicted - measured|^2)
     + sum over frames               exp_precision . exp^2 + bound_precision |exp outside its bounds|^2 (smoothed)
-    + sum over neighbouring frames  velocity_precision . (change of [exp, rotation, translation])^2
-    + sum over three in a row       acceleration_precision . (change of that change)^2
-    + id^T id_precision id          (where the identity is free)
+    + sum over pairs of frames      velocity_precision . (change of [exp, rotation, translation])^2
+    + sum over triples of frames    acceleration_precision . (second difference)^2
+    + id^T id_precision id          (if the identity is unknown)
 
-with ``rho(s) = s``, or for landmarks that may be far off ``2 c^2 (sqrt(1 + s / c^2) - 1)``, quadratic inside about c
-standard deviations and linear beyond (pseudo-Huber).
+with ``rho(s) = s``, or the pseudo-Huber loss ``2 c^2 (sqrt(1 + s / c^2) - 1)``, which is quadratic up to about c
+standard deviations and linear beyond (Charbonnier et al., "Deterministic edge-preserving regularization in computed
+imaging", IEEE TIP 1997).
 
 Objective, gradient and unknowns are in double precision, so that convergence is seen clearly; curvatures, which only
-steer the steps, in single.
+steer the steps, are in single precision. "Half" derivatives leave out the factor 2 of a derivative of squares.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ _pad = torch.nn.functional.pad
 
 @dataclass(frozen=True)
 class Basis:
-    """The rows of a face model that fitting needs, at the landmarks, f64."""
+    """Rows of a face model at the landmarks, f64."""
 
     mean: torch.Tensor  # [K, 3]
     id: torch.Tensor  # [K, 3, I]
@@ -49,13 +50,13 @@ class Basis:
     bounds: torch.Tensor  # [2, E], infinite where the model has none
 
     def neutral(self, id: torch.Tensor) -> torch.Tensor:
-        """Landmarks [..., K, 3] of the identity ``id`` [..., I] without expression."""
+        """Landmarks [..., K, 3] for the identity ``id`` [..., I] without expression."""
         return self.mean + (id @ self.id.flatten(0, 1).T).unflatten(-1, (-1, 3))
 
 
 @dataclass(frozen=True)
 class Observations:
-    """What was measured, and how strongly everything is believed; f64."""
+    """Measured landmarks of a batch, and the precisions (inverse variances) of all terms; f64."""
 
     normalized_xy: torch.Tensor  # [B, T, K, 2], 0 where the precision is 0
     precision: torch.Tensor  # [B, T, K], weight / variance of normalized_xy; 0: not seen
@@ -63,12 +64,12 @@ class Observations:
     bound_precision: float
     velocity_precision: torch.Tensor  # [B, T - 1, D], 0 where two frames are not neighbours
     acceleration_precision: torch.Tensor | None = None  # [B, T - 2, D], 0 where three frames are not neighbours
-    outlier_sigma: float = math.inf  # c of the module docstring
+    outlier_sigma: float = math.inf  # c in the module docstring
 
 
 @dataclass(frozen=True)
 class State:
-    """The unknowns, f64."""
+    """Unknowns of a batch, f64."""
 
     id: torch.Tensor  # [B, I]
     exp: torch.Tensor  # [B, T, E]
@@ -76,7 +77,7 @@ class State:
     translation: torch.Tensor  # [B, T, 3]
 
     def moved(self, step: torch.Tensor, id_step: torch.Tensor | None = None) -> State:
-        """The state after ``step`` [B, T, D] of the frames and ``id_step`` [B, I]."""
+        """State after adding ``step`` [B, T, D] to the frames and ``id_step`` [B, I] to the identity."""
         exp, turn, shift = step.split((self.exp.shape[-1], 3, 3), dim=-1)
         return State(
             id=self.id if id_step is None else self.id + id_step,
@@ -85,42 +86,49 @@ class State:
             translation=self.translation + shift,
         )
 
+    def clone(self) -> State:
+        return State(*(value.clone() for value in vars(self).values()))
+
+    def select(self, clip: torch.Tensor, index: torch.Tensor) -> State:
+        """Batch of clips ``clip`` [B] and frames ``index`` [B, T], from one identity per clip and frames [N, ...]."""
+        return State(self.id[clip], self.exp[index], self.rotation[index], self.translation[index])
+
     def replaced_where(self, chosen: torch.Tensor, other: State) -> State:
-        """``other`` for the sequences ``chosen`` [B], this state for the rest."""
+        """State with the sequences ``chosen`` [B] bool taken from ``other``."""
         return State(*_picked(chosen, other, self))
 
 
 @dataclass(frozen=True)
 class Residuals:
-    """How a state differs from what was measured."""
+    """Difference between a state and the measured landmarks."""
 
-    normalized_xy: torch.Tensor  # [B, T, K, 2] of the model
-    difference: torch.Tensor  # [B, T, K, 2] model - measured
-    turned: torch.Tensor  # [B, T, K, 3] points R X
+    normalized_xy: torch.Tensor  # [B, T, K, 2] predicted
+    difference: torch.Tensor  # [B, T, K, 2] predicted - measured
+    turned: torch.Tensor  # [B, T, K, 3] rotated points R X
     depth: torch.Tensor  # [B, T, K]
-    weight: torch.Tensor  # [B, T, K] precision, lowered for outliers
+    weight: torch.Tensor  # [B, T, K] precision, reduced for outliers
     cost: torch.Tensor  # [B, T, K] rho(precision |difference|^2)
 
     def replaced_where(self, chosen: torch.Tensor, other: Residuals) -> Residuals:
-        """``other`` for the sequences ``chosen`` [B], these for the rest."""
+        """Residuals with the sequences ``chosen`` [B] bool taken from ``other``."""
         return Residuals(*_picked(chosen, other, self))
 
 
 def _picked(chosen: torch.Tensor, new: State | Residuals, old: State | Residuals) -> Iterator[torch.Tensor]:
-    """Every tensor of ``new`` for the sequences ``chosen`` [B], of ``old`` for the rest."""
+    """Yield each field, from ``new`` for the sequences ``chosen`` [B] and from ``old`` for the rest."""
     for one, other in zip(vars(new).values(), vars(old).values(), strict=True):
         yield torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
 
 
 def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observations: Observations) -> Residuals:
-    """Residuals for the neutral landmarks ``neutral`` [B, K, 3] of the sequences' identities."""
+    """Residuals of a state; ``neutral`` [B, K, 3] are the landmarks of its identities without expression."""
     offsets = (state.exp @ basis.exp.flatten(0, 1).T).unflatten(-1, (-1, 3))
     turned = (neutral[:, None] + offsets) @ state.rotation.transpose(-1, -2)
     placed = turned + state.translation[..., None, :]
     depth = DISTANCE - placed[..., 2]
     normalized_xy = placed[..., :2] / depth[..., None]
     difference = normalized_xy - observations.normalized_xy
-    across, down = difference.unbind(-1)  # sums over two are slow as reductions
+    across, down = difference.unbind(-1)  # a reduction over two elements is slow
     cost, weight = observations.precision * (across * across + down * down), observations.precision
     if math.isfinite(observations.outlier_sigma):
         limit = observations.outlier_sigma**2
@@ -132,12 +140,15 @@ def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observa
 def gradient(
     state: State, residuals: Residuals, basis: Basis, observations: Observations
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the objective's gradient by the frames' unknowns [B, T, D], smoothness included, and that of the landmark
-    term by the identity [B, I]."""
+    """Half the gradient of the objective.
+
+    Returns:
+        By the unknowns of the frames [B, T, D], smoothness included; and of the landmark term by the identity [B, I].
+    """
     across, down = ((residuals.weight / residuals.depth)[..., None] * residuals.difference).unbind(-1)
     inwards = across * residuals.normalized_xy[..., 0] + down * residuals.normalized_xy[..., 1]
     by_place = torch.stack((across, down, inwards), -1)
-    moment = residuals.turned.transpose(-1, -2) @ by_place  # sum of turned x by_place, antisymmetric part of this
+    moment = residuals.turned.transpose(-1, -2) @ by_place  # its antisymmetric part is the sum of turned x by_place
     skew = moment - moment.transpose(-1, -2)
     by_turn = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1)
     by_model_point = (by_place @ state.rotation).flatten(-2)  # [B, T, 3K]
@@ -151,7 +162,7 @@ def gradient(
 
 
 def frame_changes(state: State) -> torch.Tensor:
-    """[B, T - 1, D] change from each frame to the next; of the rotation, sin(angle) times the axis."""
+    """Change from each frame to the next [B, T - 1, D]; for the rotation, sin(angle) times the axis."""
     relative = state.rotation[:, 1:] @ state.rotation[:, :-1].transpose(-1, -2)
     skew = relative - relative.transpose(-1, -2)
     turn = 0.5 * torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1)
@@ -159,20 +170,28 @@ def frame_changes(state: State) -> torch.Tensor:
     return torch.cat((exp, turn, state.translation[:, 1:] - state.translation[:, :-1]), -1)
 
 
-def smoothness_gradient(changes: torch.Tensor, step: torch.Tensor, bend: torch.Tensor | None) -> torch.Tensor:
-    """Half the gradient [B, T, D] of the smoothness terms whose frames differ by ``changes`` [B, T - 1, D]; linear
-    in ``changes``, turns taken as small. ``step`` and ``bend`` as in ``Observations``."""
-    pull = step * changes
-    if bend is not None:
-        pull = pull + _difference_transposed(bend * (changes[:, 1:] - changes[:, :-1]))
+def smoothness_gradient(
+    changes: torch.Tensor, velocity: torch.Tensor, acceleration: torch.Tensor | None
+) -> torch.Tensor:
+    """Half the gradient [B, T, D] of the smoothness terms, for small rotations: linear in ``changes``.
+
+    Args:
+        changes: [B, T - 1, D], see ``frame_changes``.
+        velocity: [B, T - 1, D] precision, as in ``Observations``.
+        acceleration: [B, T - 2, D] precision, or None.
+    """
+    pull = velocity * changes
+    if acceleration is not None:
+        pull = pull + _difference_transposed(acceleration * (changes[:, 1:] - changes[:, :-1]))
     return _difference_transposed(pull)
 
 
-def smoothness_diagonal(step: torch.Tensor, bend: torch.Tensor | None) -> torch.Tensor:
-    """[B, T, D] diagonal of the smoothness terms' (halved) Hessian."""
-    diagonal = _pad(step, (0, 0, 1, 0)) + _pad(step, (0, 0, 0, 1))
-    if bend is not None:
-        diagonal = diagonal + _pad(bend, (0, 0, 2, 0)) + 4 * _pad(bend, (0, 0, 1, 1)) + _pad(bend, (0, 0, 0, 2))
+def smoothness_diagonal(velocity: torch.Tensor, acceleration: torch.Tensor | None) -> torch.Tensor:
+    """Diagonal [B, T, D] of half the Hessian of the smoothness terms."""
+    diagonal = _pad(velocity, (0, 0, 1, 0)) + _pad(velocity, (0, 0, 0, 1))
+    if acceleration is not None:
+        first, middle, last = (_pad(acceleration, (0, 0, *ends)) for ends in ((2, 0), (1, 1), (0, 2)))
+        diagonal = diagonal + first + 4 * middle + last
     return diagonal
 
 
@@ -184,12 +203,14 @@ def _difference_transposed(change: torch.Tensor) -> torch.Tensor:
 def bound_penalty(
     exp: torch.Tensor, basis: Basis, observations: Observations
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(value, half the slope, half the curvature) [B, T, E] of what holds coefficients inside their bounds.
+    """Penalty on coefficients outside their bounds.
 
-    ``bound_precision e^2 + constant`` at a distance e outside a bound, 0 well inside. In between, from ``-w`` to ``w``,
-    with
-    w a third of the standard deviation, the curvature rises linearly: without that, steps that cross a bound would
-    overshoot.
+    It is ``bound_precision e^2 + constant`` at a distance e outside a bound, and 0 well inside. In between, from ``-w``
+    to ``w`` with w a third of the standard deviation, the curvature rises linearly: without that, steps that cross a
+    bound would overshoot.
+
+    Returns:
+        Value, half the slope and half the curvature, [B, T, E] each.
     """
     stiff = observations.bound_precision
     if stiff == 0:
@@ -208,7 +229,7 @@ def bound_penalty(
 
 
 def cost(state: State, residuals: Residuals, basis: Basis, observations: Observations) -> torch.Tensor:
-    """[B] the objective without the identity prior."""
+    """Objective [B] without the identity prior."""
     changes = frame_changes(state)
     terms = [
         residuals.cost,

@@ -1,6 +1,7 @@
-"""How the frames of many clips are cut and gathered into batches of bounded size.
+"""Cut the frames of many clips into windows, and gather these into batches of bounded size.
 
-Letters: B sequences of a batch, T frames of the longest. "Frames" are numbered over all clips in a row.
+Letters: N frames of all clips, concatenated and numbered in that order; n frames of a window; B windows of a batch,
+T frames of the longest of them.
 """
 
 from __future__ import annotations
@@ -10,24 +11,25 @@ from dataclasses import dataclass
 
 import torch
 
+from lrs3_loader.face.fit.terms import State
 from lrs3_loader.runtime.batching import batch_by_length, round_up
 
-WINDOW_FRAMES = 512  # a longer clip is fitted in windows of this length ...
-MARGIN_FRAMES = 32  # ... of which this much at inner ends is fitted twice and used once
+WINDOW_FRAMES = 512  # longer clips are fitted in windows that keep this many frames
+MARGIN_FRAMES = 32  # additional frames at inner ends: fitted with both windows, kept from one
 
 
 @dataclass(frozen=True)
 class Window:
-    """Frames ``frames`` [n] of one clip, rising, fitted together; those at ``keep`` are used."""
+    """Frames of one clip that are fitted together."""
 
     clip: int
-    frames: torch.Tensor  # [n] i64
-    keep: slice
+    frames: torch.Tensor  # [n] i64, ascending
+    keep: slice  # those whose result is kept
 
 
 @dataclass(frozen=True)
 class WindowBatch:
-    """Windows side by side, the shorter ones padded with their last frame."""
+    """Windows of one batch; shorter ones are padded with their last frame."""
 
     windows: list[Window]
     clip: torch.Tensor  # [B] i64
@@ -36,17 +38,22 @@ class WindowBatch:
 
     @property
     def neighbours(self) -> torch.Tensor:
-        """[B, T - 1] whether a frame and the next follow each other in the clip."""
+        """True where a frame and the next one are consecutive in the clip, [B, T - 1] bool."""
         return self.real[:, 1:] & (self.index[:, 1:] == self.index[:, :-1] + 1)
 
     def scatter(self, target: torch.Tensor, values: torch.Tensor) -> None:
-        """Write the rows to keep of ``values`` [B, T, ...] into ``target`` [frames, ...]."""
+        """Write the frames to keep of ``values`` [B, T, ...] into ``target`` [N, ...]."""
         for row, window in enumerate(self.windows):
             target[self.index[row, window.keep]] = values[row, window.keep]
 
+    def scatter_state(self, target: State, state: State) -> None:
+        """Write the frames to keep of ``state`` into ``target``, whose frames are [N, ...]; the identity is left."""
+        for name in ("exp", "rotation", "translation"):
+            self.scatter(getattr(target, name), getattr(state, name))
+
 
 def split_into_windows(lengths: Sequence[int]) -> list[Window]:
-    """All frames of clips of these ``lengths``, in overlapping windows that keep each frame once."""
+    """Cut clips of these ``lengths`` into overlapping windows, which keep each frame once."""
     found, first = [], 0
     for clip, length in enumerate(lengths):
         last = first + length
@@ -61,7 +68,9 @@ def split_into_windows(lengths: Sequence[int]) -> list[Window]:
 def batches(
     parts: Sequence[Window], batch_frames: int, device: torch.device, length_step: int = 1
 ) -> Iterator[WindowBatch]:
-    """Windows of like length together, at most ``batch_frames`` frames (padding included) or one window a batch.
+    """Gather windows of similar length into batches of at most ``batch_frames`` frames, padding included.
+
+    A longer window is a batch by itself.
 
     Batches are as long as their longest window, rounded up to a multiple of ``length_step``, so that there are few
     different lengths.

@@ -100,16 +100,6 @@ class FaceModel:
     def _optional_floats(self) -> tuple[str, ...]:
         return tuple(name for name in _OPTIONAL_FLOATS if getattr(self, name) is not None)
 
-    def with_geneface_keypoints(self) -> FaceModel:
-        """The same model with every landmark one vertex further on, as GeneFace reads BFM's keypoints.
-
-        It takes BFM's keypoint numbers, which start at 1, for numbers that start at 0. Use it for ``idexp_lm3d`` (and
-        whatever else is read at the landmarks) that must match GeneFace's released data, and for nothing else.
-
-        Raises ``ValueError`` where a shifted landmark leaves the mesh.
-        """
-        return replace(self, landmark_verts=self.landmark_verts + 1)
-
     @cached_property
     def landmark_mean(self) -> torch.Tensor:
         """[68, 3] the mean face's landmarks."""
@@ -155,17 +145,6 @@ class FaceModel:
     def dense_exp_basis(self) -> torch.Tensor:
         """[468, 3, E] ``exp_basis`` at the dense points."""
         return self._at_dense(self.exp_basis.flatten(1)).unflatten(-1, self.exp_basis.shape[1:])
-
-    def dense_points(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-        """MediaPipe's 468 points on the face, [..., 468, 3] in decimetres; arguments as for ``vertices``.
-
-        Points of weight 0 (``dense.weight``) have no meaning.
-        """
-        return self.dense_mean + _offsets(self.dense_id_basis, id) + _offsets(self.dense_exp_basis, exp)
-
-    def dense_normals(self, vertices: torch.Tensor) -> torch.Tensor:
-        """Unit normals [..., 468, 3] at the dense points of ``vertices`` [..., V, 3]."""
-        return torch.nn.functional.normalize(self._at_dense(self.normals(vertices)), dim=-1)
 
     def _at_dense(self, values: torch.Tensor) -> torch.Tensor:
         if self.dense is None:

@@ -1,14 +1,14 @@
-"""What a person looks like in one clip: a colour for every vertex, and the light, from frames whose shape is known.
+"""Estimate a person's appearance in one clip, a colour per vertex and the light, from frames of known shape.
 
-    colour of vertex v in frame k = albedo[v] * shading(normal of v in k; light)      (face.lighting)
+    colour of vertex v in frame k = albedo[v] * shading(normal of v in k; light)      (``lighting``)
 
-Both are fitted in turns to the colours seen in a few frames, by least squares with weights that let go of what does not
-fit (highlights, a hand, hair). A model with texture modes has its albedo in their span, the modes' coefficients having
-unit standard deviation. Without such modes every vertex has an albedo of its own, held a little to its neighbours'. In
-that case only the product of light and albedo is determined: the mean shading is set to 1, so the albedo is the mean
-colour.
+Both are fitted alternately to the colours seen in a few frames, by iteratively reweighted least squares, whose weights
+reject outliers (highlights, a hand, hair; Cauchy loss). A model with texture modes has its albedo in their span, the
+modes' coefficients having unit standard deviation. Without such modes every vertex has its own albedo, weakly tied to
+its neighbours'. In that case only the product of light and albedo is determined: the mean shading is set to 1, so the
+albedo is the mean colour.
 
-Letters: K frames, V vertices of ``face.region``, X texture modes.
+Letters: K frames, V vertices of ``region``, X texture modes.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ import torch
 from lrs3_loader.face.photometric.lighting import FLAT, NUM_HARMONICS, harmonics
 from lrs3_loader.face.photometric.region import Region
 
-NOISE = 0.03  # of colours, in 0..1: sensor, compression, what shading leaves out
-MISALIGNMENT_PX = 1.0  # of the crop, between frames as the landmark fit leaves them
+NOISE = 0.03  # sigma of colours in 0..1: sensor, compression, errors of the shading model
+MISALIGNMENT_PX = 1.0  # pixels of the crop, between frames after the landmark fit
 _ROUNDS = 16
-_LIGHT_PRIOR = 0.001  # of the observations' weight: pulls the light towards an even one of the same brightness
-_NEIGHBOUR_WEIGHT = 0.5  # of a vertex' neighbours against one frame in which it is seen
-_UNSEEN_SPREAD = 0.5  # of the colour of a vertex that is hardly ever seen: what it says counts for nothing
+_LIGHT_PRIOR = 0.001  # relative to the observations: pulls the light towards a uniform one of the same brightness
+_NEIGHBOUR_WEIGHT = 0.5  # of a vertex's neighbours, relative to one frame in which it is seen
+_UNSEEN_SIGMA = 0.5  # of the colour of a vertex that is hardly ever seen: large, so that it does not count
 _MIN_SEEN = 3.0  # frames
 _MIN_SHADING = 0.05
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """Of one clip."""
+    """Appearance of the person in one clip."""
 
     albedo: torch.Tensor  # [V, 3] f32, about 0..1
-    light: torch.Tensor  # [9, 3] f32, of ``face.lighting``
-    variance: torch.Tensor  # [V] f32, of a vertex' colour about what this says, mean over the channels
+    light: torch.Tensor  # [9, 3] f32, see ``lighting``
+    variance: torch.Tensor  # [V] f32, residual variance of a vertex's colour, mean over the channels
 
     def colours(self, normals: torch.Tensor) -> torch.Tensor:
         """Colours [..., V, 3] for unit normals [..., V, 3] in camera axes."""
@@ -47,15 +47,16 @@ class Appearance:
 def estimate_appearance(
     colours: torch.Tensor, slopes: torch.Tensor, seen: torch.Tensor, normals: torch.Tensor, region: Region
 ) -> Appearance:
-    """Albedo and light from what is seen of each vertex.
+    """Estimate albedo and light from the colours seen at each vertex.
 
     Args:
         colours: [K, V, 3] in 0..1.
-        slopes: [K, V] mean square over the channels of the picture's gradient there, per pixel of the crop. Frames are
-            yet to be aligned to one another: differences that ``MISALIGNMENT_PX`` explains do not count as variance, or
-            the features of the face would weigh least.
-        seen: [K, V] bool; elsewhere colours mean nothing.
-        normals: [K, V, 3] unit, camera axes.
+        slopes: [K, V] mean square over the channels of the image gradient there, per pixel of the crop. Frames are not
+            aligned to one another yet: differences that ``MISALIGNMENT_PX`` explains do not count as variance, or the
+            features of the face would have the lowest weight.
+        seen: [K, V] bool; colours are ignored elsewhere.
+        normals: [K, V, 3] unit vectors, camera axes.
+        region: The part of the face model.
     """
     basis = harmonics(normals)
     weight = seen.to(colours.dtype)
@@ -79,11 +80,11 @@ def estimate_appearance(
     count = weight.sum(0)
     unexplained = (weight * (residual - MISALIGNMENT_PX**2 / 2 * slopes)).sum(0) / count.clamp(min=1)
     rarely = ((_MIN_SEEN - count) / _MIN_SEEN).clamp(min=0)
-    return Appearance(albedo, light, unexplained.clamp(min=0) + rarely * _UNSEEN_SPREAD**2)
+    return Appearance(albedo, light, unexplained.clamp(min=0) + rarely * _UNSEEN_SIGMA**2)
 
 
 def _fit_light(colours: torch.Tensor, albedo: torch.Tensor, basis: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
-    """[9, 3], each channel by itself: least squares, with a prior for an even light."""
+    """Light [9, 3] by weighted least squares per channel, with a prior for uniform light."""
     columns = []
     prior = _LIGHT_PRIOR * torch.eye(NUM_HARMONICS, dtype=torch.float64, device=colours.device)
     rows = basis.flatten(0, 1).double()
@@ -103,7 +104,7 @@ def _fit_light(colours: torch.Tensor, albedo: torch.Tensor, basis: torch.Tensor,
 def _fit_albedo(
     colours: torch.Tensor, shading: torch.Tensor, trust: torch.Tensor, region: Region, mean: torch.Tensor
 ) -> torch.Tensor:
-    """[V, 3] a colour for each vertex, weighted with what its neighbours have."""
+    """Albedo [V, 3] of each vertex, weighted with that of its neighbours; ``mean`` [3] if it was never seen."""
     strength = (trust[..., None] * shading.square()).sum(0)
     total = (trust[..., None] * shading * colours).sum(0)
     own = torch.where(strength > 1e-6, total / strength.clamp(min=1e-6), mean)
@@ -111,14 +112,14 @@ def _fit_albedo(
 
 
 def _fit_texture(colours: torch.Tensor, shading: torch.Tensor, trust: torch.Tensor, region: Region) -> torch.Tensor:
-    """[V, 3] the model's mean colour and its modes, coefficients of unit standard deviation."""
+    """Albedo [V, 3] in the span of the model's texture modes, coefficients of unit standard deviation."""
     assert region.tex_mean is not None
     assert region.tex_basis is not None
     num_modes = region.tex_basis.shape[-1]
     strength = ((trust[..., None] * shading.square()).sum(0) / NOISE**2).flatten().double()
     total = ((trust[..., None] * shading * colours).sum(0) / NOISE**2).flatten().double()
     modes = region.tex_basis.flatten(0, 1).double()
-    # Vertices of a smooth texture are no independent observations: they count as many as there are modes, squared.
+    # Vertices of a smooth texture are not independent observations: together they count as X squared observations.
     share = min(1.0, num_modes**2 / len(modes))
     moments = share * (strength[:, None] * modes).T @ modes
     target = share * modes.T @ (total - strength * region.tex_mean.flatten().double())

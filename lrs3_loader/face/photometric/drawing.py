@@ -1,6 +1,6 @@
-"""Draws a fitted face over the crops of its clip: what is seen of it, in which colours, and where it is to be compared.
+"""Draw a fitted face over the crops of its clip: which points are visible, their colours, and samples to compare.
 
-Letters: n frames, S side of a crop, R of the drawing, V vertices of ``face.region``, P samples.
+Letters: n frames, S side of a crop in pixels, V vertices of ``region``, P samples of a frame.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from lrs3_loader.face.photometric.region import Region
 from lrs3_loader.face.photometric.render import Fragments
 from lrs3_loader.face.photometric.terms import Samples, blurred, sample, slices, with_gradients
 
-_DEPTH_SLACK = 0.03  # decimetres: a vertex this far behind what is drawn at its pixel still counts as seen
-_MIN_FACING = 0.15  # cosine between a vertex' normal and the way to the camera
+_DEPTH_SLACK = 0.03  # decimetres: a vertex this far behind the surface drawn at its pixel still counts as seen
+_MIN_FACING = 0.15  # cosine between a vertex's normal and the direction to the camera
 
 
 @dataclass(frozen=True)
 class Views:
-    """Frames in which the face is to be drawn."""
+    """Frames in which the face is drawn: its shape and pose, and the crop of the video frame."""
 
     vertices: torch.Tensor  # [n, V, 3] f32, the region in model space
     rotation: torch.Tensor  # [n, 3, 3] f32
@@ -31,7 +31,7 @@ class Views:
     pictures: torch.Tensor  # [n, S, S, 3] u8 crops
     pinhole: torch.Tensor  # [n, 4] f32: focal lengths and centre, pixels of the crop
     frame: torch.Tensor  # [n, 4] f32: left, top, right, bottom of the source frame, pixels of the crop
-    usable: torch.Tensor  # [n] bool: there is a crop
+    usable: torch.Tensor  # [n] bool: true if there is a crop
 
     @classmethod
     def from_crops(
@@ -42,8 +42,15 @@ class Views:
         crops: tuple[torch.Tensor, torch.Tensor],
         size: tuple[int, int],
     ) -> Views:
-        """``crops``: pictures [n, S, S, 3] and places [n, 4] as ``image.crops``; ``size``: height, width of the
-        source."""
+        """Views of frames of one clip.
+
+        Args:
+            vertices: [n, V, 3] region in model space.
+            rotation: [n, 3, 3].
+            translation: [n, 3] decimetres.
+            crops: pictures [n, S, S, 3] and places [n, 4], see ``image.crops``; places are NaN where there is none.
+            size: height and width of the source frame.
+        """
         pictures, places = crops
         usable = places.isfinite().all(1)
         scale, shift = torch.where(usable[:, None], places, places.new_tensor([1.0, 1.0, 0.0, 0.0])).split(2, 1)
@@ -72,40 +79,40 @@ class Views:
         return len(self.vertices)
 
     def placed(self) -> torch.Tensor:
-        """[n, V, 3] vertices in camera space."""
+        """Vertices in camera space [n, V, 3]."""
         return self.vertices @ self.rotation.transpose(-1, -2) + self.translation[:, None]
 
     def pixels(self, placed: torch.Tensor) -> torch.Tensor:
-        """[n, V, 2] of points in camera space, in the crop."""
+        """Pixels of the crop [n, V, 2] of points in camera space [n, V, 3]."""
         normalized_xy = placed[..., :2] / (DISTANCE - placed[..., 2:])
         focal, centre = self.pinhole[:, None].split(2, -1)
         return centre + focal * normalized_xy * normalized_xy.new_tensor([1.0, -1.0])
 
     def inside(self, pixel: torch.Tensor) -> torch.Tensor:
-        """[n, P] whether ``pixel`` [n, P, 2] lies on the crop, on the source frame, and there is a crop."""
+        """True [n, P] where ``pixel`` [n, P, 2] lies in an existing crop and inside the source frame."""
         low, high = self.frame[:, None].split(2, -1)
         on_frame = (pixel >= low.clamp(min=0)) & (pixel <= high.clamp(max=CROP_SIZE - 1))
         return on_frame.all(-1) & self.usable[:, None]
 
     def normals(self, region: Region) -> torch.Tensor:
-        """[n, V, 3] unit normals in camera axes."""
+        """Unit normals in camera axes [n, V, 3]."""
         return region.normals(self.vertices) @ self.rotation.transpose(-1, -2)
 
     def rasterize(self, region: Region, size: int) -> Fragments:
-        """What is seen in a drawing of ``size`` x ``size`` pixels over the crop."""
+        """Rasterise the face to ``size`` x ``size`` pixels that cover the crop."""
         cameras = render.make_cameras(self.rotation, self.translation, self.pinhole, CROP_SIZE, CROP_SIZE)
         return render.rasterize(self.vertices, region.triangles, cameras, size, size)
 
 
 def find_appearance(views: Views, region: Region, size: int) -> Appearance:
-    """Albedo and light from keyframes, drawn with ``size`` x ``size`` pixels to see what is hidden."""
+    """Estimate albedo and light from keyframes, drawn with ``size`` x ``size`` pixels to find hidden vertices."""
     parts = [_vertex_colours(views[part], region, size) for part in slices(len(views), region.device)]
     colours, slopes, seen, normals = (torch.cat(column) for column in zip(*parts, strict=True))
     return estimate_appearance(colours, slopes, seen, normals, region)
 
 
 def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tensor, ...]:
-    """Of the vertices, what ``estimate_appearance`` takes."""
+    """Colours, slopes, visibility and normals of the vertices, as ``estimate_appearance`` takes them."""
     placed, normals = views.placed(), views.normals(region)
     pixel = views.pixels(placed)
     drawn = views.rasterize(region, size).depth
@@ -119,12 +126,11 @@ def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tens
 
 
 def draw_samples(views: Views, appearances: list[Appearance], region: Region, size: int, num_samples: int) -> Samples:
-    """Points of the surface that are seen, and the colours that ``appearances`` give them, one appearance a frame."""
+    """Draw frames and sample their visible surface, with the colours that ``appearances`` (one per frame) give."""
     parts = []
     for part in slices(len(views), region.device):
-        albedo, light, variance = (
-            torch.stack([getattr(appearance, name) for appearance in appearances[part]]) for name in _APPEARANCE_FIELDS
-        )
+        fields = zip(*(vars(appearance).values() for appearance in appearances[part]), strict=True)
+        albedo, light, variance = map(torch.stack, fields)
         coloured = Appearance(albedo, light, variance).colours(views[part].normals(region))
         values = torch.cat((coloured, variance[..., None]), -1)
         parts.append(_draw_slice(views[part], values, region, size, num_samples))
@@ -132,13 +138,10 @@ def draw_samples(views: Views, appearances: list[Appearance], region: Region, si
     return Samples(corners, barycentric, colour, precision, pixel, views.pinhole, views.pictures)
 
 
-_APPEARANCE_FIELDS = ("albedo", "light", "variance")
-
-
 def _draw_slice(
     views: Views, values: torch.Tensor, region: Region, size: int, num_samples: int
 ) -> tuple[torch.Tensor, ...]:
-    """The fields of ``Samples`` up to ``pixel``; ``values`` [n, V, 4] are colours and their variance."""
+    """Fields of ``Samples`` up to ``pixel``; ``values`` [n, V, 4] are colours and their variance."""
     fragments = views.rasterize(region, size)
     at = (torch.arange(size, device=region.device) + 0.5) * (CROP_SIZE / size) - 0.5
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2).expand(len(views), -1, -1)
@@ -154,8 +157,11 @@ def _draw_slice(
 
 
 def spread_evenly(seen: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Numbers [n, count] of true entries of ``seen`` [n, Q] in their order, evenly spread where there are more than
-    ``count``; and which are real [n, count], where there are fewer."""
+    """Choose ``count`` true entries of each row of ``seen`` [n, Q] bool, evenly spread over them.
+
+    Returns:
+        Their numbers [n, count], ascending, and which of them are real [n, count] bool, where there are fewer.
+    """
     total = seen.sum(1, keepdim=True)
     order = torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)
     number = torch.arange(count, device=seen.device)

@@ -1,14 +1,15 @@
-"""Expression and pose refined on pixels, after the landmark fit: ``--fit photometric``. Needs pytorch3d.
+"""Refine expression and pose on pixels after the landmark fit: ``--fit photometric``. Needs pytorch3d.
 
-For each clip in turns: the face is drawn as fitted so far (``face.render``); what is seen gives albedo and light
-(``face.appearance``) and samples of the surface with the colours they should have; then expression and pose of all
-frames are fitted to landmarks and pixels together, by the landmark fit's own solver with its priors, bounds and
-smoothness (``face.photometric_terms``). The identity stays as it was.
+For each clip, a few times: the face is drawn as fitted so far (``render``); what is seen gives albedo and light
+(``appearance``) and samples of the surface with the colours they should have (``drawing``); then expression and pose of
+all frames are fitted to landmarks and pixels together, by the landmark fit's own solver with its priors, bounds and
+smoothness (``terms``). The identity stays as it was. This is analysis by synthesis (Blanz and Vetter, "A morphable
+model for the synthesis of 3D faces", SIGGRAPH 1999), with visibility and appearance fixed during each fit.
 
-A clip keeps the landmark fit where pixels do not help: where the mean difference between picture and drawn face did not
+A clip keeps the landmark fit where pixels do not help: where the mean difference between frames and drawn face did not
 become smaller, or the landmarks' mean error grew by more than ``max_landmark_loss``.
 
-Letters: N frames of a batch in a row, S side of a crop, R of the drawing, V vertices of ``face.region``, P samples.
+Letters: N frames of all clips, concatenated; B sequences of a batch, T frames of a sequence, E expression modes.
 """
 
 from __future__ import annotations
@@ -19,12 +20,11 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from lrs3_loader.face.fit.fitter import LandmarkFitter
+from lrs3_loader.face.fit.fitter import LandmarkFitter, Measurements
 from lrs3_loader.face.fit.solver import SolverSettings, minimise
 from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult, PhotometricQuality
 from lrs3_loader.face.fit.windows import WindowBatch, batches, split_into_windows
-from lrs3_loader.face.geometry.camera import Camera
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric import render
@@ -33,29 +33,32 @@ from lrs3_loader.face.photometric.drawing import Views, draw_samples, find_appea
 from lrs3_loader.face.photometric.region import Region
 from lrs3_loader.face.photometric.terms import PhotometricProblem, Samples
 
-_BATCH_FRAMES = 1024  # of samples and crops held at once: 100 KiB a frame
+_BATCH_FRAMES = 1024  # bounds the memory for samples and crops: 100 KiB per frame
 
 
 @dataclass(frozen=True)
 class PhotometricConfig:
-    """What the refinement believes; chosen by the expression recovered from drawn faces of known truth."""
+    """Noise model and effort of the refinement; chosen by the expression recovered from drawn faces of known truth.
+
+    Raises ``ValueError`` for values that are not positive.
+    """
 
     num_rounds: int = 2
-    """How often the face is drawn and fitted again."""
+    """Number of times the face is drawn and fitted."""
     num_keyframes: int = 24
-    """Frames from which albedo and light are estimated."""
+    """Number of frames from which albedo and light are estimated."""
     drawing_size: int = 64
-    """Side of the drawing that tells which points are seen, over the same square as the crop of 128."""
+    """Side in pixels of the drawing that tells which points are seen; it covers the same square as a crop."""
     num_samples: int = 2048
-    """At most this many samples of a frame."""
+    """Maximum number of samples per frame."""
     pixel_weight: float = 0.5
-    """Weight of a sample against that of a landmark with the same number of standard deviations off."""
+    """Weight of a sample relative to a landmark whose error is as many standard deviations."""
     outlier_sigma: float = 3.0
-    """Samples further off than this many standard deviations pull with a constant force only."""
+    """Number of standard deviations beyond which a sample pulls with a constant force (pseudo-Huber)."""
     max_iterations: int = 8
-    """Levenberg-Marquardt iterations of a round."""
+    """Maximum number of Levenberg-Marquardt iterations of a round."""
     max_landmark_loss: float = 0.15
-    """The landmarks' mean error may grow by this share; beyond it a clip keeps its landmark fit."""
+    """Relative increase of the landmarks' mean error beyond which a clip keeps its landmark fit."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -64,7 +67,11 @@ class PhotometricConfig:
 
 
 class PhotometricFitter(LandmarkFitter):
-    """As ``LandmarkFitter``, for clips with crops (``FitInput.crops``); results carry ``photometric``."""
+    """A ``LandmarkFitter`` for clips with crops (``FitInput.crops``), whose results carry ``photometric``.
+
+    Raises ``RunError`` if pytorch3d is missing, and ``ValueError`` for a model without a surface between its landmarks
+    or a clip without crops.
+    """
 
     def __init__(
         self,
@@ -73,7 +80,6 @@ class PhotometricFitter(LandmarkFitter):
         batch_frames: int | None = None,
         photometric: PhotometricConfig | None = None,
     ) -> None:
-        """Raises ``RunError`` where pytorch3d is missing, ``ValueError`` for a model without a surface."""
         render.require_pytorch3d("--fit photometric")
         super().__init__(model, config, batch_frames)
         self.photometric = photometric or PhotometricConfig()
@@ -89,19 +95,17 @@ class PhotometricFitter(LandmarkFitter):
         first = super().__call__(clips)
         if not clips:
             return first
-        state = self._state_of(first)
-        before, converged = self._round(clips, state, fit=True)
+        state, measured = self._state_of(first), self._measure(clips)
+        before, converged = self._round(clips, measured, state, fit=True)
         for _ in range(self.photometric.num_rounds - 1):
-            converged = self._round(clips, state, fit=True)[1]
-        after, _ = self._round(clips, state, fit=False)
-        cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
-        refined = self._results(clips, cameras, state, converged.tolist())
-        lengths = [len(clip.valid) for clip in clips]
-        errors = zip(before.split(lengths), after.split(lengths), strict=True)
+            converged = self._round(clips, measured, state, fit=True)[1]
+        after, _ = self._round(clips, measured, state, fit=False)
+        refined = self._results(clips, state, converged.tolist())
+        errors = zip(before.split(measured.lengths), after.split(measured.lengths), strict=True)
         return [self._better(a, b, *error) for a, b, error in zip(first, refined, errors, strict=True)]
 
     def _better(self, first: FitResult, refined: FitResult, before: torch.Tensor, after: torch.Tensor) -> FitResult:
-        """Which of the two fits a clip keeps."""
+        """Choose between the two fits of a clip, given the errors [T] of the drawing before and after."""
         errors = float(before.nanmean()), float(after.nanmean())
         allowed = first.relative_error * (1 + self.photometric.max_landmark_loss)
         keep = errors[1] < errors[0] and refined.relative_error <= allowed
@@ -118,39 +122,42 @@ class PhotometricFitter(LandmarkFitter):
             translation=pose[:, 3:].clone(),
         )
 
-    def _round(self, clips: Sequence[FitInput], state: State, *, fit: bool) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw all frames as in ``state`` and, with ``fit``, move it: (error of the drawing [N], converged [clips])."""
-        lengths = [len(clip.valid) for clip in clips]
-        starts = [0, *itertools.accumulate(lengths)]
+    def _round(
+        self, clips: Sequence[FitInput], measured: Measurements, state: State, *, fit: bool
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Draw all frames at ``state`` and, with ``fit``, update it in place.
+
+        Returns:
+            Error of the drawing [N], and whether each clip converged [clips] bool.
+        """
+        starts = [0, *itertools.accumulate(measured.lengths)]
         appearances = [self._appearance(clip, state, number, starts[number]) for number, clip in enumerate(clips)]
-        normalized_xy, confidence, focal, _ = self._measured(clips)
-        precision, _ = self._points.precision(confidence, state.rotation, state.translation, focal)
-        errors = torch.full((len(normalized_xy),), torch.nan)
+        precision, _ = self._points.precision(measured.confidence, state.rotation, state.translation, measured.focal)
+        errors = torch.full((starts[-1],), torch.nan)
         converged = torch.ones(len(clips), dtype=torch.bool)
-        moved = State(state.id, state.exp.clone(), state.rotation.clone(), state.translation.clone())
-        for batch in batches(split_into_windows(lengths), min(self.batch_frames, _BATCH_FRAMES), normalized_xy.device):
-            clip, index = batch.clip, batch.index
-            part = State(state.id[clip], state.exp[index], state.rotation[index], state.translation[index])
+        moved = state.clone()
+        windows = split_into_windows(measured.lengths)
+        for batch in batches(windows, min(self.batch_frames, _BATCH_FRAMES), self.model.device):
+            part = state.select(batch.clip, batch.index)
             samples = self._samples(batch, clips, starts, appearances, part)
-            batch.scatter(errors, samples.error().view(index.shape).cpu())
+            batch.scatter(errors, samples.error().view(batch.index.shape).cpu())
             if not fit:
                 continue
-            frames = self._frames(batch, normalized_xy[index], precision[index], part.translation)
-            part, done = self._move(part, frames, samples)
-            for name in _MOVED:
-                batch.scatter(getattr(moved, name), getattr(part, name))
-            for row, number in enumerate(clip.tolist()):
+            observations = self._observations(batch, measured.normalized_xy, precision, part.translation)
+            part, done = self._minimise(part, observations, samples)
+            batch.scatter_state(moved, part)
+            for row, number in enumerate(batch.clip.tolist()):
                 converged[number] &= done[row].cpu()
-        for name in _MOVED:
-            getattr(state, name).copy_(getattr(moved, name))
+        for name, value in vars(moved).items():
+            getattr(state, name).copy_(value)
         return errors, converged
 
-    def _move(self, start: State, frames: Observations, samples: Samples) -> tuple[State, torch.Tensor]:
-        """Sequences fitted to landmarks and pixels."""
+    def _minimise(self, start: State, observations: Observations, samples: Samples) -> tuple[State, torch.Tensor]:
+        """Fit sequences to landmarks and pixels: (state, converged [B])."""
         problem = PhotometricProblem(
             self._points.basis,
             self._products,
-            frames,
+            observations,
             neutral=self._points.basis.neutral(start.id),
             region=self.region,
             surface=self.region.neutral(start.id),
@@ -162,14 +169,15 @@ class PhotometricFitter(LandmarkFitter):
         return minimise(start, problem, settings)
 
     def _appearance(self, clip: FitInput, state: State, number: int, start: int) -> Appearance:
-        """What the person in the clip of this number, whose frames begin at ``start``, appearances like."""
+        """Appearance of the person in the clip of this number, whose first frame is ``start`` of [N]."""
         assert clip.crops is not None
-        there = torch.nonzero(clip.crops.transforms.isfinite().all(1))[:, 0]
-        count = min(self.photometric.num_keyframes, len(there))
-        frames = there[(torch.arange(count) * 2 + 1) * len(there) // (2 * max(count, 1))]
+        available = torch.nonzero(clip.crops.transforms.isfinite().all(1))[:, 0]
+        count = min(self.photometric.num_keyframes, len(available))
+        frames = available[(torch.arange(count) * 2 + 1) * len(available) // (2 * max(count, 1))]
         rows = (frames + start).to(self.model.device)
-        neutral = self.region.neutral(state.id[number]).expand(count, -1, -1)
-        views = self._views(clip, frames, neutral, state.exp[rows], state.rotation[rows], state.translation[rows])
+        views = self._views(
+            clip, frames, self.region.neutral(state.id[number]), state.select(torch.tensor(number), rows)
+        )
         return find_appearance(views, self.region, self.photometric.drawing_size)
 
     def _samples(
@@ -185,30 +193,21 @@ class PhotometricFitter(LandmarkFitter):
         neutral = self.region.neutral(part.id)
         for row, number in enumerate(batch.clip.tolist()):
             frames = (batch.index[row] - starts[number]).cpu()
-            same = neutral[row].expand(len(frames), -1, -1)
-            views.append(
-                self._views(clips[number], frames, same, part.exp[row], part.rotation[row], part.translation[row])
-            )
+            state = State(*(value[row] for value in vars(part).values()))
+            views.append(self._views(clips[number], frames, neutral[row], state))
             chosen += [appearances[number]] * len(frames)
         samples = draw_samples(
             Views.cat(views), chosen, self.region, self.photometric.drawing_size, self.photometric.num_samples
         )
         return replace(samples, precision=samples.precision * batch.real.flatten()[:, None])
 
-    def _views(
-        self,
-        clip: FitInput,
-        frames: torch.Tensor,
-        neutral: torch.Tensor,
-        exp: torch.Tensor,
-        rotation: torch.Tensor,
-        translation: torch.Tensor,
-    ) -> Views:
+    def _views(self, clip: FitInput, frames: torch.Tensor, neutral: torch.Tensor, state: State) -> Views:
+        """Views of the frames ``frames`` [n] of a clip, in ``state``; ``neutral`` [V, 3] is the person's region."""
         assert clip.crops is not None
-        crops = clip.crops.read(frames), clip.crops.transforms[frames]
         return Views.from_crops(
-            self.region.expressed(neutral, exp), rotation, translation, crops, (clip.height, clip.width)
+            self.region.expressed(neutral.expand(len(frames), -1, -1), state.exp),
+            state.rotation,
+            state.translation,
+            (clip.crops.read(frames), clip.crops.transforms[frames]),
+            (clip.height, clip.width),
         )
-
-
-_MOVED = ("exp", "rotation", "translation")

@@ -1,12 +1,12 @@
-"""Light from far away as spherical harmonics: nine numbers a colour channel say how bright each direction is.
+"""Distant light as spherical harmonics: nine coefficients per colour channel give the brightness of each direction.
 
     shading(n) = sum_k light[k] Y_k(n),   n a unit normal in camera axes
 
 Y_k are the real spherical harmonics of orders 0, 1 and 2, orthonormal over the sphere. A matt surface reflects at
 least 98 % of the energy of any distant light in these nine (Ramamoorthi and Hanrahan, "An efficient representation for
-irradiance environment maps", 2001). ``light[0] = FLAT`` and nothing else shades everything with 1.
+irradiance environment maps", SIGGRAPH 2001). With ``light[0] = FLAT`` and zeros otherwise, all shading is 1.
 
-Axes as in ``face.camera``: x right, y up, z towards the viewer.
+Axes as in ``geometry.camera``: x right, y up, z towards the viewer.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _Y20 = math.sqrt(5) / 2 * _Y0
 
 
 def harmonics(normals: torch.Tensor) -> torch.Tensor:
-    """Y_0 .. Y_8 [..., 9] in the directions ``normals`` [..., 3], unit vectors.
+    """Spherical harmonics Y_0 .. Y_8 [..., 9] in the directions ``normals`` [..., 3], unit vectors.
 
     In order: 1, y, z, x, x y, y z, 3 z^2 - 1, x z, x^2 - y^2, each with its constant.
     """
@@ -43,9 +43,3 @@ def harmonics(normals: torch.Tensor) -> torch.Tensor:
         ),
         -1,
     )
-
-
-def shade(normals: torch.Tensor, light: torch.Tensor) -> torch.Tensor:
-    """Brightness [..., 3] (at least 0) of white surfaces with ``normals`` [..., 3] under ``light`` [9, 3], or
-    [..., 9, 3] with dimensions that broadcast against those of the normals."""
-    return (harmonics(normals)[..., None, :] @ light)[..., 0, :].clamp(min=0)

@@ -1,4 +1,4 @@
-"""The part of a face model that is compared with pixels: the face from chin to forehead, between the ears.
+"""Part of a face model that is compared with pixels: the face from chin to forehead, between the ears.
 
 Letters: V vertices and F triangles of the part, I identity modes, E expression modes, X texture modes, n frames.
 """
@@ -13,11 +13,14 @@ from lrs3_loader.face.model.morphable import FaceModel
 SIDE_REACH = 1.0  # half widths of the landmarks, from their middle line
 ABOVE_REACH = 0.2  # heights of the landmarks, above the brows
 BELOW_REACH = 0.02  # and below the chin
-MIN_FACING = 0.2  # z of the mean face's normals: what looks aside is seen at a grazing angle or not at all
+MIN_FACING = 0.2  # z of the mean face's normals: surfaces that face sideways are seen at a grazing angle or not at all
 
 
 class Region:
-    """That part of one model, on the model's device, with its own numbers of vertices and triangles."""
+    """The face part of one model, on the model's device, with vertices and triangles numbered by themselves.
+
+    Raises ``ValueError`` for a model without triangles between its landmarks.
+    """
 
     def __init__(self, model: FaceModel) -> None:
         chosen = _chosen_triangles(model)
@@ -30,7 +33,9 @@ class Region:
         self.exp_basis = model.exp_basis[self.verts]  # [V, 3, E]
         self.tex_mean = None if model.tex_mean is None else model.tex_mean[self.verts]  # [V, 3]
         self.tex_basis = None if model.tex_basis is None else model.tex_basis[self.verts]  # [V, 3, X]
-        self._around = _triangles_around(self.triangles, len(self.verts))  # [V, K], F stands for none
+        self._around = _triangles_around(
+            self.triangles, len(self.verts)
+        )  # [V, most triangles of a vertex], padded with F
 
     @property
     def device(self) -> torch.device:
@@ -48,7 +53,7 @@ class Region:
         return neutral + (exp.to(self.mean.dtype) @ self.exp_basis.flatten(0, 1).T).unflatten(-1, (-1, 3))
 
     def normals(self, vertices: torch.Tensor) -> torch.Tensor:
-        """Unit normals [n, V, 3], outwards, of ``vertices`` [n, V, 3]: area-weighted means, summed in a fixed order."""
+        """Outward unit normals [n, V, 3] at ``vertices`` [n, V, 3]: area-weighted means, summed in a fixed order."""
         first, second, third = (vertices[:, self.triangles[:, corner]] for corner in range(3))
         areas = torch.linalg.cross(second - first, third - first)
         areas = torch.cat((areas, torch.zeros_like(areas[:, :1])), 1)
@@ -58,7 +63,7 @@ class Region:
         return torch.nn.functional.normalize(sums, dim=-1)
 
     def smoothed(self, values: torch.Tensor) -> torch.Tensor:
-        """[V, D] each vertex' mean over the triangles around it of the triangle's mean of ``values`` [V, D]."""
+        """Smooth ``values`` [V, D]: the mean, over the triangles of a vertex, of the mean over a triangle's corners."""
         means = values[self.triangles].mean(1)
         means = torch.cat((means, torch.zeros_like(means[:1])))
         there = (self._around < len(self.triangles)).to(values.dtype)
@@ -66,7 +71,7 @@ class Region:
 
 
 def _chosen_triangles(model: FaceModel) -> torch.Tensor:
-    """[F of the model] bool."""
+    """Triangles of the model that belong to the region, [F of the model] bool."""
     points = model.landmark_mean
     low, high = points.amin(0), points.amax(0)
     middle, half = (low[0] + high[0]) / 2, (high[0] - low[0]) / 2
@@ -83,7 +88,7 @@ def _chosen_triangles(model: FaceModel) -> torch.Tensor:
 
 
 def _triangles_around(triangles: torch.Tensor, num_verts: int) -> torch.Tensor:
-    """[V, K] numbers of the triangles at each vertex, rising, filled up with the number of triangles."""
+    """Numbers of the triangles at each vertex [V, most triangles of a vertex], ascending, padded with F."""
     corners = triangles.cpu().numpy()
     owner, triangle = corners.ravel(), np.repeat(np.arange(len(corners)), 3)
     order = np.argsort(owner, kind="stable")

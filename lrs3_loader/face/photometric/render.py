@@ -1,14 +1,14 @@
-"""Meshes into pictures with pytorch3d, and its conventions to ours and back. Optional: nothing else imports pytorch3d.
+"""Draw meshes with pytorch3d, in this package's conventions. Optional: no other module imports pytorch3d.
 
 pytorch3d's views have x to the left, y up and z away from the camera, whose centre is the origin; points are rows,
 ``view = X @ R + T``; normalised device coordinates (NDC) run over -1..1 on the shorter side of the picture, x to the
-left and y up, and pixels are counted from their edges. Here (``face.camera``) x goes to the right, z towards the
+left and y up, and pixels are counted from their edges. Here (``geometry.camera``) x goes to the right, z towards the
 viewer, the camera stands at z = distance, and whole numbers are pixel centres. So with M = diag(-1, 1, -1)
 
     R_p3d = R^T M,  T_p3d = M t + (0, 0, distance),
     focal_ndc = 2 focal_px / s,  principal_ndc = (W, H) / s - (2 c_px + 1) / s,  s = min(H, W)
 
-Shape letters: N pictures, V vertices, F triangles, H W pixels, D values a vertex.
+Letters: N images of H x W pixels, V vertices, F triangles, D values per vertex.
 """
 
 from __future__ import annotations
@@ -19,14 +19,13 @@ from typing import Any
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.geometry.camera import DISTANCE, Camera
+from lrs3_loader.face.geometry.camera import DISTANCE
 
-_MIRROR = (-1.0, 1.0, -1.0)
-_EULER_ORDER = "ZYX"  # pytorch3d multiplies in the order of the letters: Rz Ry Rx, angles given as (rz, ry, rx)
+MIRROR = (-1.0, 1.0, -1.0)
 
 
 def require_pytorch3d(purpose: str) -> None:
-    """Raise ``RunError``, which says what to do, where pytorch3d cannot be imported."""
+    """Raise ``RunError``, which says what to do, if pytorch3d cannot be imported for ``purpose``."""
     try:
         import pytorch3d.renderer
     except ImportError as error:
@@ -44,48 +43,23 @@ def pytorch3d_version() -> str:
 
 
 def matrix_to_pytorch3d(rotation: torch.Tensor, translation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(R, T) [..., 3, 3] and [..., 3] of pytorch3d for our ``rotation`` and ``translation`` (camera space, dm)."""
-    mirror = rotation.new_tensor(_MIRROR)
+    """pytorch3d's (R [..., 3, 3], T [..., 3]) for a rotation and a translation (decimetres) to our camera space."""
+    mirror = rotation.new_tensor(MIRROR)
     away = translation.new_tensor((0.0, 0.0, DISTANCE))
     return rotation.transpose(-1, -2) * mirror, translation * mirror + away
-
-
-def matrix_from_pytorch3d(rotation: torch.Tensor, translation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """The inverse of ``matrix_to_pytorch3d``."""
-    mirror = rotation.new_tensor(_MIRROR)
-    away = translation.new_tensor((0.0, 0.0, DISTANCE))
-    return (rotation * mirror).transpose(-1, -2), (translation - away) * mirror
-
-
-def cameras_of_pose(pose: torch.Tensor, camera: Camera, height: int, width: int) -> Any:
-    """pytorch3d's ``PerspectiveCameras`` for poses [N, 6] as ``face.camera``: model points are its world."""
-    from pytorch3d.transforms import euler_angles_to_matrix
-
-    rotation = euler_angles_to_matrix(pose[:, :3].flip(-1), _EULER_ORDER)
-    pinhole = pose.new_tensor([camera.focal_px, camera.focal_px, camera.centre_x_px, camera.centre_y_px])
-    return make_cameras(rotation, pose[:, 3:], pinhole.expand(len(pose), 4), height, width)
-
-
-def pose_of_cameras(cameras: Any, height: int, width: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Poses [N, 6] and pinholes [N, 4] (as ``make_cameras`` takes them) of pytorch3d's NDC ``PerspectiveCameras``."""
-    from pytorch3d.transforms import matrix_to_euler_angles
-
-    if not cameras.in_ndc():
-        raise ValueError("cameras must be given in NDC, not in screen space")
-    rotation, translation = matrix_from_pytorch3d(cameras.R, cameras.T)
-    angles = matrix_to_euler_angles(rotation, _EULER_ORDER).flip(-1)
-    side, size = min(height, width), cameras.T.new_tensor((width, height))
-    focal = cameras.focal_length * side / 2
-    centre = (size - side * cameras.principal_point - 1) / 2
-    return torch.cat((angles, translation), -1), torch.cat((focal, centre), -1)
 
 
 def make_cameras(
     rotation: torch.Tensor, translation: torch.Tensor, pinhole: torch.Tensor, height: int, width: int
 ) -> Any:
-    """``PerspectiveCameras`` of ``rotation`` [N, 3, 3] and ``translation`` [N, 3] in our conventions.
+    """pytorch3d's ``PerspectiveCameras`` for poses in our conventions.
 
-    pinhole: [N, 4], focal length along x and y and centre x and y, in our pixels of a picture ``height`` x ``width``.
+    Args:
+        rotation: [N, 3, 3].
+        translation: [N, 3] decimetres.
+        pinhole: [N, 4], focal length along x and y, and centre x and y, in our pixels.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
     """
     from pytorch3d.renderer import PerspectiveCameras
 
@@ -102,14 +76,14 @@ def make_cameras(
 
 @dataclass(frozen=True)
 class Fragments:
-    """What is seen at each pixel: the nearest triangle that faces the camera."""
+    """For each pixel, the nearest triangle that faces the camera."""
 
-    triangle: torch.Tensor  # [N, H, W] i64, -1 where there is none
-    barycentric: torch.Tensor  # [N, H, W, 3] f32, perspective-correct; of the triangle's corners
-    depth: torch.Tensor  # [N, H, W] f32, dm from the camera; inf where there is nothing
+    triangle: torch.Tensor  # [N, H, W] i64, -1 if there is none
+    barycentric: torch.Tensor  # [N, H, W, 3] f32, perspective-correct
+    depth: torch.Tensor  # [N, H, W] f32, decimetres from the camera; inf if there is none
 
     def interpolate(self, values: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
-        """[N, H, W, D] of values at the vertices [N, V, D]; 0 where nothing is seen."""
+        """Interpolate ``values`` [N, V, D] at the vertices to [N, H, W, D]; 0 where there is no triangle."""
         corners = triangles[self.triangle.clamp(min=0)].flatten(1, 3)  # [N, H W 3]
         found = torch.take_along_dim(values, corners[..., None], 1).unflatten(1, (*self.triangle.shape[1:], 3))
         seen = (self.triangle >= 0)[..., None]
@@ -117,8 +91,10 @@ class Fragments:
 
 
 def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, height: int, width: int) -> Fragments:
-    """See ``vertices`` [N, V, 3] f32, joined by ``triangles`` [F, 3], with N ``cameras``. Differentiable in the
-    barycentric coordinates and the depth."""
+    """Rasterise meshes of ``vertices`` [N, V, 3] f32 and ``triangles`` [F, 3] with N pytorch3d cameras.
+
+    Differentiable in the barycentric coordinates and the depth.
+    """
     from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
     from pytorch3d.structures import Meshes
 
@@ -127,7 +103,7 @@ def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, hei
     )
     meshes = Meshes(verts=vertices, faces=triangles.expand(len(vertices), -1, -1))
     fragments = MeshRasterizer(cameras, settings)(meshes)
-    packed = fragments.pix_to_face[..., 0]  # numbered through over all pictures
+    packed = fragments.pix_to_face[..., 0]  # numbered consecutively over all images
     seen = packed >= 0
     first = torch.arange(len(vertices), device=packed.device)[:, None, None] * len(triangles)
     return Fragments(
@@ -146,9 +122,9 @@ def render(
     width: int,
     supersampling: int = 1,
 ) -> torch.Tensor:
-    """Pictures [N, H, W, 4] f32 of meshes with ``colours`` [N, V, 3] at their vertices: RGB times coverage, coverage.
+    """Images [N, H, W, 4] f32 of meshes with ``colours`` [N, V, 3] at their vertices: RGB times coverage, coverage.
 
-    Drawn ``supersampling`` times as fine in both directions, and averaged.
+    Anti-aliased: drawn ``supersampling`` times as fine in both directions, and averaged.
     """
     fine_height, fine_width = supersampling * height, supersampling * width
     hits = rasterize(vertices, triangles, cameras, fine_height, fine_width)

@@ -1,17 +1,17 @@
-"""The photometric term of a fit: points of the surface have the colour that the picture shows where they lie.
+"""Photometric term of a fit: points of the surface have the colour that the frame shows where they lie.
 
-A sample is a point of the surface, fixed by a triangle and its place in it, that was seen in a frame when the frame was
-last drawn. With ``u(x)`` the pixel where it lies under the unknowns x, ``c`` its colour (albedo times shading) and s^2
-the variance of that colour, minimised is, besides the landmark term (``fit.terms``),
+A sample is a point of the surface, fixed by a triangle and barycentric coordinates, that was visible in a frame when
+the frame was last drawn. Let ``u(x)`` be its pixel at the unknowns x, ``c`` its colour (albedo times shading) and s^2
+the variance of that colour. In addition to the landmark term (``fit.terms``), the objective has
 
-    sum over samples   k rho(|picture(u(x)) - c|^2 / (3 s^2)),   rho as in ``fit.terms``
+    sum over samples   k rho(|image(u(x)) - c|^2 / (3 s^2)),   rho as in ``fit.terms``
 
-k lowers the weight of pixels, whose errors are far from independent. By the chain rule the derivative by x is the
-picture's gradient times that of u. Colours and visibility are kept while x moves, and determined again by the next
-drawing.
+where k lowers the weight of pixels, whose errors are far from independent. By the chain rule, the derivative by x is
+the image gradient times that of u (Lucas and Kanade, "An iterative image registration technique", IJCAI 1981). Colours
+and visibility are constant while x changes, and updated by the next drawing.
 
-Letters: B sequences, T frames, N = B T of them in a row, P samples of a frame, V vertices of ``face.region``, E
-expression modes, D = E + 6, S side of a crop, n frames of a slice.
+Letters: B sequences, T frames, N = B T frames, P samples of a frame, V vertices of ``region``, E expression modes,
+D = E + 6 unknowns of a frame, S side of a crop in pixels, n frames of a slice, C channels.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.image.crops import CROP_SIZE
 from lrs3_loader.face.photometric.region import Region
 
-_SLICE = {"cpu": 4}  # frames at a time: what fits the cache
-_SLICE_ELSEWHERE = 64  # bounds memory: 8 MB a frame
+_SLICE = {"cpu": 4}  # frames at a time: as many as fit the cache
+_SLICE_ELSEWHERE = 64  # bounds memory: 8 MB per frame
 _BLUR = (0.25, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is compared, N frames."""
+    """Samples of N frames."""
 
     corners: torch.Tensor  # [N, P, 3] i64, vertices of the region
     barycentric: torch.Tensor  # [N, P, 3] f32
     colour: torch.Tensor  # [N, P, 3] f32, in 0..1
-    precision: torch.Tensor  # [N, P] f32, 1 / variance of the colour; 0 where there is no sample
-    pixel: torch.Tensor  # [N, P, 2] f32, where it was seen, in the crop
+    precision: torch.Tensor  # [N, P] f32, 1 / variance of the colour; 0: no sample
+    pixel: torch.Tensor  # [N, P, 2] f32, its pixel in the crop when it was drawn
     pinhole: torch.Tensor  # [N, 4] f32, focal lengths and centre of the crop's camera, pixels
     pictures: torch.Tensor  # [N, S, S, 3] u8 crops
 
     def error(self) -> torch.Tensor:
-        """[N] mean absolute difference of picture and colour over the samples and channels, 0..1; NaN without any."""
+        """Mean absolute difference of image and colour [N] over samples and channels, 0..1; NaN without samples."""
         errors = []
         for part in slices(len(self.pixel), self.pixel.device):
             shown = sample(planes(self.pictures[part]), self.pixel[part])
@@ -57,19 +57,19 @@ class Samples:
 
 
 def slices(num_frames: int, device: torch.device) -> Iterator[slice]:
-    """All frames, a few at a time."""
+    """Split ``num_frames`` into slices of a few frames each."""
     step = _SLICE.get(device.type, _SLICE_ELSEWHERE)
     for start in range(0, num_frames, step):
         yield slice(start, start + step)
 
 
 def planes(pictures: torch.Tensor) -> torch.Tensor:
-    """u8 [n, S, S, 3] -> f32 [n, 3, S, S] in 0..1."""
+    """Convert u8 [n, S, S, 3] to f32 [n, 3, S, S] in 0..1."""
     return pictures.permute(0, 3, 1, 2).float() / 255
 
 
 def blurred(pictures: torch.Tensor) -> torch.Tensor:
-    """The same, [1 2 1] / 4 in both directions: gradients hold further, and noise counts less."""
+    """``planes`` blurred by [1 2 1] / 4 in both directions: gradients reach further, noise is lower."""
     values = planes(pictures)
     kernel = values.new_tensor(_BLUR)
     size = values.shape[-1]
@@ -79,7 +79,7 @@ def blurred(pictures: torch.Tensor) -> torch.Tensor:
 
 
 def with_gradients(values: torch.Tensor) -> torch.Tensor:
-    """[n, C, S, S] -> [n, 3 C, S, S]: values, and their derivatives along x and along y by central differences."""
+    """Values [n, C, S, S] with their central differences along x and along y, [n, 3 C, S, S]."""
     padded = torch.nn.functional.pad(values, (1, 1, 1, 1), mode="replicate")
     along_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     along_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
@@ -87,7 +87,7 @@ def with_gradients(values: torch.Tensor) -> torch.Tensor:
 
 
 def sample(values: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
-    """[n, P, C] of ``values`` [n, C, S, S] at ``pixel`` [n, P, 2], bilinear; beyond the border its values."""
+    """Sample ``values`` [n, C, S, S] at ``pixel`` [n, P, 2] bilinearly: [n, P, C]; clamped at the border."""
     grid = pixel[:, :, None] * (2 / (values.shape[-1] - 1)) - 1
     found = torch.nn.functional.grid_sample(values, grid, "bilinear", "border", align_corners=True)
     return found[..., 0].transpose(1, 2)
@@ -95,13 +95,13 @@ def sample(values: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class PhotometricProblem(FitProblem):
-    """Sequences of known identity, to be fitted to landmarks and pixels."""
+    """Sequences of known identity that are fitted to landmarks and pixels."""
 
     region: Region
     surface: torch.Tensor  # [B, V, 3] f32, the region of the known identities without expression
     samples: Samples
-    pixel_weight: float  # k of the module docstring
-    outlier: float  # the number of standard deviations beyond which a sample pulls with a constant force
+    pixel_weight: float  # k in the module docstring
+    outlier: float  # number of standard deviations, c in ``fit.terms``
     _known: list[tuple[State, torch.Tensor, torch.Tensor]] = field(default_factory=list, repr=False)
 
     def cost(self, state: State, residuals: Residuals) -> torch.Tensor:
@@ -122,7 +122,10 @@ class PhotometricProblem(FitProblem):
         return Curvature(landmarks.frames + self._linearised(state)[1], landmarks.border, landmarks.id)
 
     def _linearised(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
-        """Half the gradient [B, T, D] and half the Gauss-Newton Hessian [B, T, D, D] of the photometric term, f32."""
+        """Half the gradient [B, T, D] and half the Gauss-Newton Hessian [B, T, D, D] of the photometric term, f32.
+
+        The last result is kept, since the solver asks for both at the same state.
+        """
         if not self._known or self._known[0][0] is not state:
             parts = [self._linearise(state, part) for part in slices(len(self.samples.pixel), self.region.device)]
             gradient, hessian = (torch.cat(column) for column in zip(*parts, strict=True))
@@ -154,7 +157,7 @@ class PhotometricProblem(FitProblem):
     def _projection_jacobian(
         self, state: State, part: slice, turned: torch.Tensor, normalized_xy: torch.Tensor, depth: torch.Tensor
     ) -> torch.Tensor:
-        """[n, P, 2, D]: see ``fit.terms`` for the derivatives."""
+        """Derivative of the normalized image coordinates [n, P, 2, D]; see ``fit.terms`` for the equations."""
         nothing, inverse = torch.zeros_like(depth), 1 / depth
         by_place = torch.stack(
             (
@@ -171,7 +174,7 @@ class PhotometricProblem(FitProblem):
         return torch.cat((by_point @ modes, by_turn, by_place), -1)
 
     def _place(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of the samples: R X [n, P, 3], normalized_xy [n, P, 2], depth [n, P]."""
+        """Rotated points R X [n, P, 3], normalized image coordinates [n, P, 2] and depth [n, P] of the samples."""
         num_frames = state.exp.shape[1]
         frames = torch.arange(len(self.samples.pixel), device=self.region.device)[part]
         exp = state.exp.flatten(0, 1)[part]
@@ -195,7 +198,7 @@ class PhotometricProblem(FitProblem):
         )
 
     def _robust(self, difference: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
-        """(cost, weight of the square of a channel's difference), [n, P] each."""
+        """Cost, and weight of the squared difference of a channel, [n, P] each."""
         precision = self.samples.precision[part] / 3
         squared = precision * difference.square().sum(-1)
         root = (1 + squared / self.outlier**2).sqrt()
