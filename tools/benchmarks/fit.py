@@ -211,8 +211,8 @@ def _error_at(model: FaceModel, clip: Measured, result: FitResult, points: Seque
     assert clip.dense is not None
     assert model.dense is not None
     camera, at = Camera.for_frame(clip.height, clip.width), list(points)
-    points = model.dense.interpolate(model.vertices(result.id, result.exp), model.triangles)[:, at]
-    fitted = project(points, result.pose, camera)
+    verts = model.dense.interpolate(model.vertices(result.id, result.exp), model.triangles)[:, at]
+    fitted = project(verts, result.pose, camera)
     distance = (fitted - clip.dense[:, at]).norm(dim=-1).mean(1) / result.face_size_px
     return 100 * float(distance[clip.valid].mean())
 

@@ -48,12 +48,12 @@ class Views:
             vertices: [n, V, 3] region in model space.
             rotation: [n, 3, 3].
             translation: [n, 3] decimetres.
-            crops: pictures [n, S, S, 3] and places [n, 4], see ``image.crops``; places are NaN where there is none.
+            crops: pictures [n, S, S, 3] and transforms [n, 4], see ``image.crops``; NaN where there is none.
             size: height and width of the source frame.
         """
-        pictures, places = crops
-        usable = places.isfinite().all(1)
-        scale, shift = torch.where(usable[:, None], places, places.new_tensor([1.0, 1.0, 0.0, 0.0])).split(2, 1)
+        pictures, transforms = crops
+        usable = transforms.isfinite().all(1)
+        scale, shift = torch.where(usable[:, None], transforms, transforms.new_tensor([1.0, 1.0, 0.0, 0.0])).split(2, 1)
         camera = Camera.for_frame(*size)
         centre = scale.new_tensor([camera.centre_x_px, camera.centre_y_px])
         last = scale.new_tensor([size[1] - 1.0, size[0] - 1.0])
