@@ -11,23 +11,11 @@ import dataclasses
 import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from lrs3_loader.corpus.layouts import NO_NAME, Found, file_size, names_from_path
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, RemoteStore, Url
-
-
-@dataclass(frozen=True)
-class _Row:
-    line: int
-    path: str
-    split: str
-    speaker: str
-    start: float | None
-    end: float | None
-    text: str | None
 
 
 def read_clip_table(path: Location) -> list[Found]:
@@ -50,56 +38,50 @@ def read_clip_table(path: Location) -> list[Found]:
     if not rows:
         raise RunError(f"{path} lists no clips")
     # Names come from normalized paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
-    absolute = [os.path.normpath(os.path.abspath(root / row.path)) for row in rows]
+    absolute = [os.path.normpath(os.path.abspath(root / row.video_path)) for row in rows]
     base = os.path.commonpath([os.path.abspath(root), *absolute])
     if base != os.path.abspath(root):
         base = os.path.commonpath([os.path.dirname(video) for video in absolute])
     if known_sizes is None:
-        sizes = {row.path: file_size(root / row.path) for row in rows}
+        sizes = {row.video_path: file_size(root / row.video_path) for row in rows}
     else:
-        sizes = {row.path: known_sizes.get(row.path, 0) for row in rows}
+        sizes = {row.video_path: known_sizes.get(row.video_path, 0) for row in rows}
     if not any(sizes.values()):
-        raise RunError(f"none of the files that {path} lists is there, such as {rows[0].path}")
+        raise RunError(f"none of the files that {path} lists is there, such as {rows[0].video_path}")
     return [
-        _found(row, os.path.relpath(video, base), sizes[row.path]) for row, video in zip(rows, absolute, strict=True)
+        dataclasses.replace(_named(row, os.path.relpath(video, base)), num_bytes=sizes[row.video_path])
+        for row, video in zip(rows, absolute, strict=True)
     ]
 
 
-def _found(row: _Row, below_base: str, num_bytes: int) -> Found:
+def _named(row: Found, below_base: str) -> Found:
+    """Fill in the names that the row does not give, from the path of its video below the common folder."""
     if below_base == os.curdir:
-        raise RunError(f"line {row.line} of the csv file names a folder, not a video: {row.path}")
+        raise RunError(f"line {row.line} of the csv file names a folder, not a video: {row.video_path}")
     speaker, utterance = names_from_path(below_base)
     if row.speaker and row.speaker != speaker and speaker != NO_NAME:
         utterance = f"{speaker}_{utterance}"
-    for seconds in (row.start, row.end):
+    for seconds in (row.start_seconds, row.end_seconds):
         if seconds is not None:
             utterance += f"_{round(seconds * 1000):07d}"
-    return Found(
-        split=row.split or NO_NAME,
-        speaker=row.speaker or speaker,
-        utterance=utterance,
-        video_path=row.path,
-        num_bytes=num_bytes,
-        text=row.text,
-        start_seconds=row.start,
-        end_seconds=row.end,
-        line=row.line,
-    )
+    return dataclasses.replace(row, split=row.split or NO_NAME, speaker=row.speaker or speaker, utterance=utterance)
 
 
-def _read_remote(path: Url) -> tuple[list[_Row], dict[str, int]]:
+def _read_remote(path: Url) -> tuple[list[Found], dict[str, int]]:
     """Read a table on object storage: its rows with normalized paths, and the sizes of all files below its folder."""
     root, _, name = path.rpartition("/")
     store = RemoteStore(Url(root))
     with store.local_copy(name) as folder:
         rows = list(_read_rows(folder / name, str(path)))
     for row in rows:
-        if os.path.isabs(row.path) or os.path.normpath(row.path).startswith(os.pardir):
-            raise RunError(f"{path}, line {row.line}: {row.path} does not lie below {root}")
-    return [dataclasses.replace(row, path=os.path.normpath(row.path)) for row in rows], store.tree()
+        if os.path.isabs(row.video_path) or os.path.normpath(row.video_path).startswith(os.pardir):
+            raise RunError(f"{path}, line {row.line}: {row.video_path} does not lie below {root}")
+    rows = [dataclasses.replace(row, video_path=os.path.normpath(row.video_path)) for row in rows]
+    return rows, store.tree()
 
 
-def _read_rows(path: Path, where: str) -> Iterator[_Row]:
+def _read_rows(path: Path, where: str) -> Iterator[Found]:
+    """Parse a csv file; rows have neither sizes nor names of utterances yet."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, strict=True)
@@ -116,7 +98,7 @@ def _read_rows(path: Path, where: str) -> Iterator[_Row]:
         raise RunError(f"{where}, line {reader.line_num}: {error}") from None
 
 
-def _parse_row(fields: dict[str, str | None], line: int) -> _Row:
+def _parse_row(fields: dict[str, str | None], line: int) -> Found:
     if None in fields:
         raise ValueError("more fields than columns")
     values = {name: (value or "").strip() for name, value in fields.items()}
@@ -125,14 +107,16 @@ def _parse_row(fields: dict[str, str | None], line: int) -> _Row:
     start, end = _seconds(values, "start"), _seconds(values, "end")
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"end {end} does not lie after start {start or 0.0}")
-    return _Row(
-        line=line,
-        path=values["path"],
+    return Found(
         split=values.get("split", ""),
         speaker=values.get("speaker", ""),
-        start=start,
-        end=end,
+        utterance="",
+        video_path=values["path"],
+        num_bytes=0,
         text=values.get("text") or None,
+        start_seconds=start,
+        end_seconds=end,
+        line=line,
     )
 
 

@@ -137,8 +137,10 @@ def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
 
 
 def guess_layout(tree: FileTree) -> str:
-    """Guess the layout of a tree: ``voxceleb2`` by its ``id00012`` or ``mp4`` folders; ``lrs3`` if all videos lie at
-    the third level, with transcripts or below folders named as splits; otherwise ``folder``.
+    """Guess the layout of a tree.
+
+    It is ``voxceleb2`` if there are ``id00012`` or ``mp4`` folders; ``lrs3`` if all videos lie at the third level, with
+    transcripts or below folders named as splits; otherwise ``folder``.
     """
     if any(_is_voxceleb2(path.split("/")) for path in tree.videos):
         return "voxceleb2"

@@ -139,7 +139,7 @@ def test_calibration_opens_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyP
     ("start", "end", "frames"),
     [(None, None, 100.0), (1.0, None, 75.0), (1.0, 3.0, 50.0), (None, 2.0, 50.0), (9, None, 0)],
 )
-def test_stretches_count_by_their_times(start: float | None, end: float | None, frames: float) -> None:
+def test_parts_of_videos_count_by_their_times(start: float | None, end: float | None, frames: float) -> None:
     clip = replace(make_clips(1)[0], start_seconds=start, end_seconds=end)
     assert estimate_frames(clip, DEFAULT_BYTES_PER_FRAME) == frames
 

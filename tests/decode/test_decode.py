@@ -57,7 +57,7 @@ def load(
         return list(loader)
 
 
-def crew(num_workers: int) -> WorkerConfig:
+def worker_config(num_workers: int) -> WorkerConfig:
     return dataclasses.replace(PATIENT, num_workers=num_workers)
 
 
@@ -145,7 +145,7 @@ def test_unexpected_failures_are_let_through(root: Path) -> None:
         ClipDataset(root, CONFIG, tricky_pitch)[ChunkRequest(clip_of(root, RAISES))]
 
 
-def test_a_stretch_of_a_clip(root: Path) -> None:
+def test_a_part_of_a_video(root: Path) -> None:
     whole, part = decode(root, clip_of(root, 300)), decode(root, clip_of(root, 300, start_seconds=2.0, end_seconds=5.0))
     assert isinstance(whole, DecodedChunk)
     assert isinstance(part, DecodedChunk)
@@ -162,10 +162,10 @@ def test_a_stretch_of_a_clip(root: Path) -> None:
     assert beyond.reason == "length_mismatch"
 
 
-def test_a_sound_file_beside_the_video(root: Path) -> None:
+def test_an_audio_file_next_to_the_video(root: Path) -> None:
     sound = files.clicks(0.4, 16_000, [0.2])
-    files.write_media(root / "beside.m4a", num_frames=0, sound=sound)
-    chunk = decode(root, dataclasses.replace(clip_of(root, "silent"), sound_path="beside.m4a"))
+    files.write_media(root / "other.m4a", num_frames=0, sound=sound)
+    chunk = decode(root, dataclasses.replace(clip_of(root, "silent"), sound_path="other.m4a"))
     assert isinstance(chunk, DecodedChunk)
     assert chunk.head is not None
     assert files.click_times(chunk.head.waveform.numpy()) == pytest.approx([0.2], abs=0.001)
@@ -189,10 +189,10 @@ def same(left: Result, right: Result) -> bool:
 
 def test_order_and_results_do_not_depend_on_the_workers(root: Path) -> None:
     names = [SLOW, 10, 300, 11, "text", 301, 12, 10, "silent", SLOW, 13, 300]
-    first = load(root, names, SMALL_CHUNKS, crew(1))
+    first = load(root, names, SMALL_CHUNKS, worker_config(1))
     assert [tag for tag, _ in first] == [0, 1, 2, 2, 2, 3, 4, 5, 5, 5, 6, 7, 8, 9, 10, 11, 11, 11]
     for workers in (2, 3):
-        again = load(root, names, SMALL_CHUNKS, crew(workers))
+        again = load(root, names, SMALL_CHUNKS, worker_config(workers))
         assert [tag for tag, _ in again] == [tag for tag, _ in first]
         assert all(same(a, b) for (_, a), (_, b) in zip(first, again, strict=True))
 
@@ -286,8 +286,8 @@ def test_a_worker_killed_in_mid_message_costs_its_clip_only(root: Path) -> None:
 def test_a_clip_that_fails_once_is_tried_again(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TEST_CRASH_NOTE", str(tmp_path / "note"))
     clips = [(0, clip_of(root, 10)), (1, clip_of(root, CRASHES)), (2, clip_of(root, 11))]
-    # A fork server that runs already has the environment of its own start: spawn reads it anew.
-    with ClipLoader(clips, root, CONFIG, crew(1), pitch=crash_once, start_method="spawn") as loader:
+    # A fork server that runs already has the environment of its own start: spawn reads it again.
+    with ClipLoader(clips, root, CONFIG, worker_config(1), pitch=crash_once, start_method="spawn") as loader:
         results = list(loader)
     assert (tmp_path / "note").exists()
     assert [(tag, type(result)) for tag, result in results] == [(0, DecodedChunk), (1, DecodedChunk), (2, DecodedChunk)]
@@ -305,14 +305,14 @@ def test_a_slow_consumer_is_no_hang(root: Path) -> None:
 def test_sigchld_is_left_alone(root: Path) -> None:
     before = signal.getsignal(signal.SIGCHLD)
     clips = [(0, clip_of(root, 10))]
-    with ClipLoader(clips, root, CONFIG, crew(1), pitch=flat_pitch) as loader:
+    with ClipLoader(clips, root, CONFIG, worker_config(1), pitch=flat_pitch) as loader:
         next(iter(loader))
         assert signal.getsignal(signal.SIGCHLD) == before
 
 
 def test_bad_arguments(root: Path) -> None:
     with pytest.raises(ValueError, match="num_workers"):
-        ClipLoader([], root, CONFIG, crew(0), pitch=flat_pitch)
+        ClipLoader([], root, CONFIG, worker_config(0), pitch=flat_pitch)
 
 
 # What a run leaves behind -------------------------------------------------------------------------------------------
@@ -378,7 +378,7 @@ def test_closing_is_quick_and_complete(root: Path) -> None:
 
     before = {child.pid for child in active_children()}
     clips = ((index, clip_of(root, SLOW, index)) for index in range(100))
-    loader = ClipLoader(clips, root, CONFIG, crew(3), pitch=tricky_pitch)
+    loader = ClipLoader(clips, root, CONFIG, worker_config(3), pitch=tricky_pitch)
     next(iter(loader))
     assert len({child.pid for child in active_children()} - before) == 3
     begin = time.monotonic()
@@ -399,7 +399,7 @@ def test_memory_and_descriptors_stay_flat(root: Path) -> None:
     total, warm_up = 400, 150
     clips = ((index, clip_of(root, (10, 11, 12, 13)[index % 4], index)) for index in range(total))
     levels: dict[int, list[float]] = {}
-    with ClipLoader(clips, root, CONFIG, crew(1), pitch=flat_pitch) as loader:
+    with ClipLoader(clips, root, CONFIG, worker_config(1), pitch=flat_pitch) as loader:
         before = {child.pid for child in active_children()}
         for index, _ in loader:
             pids = [os.getpid(), *({child.pid for child in active_children()} - before)]

@@ -47,8 +47,8 @@ def probe(path: Path) -> VideoTrack:
 
 def audio_of(path: Path, track: VideoTrack | None = None, max_mismatch_seconds: float = 0.5) -> ClipAudio:
     track = track or probe(path)
-    stretch = TimeRange(track.start_seconds, Fraction(0), len(track.frame_indices_25fps()), open_end=True)
-    return read_audio(path, path.name, stretch, max_mismatch_seconds)
+    time_range = TimeRange(track.start_seconds, Fraction(0), len(track.frame_indices_25fps()), open_end=True)
+    return read_audio(path, path.name, time_range, max_mismatch_seconds)
 
 
 def frame_numbers(path: Path) -> list[int]:
@@ -124,7 +124,7 @@ def test_variable_frame_rate_as_ffmpeg(tmp_path: Path, ffmpeg: str) -> None:
     times = [0.0, *(np.cumsum(steps) / 1000).tolist()]
     path = files.write_media(tmp_path / "a.mp4", num_frames=len(times), frame_times=times)
     ours, theirs = frame_numbers(path), numbers_by_ffmpeg(ffmpeg, path, (64, 64))
-    # How long the last picture lasts is a guess of the demuxer's; FFmpeg's program guesses anew.
+    # How long the last frame lasts is a guess of the demuxer's; FFmpeg's program guesses again.
     assert abs(len(ours) - len(theirs)) <= 2
     shared = min(len(ours), len(theirs))
     assert ours[:shared] == theirs[:shared]
@@ -315,16 +315,16 @@ def test_sound_late_by_more_than_allowed(tmp_path: Path) -> None:
         audio_of(path)
 
 
-def test_a_stretch_of_sound_equals_that_part_of_the_whole(tmp_path: Path) -> None:
-    # A chirp: AAC codes noise as noise, drawn anew by each decoder.
+def test_a_part_of_the_audio_equals_that_part_of_the_whole(tmp_path: Path) -> None:
+    # A chirp: AAC codes noise as noise, drawn again by each decoder.
     t = np.arange(441_000) / 44_100
     chirp = (0.5 * np.sin(2 * np.pi * (200 + 100 * t) * t)).astype(np.float32)[None]
     path = files.write_media(tmp_path / "a.mp4", num_frames=250, sound=chirp, sample_rate=44_100, sound_offset=0.1)
     track = probe(path)
     whole = audio_of(path, track).waveform
     for start in (30, 100, 175):
-        stretch = TimeRange(track.start_seconds, Fraction(start, 25), 25, open_end=False)
-        part = read_audio(path, path.name, stretch, 0.5).waveform
+        time_range = TimeRange(track.start_seconds, Fraction(start, 25), 25, open_end=False)
+        part = read_audio(path, path.name, time_range, 0.5).waveform
         assert (part - whole[start * 640 : (start + 25) * 640]).abs().max() < 1e-4
 
 

@@ -177,7 +177,7 @@ def test_the_same_bytes_everywhere(root: str, tmp_path: Path) -> None:
         assert there.store.read(f"shards/{shard.name}.tar") == here.tar_path(shard).read_bytes()
 
 
-def test_a_shard_is_published_anew_only_where_it_differs(root: str) -> None:
+def test_a_shard_is_published_again_only_where_it_differs(root: str) -> None:
     run = make_run(root, LENGTHS)
     before = run.store.listing("shards"), run.store.listing("ledger")
     publish(run, 0, LENGTHS[0])
