@@ -75,6 +75,6 @@ def test_what_was_kept_is_read_back_from_memory_and_from_disk(memory_bytes: int)
     assert torch.equal(crops.transforms[:, 2], torch.arange(7.0))
     chosen = torch.tensor([6, 0, 3, 3])
     assert torch.equal(crops.read(chosen), pictures[chosen])
-    assert crops._pictures._rolled is (memory_bytes == 1)  # type: ignore[attr-defined]
+    assert crops._file._rolled is (memory_bytes == 1)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="u8"):
         crops.append(pictures.float(), torch.zeros(7, 4))

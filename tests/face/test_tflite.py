@@ -212,7 +212,7 @@ def test_what_is_not_supported_is_named(
 def test_a_shape_that_contradicts_its_operator_is_refused() -> None:
     net = Writer((1, 4, 3))
     y = net.op("ADD", [0, net.constant(random(3))], (1, 4, 4))
-    with pytest.raises(ValueError, match=r"comes out as \(0, 4, 3\), the file states \(0, 4, 4\)"):
+    with pytest.raises(ValueError, match=r"has shape \(0, 4, 3\), the file states \(0, 4, 4\)"):
         TFLiteModule(net.finish([y]))
 
 

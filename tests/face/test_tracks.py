@@ -140,5 +140,5 @@ def test_which_clips_are_refused() -> None:
         check("....", 4)
     with pytest.raises(NoFaceError, match=r"found in 2 of 5 frames \(40%\), 50% are needed"):
         check("x...x", 3)
-    with pytest.raises(NoFaceError, match="no face in 4 frames on end, at most 3 can be filled"):
+    with pytest.raises(NoFaceError, match="no face in 4 consecutive frames, at most 3 can be filled"):
         check("xxx....xxx", 4)

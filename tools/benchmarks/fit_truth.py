@@ -16,7 +16,7 @@ import torch
 from lrs3_loader.demo import demo_head
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
 from lrs3_loader.face.geometry.camera import Camera, project
-from lrs3_loader.face.geometry.rotation import angle_between, euler_to_matrix
+from lrs3_loader.face.geometry.rotation import euler_to_matrix, matrix_to_quaternion
 from lrs3_loader.face.model.morphable import FaceModel
 
 NUM_BFM_ID, NUM_BFM_EXP = 80, 64
@@ -79,6 +79,12 @@ def speaking_clip(
         noise = noise + rng.standard_normal(landmarks.shape[1:]) * correlated_noise_px
     measured = landmarks + torch.tensor(noise * max(size) / 224, dtype=torch.float32)
     return Truth(FitInput(measured, torch.ones(num_frames, dtype=torch.bool), *size), *tensors)
+
+
+def angle_between(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Return the angle [...] in [0, pi] between rotations [..., 3, 3]; exact for small angles too."""
+    quaternion = matrix_to_quaternion(first.transpose(-1, -2) @ second)
+    return 2 * torch.atan2(quaternion[..., 1:].norm(dim=-1), quaternion[..., 0])
 
 
 def rotation_error(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Where Deep3DFaceRecon's network wants the face: from landmarks to a 224 x 224 crop of the resized frame.
+"""Face alignment of Deep3DFaceRecon: from landmarks to a 224 x 224 crop of the resized frame.
 
 Five points of the face are matched with the same points of a standard 3D face under a scaled orthographic camera:
 
@@ -6,8 +6,8 @@ Five points of the face are matched with the same points of a standard 3D face u
 
 (Dementhon and Davis, "Model-based object pose in 25 lines of code", 1995). The frame is resized by 102 over the mean
 length of r1 and r2, so that a decimetre of face takes 102 pixels, and cropped around (tx, ty), the standard face's
-origin. Heights count upwards from the lowest row here: y = H - 1 - row. Sizes and places are cut to whole pixels, in
-f64, at the same points as in the original, which makes its crops ours to the pixel.
+origin. Here y points upwards from the lowest row: y = H - 1 - row. Sizes and positions are truncated to whole pixels,
+in f64, at the same steps as in the original, so that the crops are equal to the pixel.
 
 Letters: n frames, H W source size, S = 224.
 """
@@ -29,7 +29,7 @@ from lrs3_loader.runtime.transfer import to_device
 
 CROP_SIZE = 224
 PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
-MAX_RESIZED = 1 << 16  # pixels; a frame that would be enlarged beyond this holds no face but a dot
+MAX_RESIZED = 1 << 16  # pixels; landmarks that would enlarge the frame beyond this are hardly apart
 NUM_POINTS = 5
 
 _EYES = ((36, 39), (42, 45))  # iBUG-68: outer and inner corners
@@ -37,9 +37,17 @@ _OTHERS = (30, 48, 54)  # tip of the nose, corners of the mouth
 
 
 def five_points(landmarks: Tensor) -> Tensor:
-    """Middle of the eye in the left of the picture, of the other eye, tip of the nose, left and right mouth corner.
+    """Compute the five points for the alignment.
 
-    landmarks: iBUG-68, [..., 68, D]. Returns [..., 5, D] in the same units.
+    Args:
+        landmarks: iBUG-68, [..., 68, D].
+
+    Returns:
+        [..., 5, D] in the same units: the centre of the eye on the left of the image, that of the other eye, the tip of
+        the nose, the left and the right corner of the mouth.
+
+    Raises:
+        ValueError: the landmarks have another shape.
     """
     if landmarks.ndim < 2 or landmarks.shape[-2] != 68:
         raise ValueError(f"landmarks must be [..., 68, D], got {list(landmarks.shape)}")
@@ -48,10 +56,13 @@ def five_points(landmarks: Tensor) -> Tensor:
 
 
 def load_standard_face(path: Path) -> Tensor:
-    """The five points of the standard face, f32 [5, 3], from Deep3DFaceReconstruction's ``similarity_Lm3D_all.mat``.
+    """Read the five points of the standard face from Deep3DFaceReconstruction's ``similarity_Lm3D_all.mat``.
 
-    They are those of the Basel Face Model's mean: x right, y up, z to the viewer, decimetres. Raises ``RunError``
-    where the file is another one or damaged.
+    Returns:
+        f32 [5, 3], points of the Basel Face Model's mean face: x right, y up, z to the viewer, decimetres.
+
+    Raises:
+        RunError: the file is damaged or another one.
     """
     try:
         landmarks = np.asarray(loadmat(path, appendmat=False)["lm"], dtype=np.float32)
@@ -67,18 +78,23 @@ def load_standard_face(path: Path) -> Tensor:
 
 @dataclass(frozen=True)
 class Alignment:
-    """How each of n frames is resized and cropped. All on the CPU."""
+    """The resizing and cropping of n frames; all tensors are on the CPU."""
 
     resized: Tensor  # i64 [n, 2], width and height of the whole frame
     corner: Tensor  # i64 [n, 2], left and top of the crop in it; it may lie partly outside
-    usable: Tensor  # bool [n]; elsewhere the landmarks were not finite or hardly apart, and the crop means nothing
+    usable: Tensor  # bool [n]; false where landmarks are not finite or hardly apart, and the crop has no meaning
 
 
 def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignment:
-    """The crop of every frame.
+    """Compute the crop of every frame.
 
-    points: f32 [n, 5, 2], pixels of the source, y down, NaN where there is no face. standard: f32 [5, 3], not all in
-    one plane. Raises ``ValueError`` for other shapes.
+    Args:
+        points: f32 [n, 5, 2], pixels of the source, y down, NaN where there is no face.
+        standard: f32 [5, 3], not all in one plane.
+        height, width: size of the frames.
+
+    Raises:
+        ValueError: the points have another shape, or the standard face is degenerate.
     """
     if points.ndim != 3 or points.shape[1:] != (NUM_POINTS, 2):
         raise ValueError(f"points must be [n, {NUM_POINTS}, 2], got {list(points.shape)}")
@@ -100,9 +116,9 @@ def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignmen
 
 
 def crop_faces(frames: Tensor, alignment: Alignment) -> Tensor:
-    """Crops u8 [k, S, S, 3] of the k usable ones of the frames u8 [n, H, W, 3], on their device.
+    """Crop the k usable ones of the frames u8 [n, H, W, 3]; returns u8 [k, S, S, 3] on their device.
 
-    They are what Pillow's bicubic ``resize`` and ``crop`` give, to the last bit (see ``face.resample``).
+    The crops equal those of Pillow's bicubic ``resize`` and ``crop`` bit for bit (see ``image.resample``).
     """
     usable = alignment.usable
     if not usable.all():

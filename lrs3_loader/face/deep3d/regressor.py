@@ -1,8 +1,9 @@
-"""Deep3DFaceRecon's regression: 257 face coefficients from a picture, for batches of frames of many clips.
+"""Deep3DFaceRecon's regression: 257 face coefficients per frame, for batches of frames of many clips.
 
-A ResNet-50 reads the aligned 224 x 224 crop (see ``face.align``), levels / 255 without further normalisation, and
-seven linear heads give the coefficients of the Basel Face Model, of the pose and of the light. Frames do not depend on
-one another. A batch has a fixed number of frames B, so that results do not depend on what else is in it.
+A ResNet-50 reads the aligned 224 x 224 crop (see ``deep3d.align``), levels / 255 without further normalisation, and
+seven linear heads give the coefficients of the Basel Face Model, of the pose and of the lighting. Frames are
+independent of one another. A batch has a fixed number of frames B, so that results do not depend on the rest of the
+batch.
 
 Deng et al., "Accurate 3D Face Reconstruction with Weakly-Supervised Learning", 2019; He et al., "Deep Residual
 Learning for Image Recognition", 2016, with the stride in the 3x3 convolution, as torchvision has it.
@@ -32,7 +33,7 @@ from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 
-#: Where each part lies in the 257 coefficients.
+#: The position of each part in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
     "id": slice(0, 80),
     "exp": slice(80, 144),
@@ -53,7 +54,7 @@ _FAST_DTYPES = (torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class Deep3DFiles:
-    """What the regression is made of, as read from disk."""
+    """The weights of the regression and the standard face, as read from disk."""
 
     weights: Mapping[str, Tensor]  # the checkpoint's ``net_recon``
     standard: Tensor  # f32 [5, 3], the standard face for the alignment
@@ -63,9 +64,13 @@ class Deep3DFiles:
 
 
 def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
-    """A whole clip's coefficients [T, 257] with their gaps (NaN) filled: linearly, at the ends with the nearest.
+    """Fill the gaps (NaN) in a clip's coefficients [T, 257]: linearly, and at the ends with the nearest frame.
 
-    Raises ``NoFaceError`` as ``fill_track_gaps`` does. The result holds no NaN.
+    Returns:
+        [T, 257] without NaN.
+
+    Raises:
+        NoFaceError: too few frames have coefficients; see ``fill_track_gaps``.
     """
     measured = coefficients.isfinite().all(1)
     filled = fill_gaps(coefficients, measured, max_gap_frames)
@@ -74,7 +79,7 @@ def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, ma
 
 
 def check_face_model(model: FaceModel) -> None:
-    """Raise ``ValueError`` for a face model whose coefficients are not those of the regression."""
+    """Raise ``ValueError`` for a face model that does not fit the coefficients of the regression."""
     widths = (model.num_id, model.num_exp)
     if widths != _HEAD_WIDTHS[:2]:
         raise ValueError(
@@ -84,10 +89,16 @@ def check_face_model(model: FaceModel) -> None:
 
 
 def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = False) -> Tensor:
-    """GeneFace's ``idexp_lm3d`` f32 [..., 68, 3] (decimetres x 10) of coefficients [..., 257], each frame for itself.
+    """Compute GeneFace's ``idexp_lm3d`` for each frame.
 
-    off_by_one: at the vertex after each landmark's own, as in GeneFace's published data, whose code takes the model's
-    landmark numbers, which count from 1, for ones that count from 0.
+    Args:
+        model: the face model.
+        coefficients: [..., 257].
+        off_by_one: use the vertex after each landmark's own, as GeneFace's published data does, whose code reads the
+            model's 1-based landmark numbers as 0-based.
+
+    Returns:
+        f32 [..., 68, 3], decimetres x 10.
     """
     verts = model.landmark_verts + int(off_by_one)
     basis = torch.cat([model.id_basis[verts], model.exp_basis[verts]], 2)  # [68, 3, 144]
@@ -96,9 +107,10 @@ def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = Fal
 
 
 def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
-    """Read ``epoch_20.pth`` and ``similarity_Lm3D_all.mat``. Nothing in them is executed.
+    """Read ``epoch_20.pth`` and ``similarity_Lm3D_all.mat`` without executing anything in them.
 
-    Raises ``RunError`` where one cannot be read or is no such file.
+    Raises:
+        RunError: one of them cannot be read or is another file.
     """
     try:
         content = load_plain(checkpoint)
@@ -111,10 +123,16 @@ def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
 
 
 class Deep3DNetwork(nn.Module):
-    """u8 [B, S, S, 3] -> f32 [B, 257]. ``weights`` as in the checkpoint; ``ValueError`` where they do not fit.
+    """The network: crops u8 [B, S, S, 3] to coefficients f32 [B, 257].
 
-    Batch normalisation is folded into the convolutions (in f64, off by less than 1e-5). With ``dtype`` bfloat16 or
-    float16 the convolutions run in that type, the pooling and the heads in f32.
+    Batch normalisation is folded into the convolutions (in f64, off by less than 1e-5).
+
+    Args:
+        weights: as in the checkpoint.
+        dtype: type of the convolutions, float32, bfloat16 or float16; pooling and heads are in f32.
+
+    Raises:
+        ValueError: the weights or the type do not fit.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
@@ -134,9 +152,8 @@ class Deep3DNetwork(nn.Module):
         self.eval()
 
     def forward(self, crops: Tensor) -> Tensor:
-        # Bytes lie channels-last already.
-        pictures = crops.permute(0, 3, 1, 2).float().div(255).to(self.dtype)
-        features = self.blocks(self.stem(pictures)).float().mean((2, 3))
+        images = crops.permute(0, 3, 1, 2).float().div(255).to(self.dtype)  # channels-last already
+        features = self.blocks(self.stem(images)).float().mean((2, 3))
         return self.head(features)
 
 
@@ -144,16 +161,22 @@ class Deep3DNetwork(nn.Module):
 class PreparedBatch:
     """A batch between ``prepare`` and ``regress``."""
 
-    frames: list[Tensor]  # of each span
+    frames: list[Tensor]  # per span
     points: HostCopy  # f32 [frames of all spans, 5, 2], NaN where no face was found
 
 
 class Deep3DRegressor(nn.Module):
-    """Landmarks and frames of one batch of spans -> coefficients; see the module docstring.
+    """Computes the coefficients of batches of frames; see the module docstring.
 
     The GPU never waits for the host when ``prepare`` is called for the next batch before ``regress`` for this one.
 
-    batch_size: B, frames that go through the network at a time. ``description`` says what made the numbers.
+    ``description`` names the files and settings, for the metadata of runs.
+
+    Args:
+        files: the weights and the standard face.
+        device: where the network runs.
+        batch_size: B, frames that go through the network at a time.
+        dtype: type of the convolutions.
     """
 
     def __init__(
@@ -180,16 +203,20 @@ class Deep3DRegressor(nn.Module):
         self.to(self.device)
 
     def forward(self, spans: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """Coefficients f32 [n, 257] of each span, on the device; NaN for frames without usable landmarks.
+        """Compute the coefficients of each span.
 
-        spans: pairs of frames, u8 [n, H, W, 3] on the device, any size, and their iBUG-68 landmarks, f32 [n, 68, 2],
-        in the frame's pixels, y down, NaN where no face was found.
+        Args:
+            spans: pairs of frames, u8 [n, H, W, 3] on the device, of any size, and their iBUG-68 landmarks,
+                f32 [n, 68, 2], pixels of the frame, y down, NaN where no face was found.
+
+        Returns:
+            f32 [n, 257] per span, on the device; NaN for frames without usable landmarks.
         """
         return self.regress(self.prepare(spans)) if spans else []
 
     @torch.inference_mode()
     def prepare(self, spans: Sequence[tuple[Tensor, Tensor]]) -> PreparedBatch:
-        """Begin a batch: its landmarks go to the host, where the crops are placed (``regress``)."""
+        """Start copying the landmarks of a batch to the host, where ``regress`` computes the crops."""
         for frames, landmarks in spans:
             if landmarks.shape != (len(frames), 68, 2):
                 raise ValueError(f"landmarks must be [{len(frames)}, 68, 2], got {list(landmarks.shape)}")
@@ -198,7 +225,7 @@ class Deep3DRegressor(nn.Module):
 
     @torch.inference_mode()
     def regress(self, prepared: PreparedBatch) -> list[Tensor]:
-        """Coefficients of a batch begun, as ``forward`` gives them."""
+        """Finish a prepared batch; returns the coefficients as ``forward`` does."""
         lengths = [len(frames) for frames in prepared.frames]
         crops, kept = [], []
         for frames, points in zip(prepared.frames, prepared.points.wait().split(lengths), strict=True):
@@ -211,7 +238,7 @@ class Deep3DRegressor(nn.Module):
         return list(coefficients.split(lengths))
 
     def _regress(self, crops: Tensor) -> Tensor:
-        """u8 [k, S, S, 3] -> f32 [k, 257], B at a time; the last batch is filled up with black."""
+        """Run the network on crops u8 [k, S, S, 3], B at a time, the last batch padded with black: f32 [k, 257]."""
         results = [crops.new_zeros(0, NUM_COEFFICIENTS, dtype=torch.float32)]
         with self._precision():
             for part in crops.split(self.batch_size):
@@ -226,7 +253,7 @@ class Deep3DRegressor(nn.Module):
 
 
 def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
-    with torch.device("meta"):  # 25 million weights need not be drawn at random first
+    with torch.device("meta"):  # without drawing 25 million random weights
         backbone = resnet50(num_classes=1)
     backbone.fc = nn.Identity()
     own = {name.removeprefix("backbone."): value for name, value in weights.items() if name.startswith("backbone.")}
@@ -238,7 +265,7 @@ def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
 
 
 def _load_heads(weights: Mapping[str, Tensor]) -> nn.Linear:
-    """The seven 1x1 convolutions as one linear layer."""
+    """Build one linear layer from the seven 1x1 convolutions."""
     rows, offsets = [], []
     for i, width in enumerate(_HEAD_WIDTHS):
         row, offset = weights.get(f"final_layers.{i}.weight"), weights.get(f"final_layers.{i}.bias")
@@ -253,7 +280,7 @@ def _load_heads(weights: Mapping[str, Tensor]) -> nn.Linear:
 
 
 def _fold_block(block: Any) -> nn.Module:
-    """A torchvision ``Bottleneck`` without its batch normalisations."""
+    """Fold the batch normalisations of a torchvision ``Bottleneck`` into its convolutions."""
     for i in (1, 2, 3):
         setattr(block, f"conv{i}", _fold(getattr(block, f"conv{i}"), getattr(block, f"bn{i}")))
         setattr(block, f"bn{i}", nn.Identity())
@@ -263,7 +290,7 @@ def _fold_block(block: Any) -> nn.Module:
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Convolution and batch normalisation as one convolution."""
+    """Fold a batch normalisation into a convolution."""
     return fusion.fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).float()
 
 

@@ -1,1 +1,1 @@
-"""Rotations, the camera, and what belongs to a mesh: its points and its surface."""
+"""Rotations, the camera, mesh topology and mesh surfaces."""

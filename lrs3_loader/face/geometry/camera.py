@@ -1,4 +1,4 @@
-"""The camera and the pose that turn a face model's points into pixels.
+"""The camera and the pose that project a face model's points to pixels.
 
     camera space = points @ R.T + translation, R = Rz Ry Rx of (rx, ry, rz)
     depth = distance - z
@@ -20,15 +20,14 @@ import torch
 
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
 
-#: Stored beside every pose, so that a reader need not guess.
+#: Stored with every pose, so that readers know its convention.
 POSE_CONVENTION = (
     "rx,ry,rz[rad],tx,ty,tz[dm]; R=Rz@Ry@Rx; p=x@R.T+t; x right,y up,z to viewer; "
     "f=1015/224*max(H,W); u=(W-1)/2+f*px/(10-pz); v=(H-1)/2-f*py/(10-pz)"
 )
 
 DISTANCE = 10.0  # decimetres
-_CROP_SIZE = 224
-_CROP_FOCAL = 1015.0
+_FOCAL_PER_SIDE = 1015.0 / 224  # Deep3DFaceRecon's focal length over the side of its crops
 
 
 @dataclass(frozen=True)
@@ -42,32 +41,33 @@ class Camera:
 
     @classmethod
     def for_frame(cls, height: int, width: int) -> Camera:
-        """Deep3D's field of view (12.6 degrees over the longer side), the axis through the middle of the frame."""
+        """Return the camera with Deep3D's field of view (12.6 degrees over the longer side), centred in the frame.
+
+        Raises:
+            ValueError: the frame is empty.
+        """
         if height < 1 or width < 1:
             raise ValueError(f"a frame needs a positive size, got {height} x {width}")
-        focal = _CROP_FOCAL / _CROP_SIZE * max(height, width)
+        focal = _FOCAL_PER_SIDE * max(height, width)
         return cls(focal_px=focal, centre_x_px=(width - 1) / 2, centre_y_px=(height - 1) / 2)
-
-    @classmethod
-    def deep3d_crop(cls) -> Camera:
-        """Deep3DFaceRecon's camera for its 224 x 224 crops, to the pixel.
-
-        There the centre is 112 in both directions with y counted upwards as 223 - row: 112, 111 in our
-        pixels, half a pixel right and up of the middle that ``for_frame`` takes.
-        """
-        return cls(focal_px=_CROP_FOCAL, centre_x_px=112.0, centre_y_px=_CROP_SIZE - 1 - 112.0)
 
 
 def apply_pose(points: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
-    """``points`` [..., V, 3] moved into camera space by ``pose`` [..., 6]; leading dimensions broadcast."""
+    """Move ``points`` [..., V, 3] into camera space by ``pose`` [..., 6]; leading dimensions broadcast."""
     rotation = euler_to_matrix(pose[..., :3])
     return points @ rotation.transpose(-1, -2) + pose[..., None, 3:]
 
 
 def project(points: torch.Tensor, pose: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Pixels [..., V, 2] (y down) of model points [..., V, 3] in decimetres under ``pose`` [..., 6].
+    """Project points of a face model to pixels.
 
-    Points must lie in front of the camera (camera space z < distance); behind it the result has no meaning.
+    Args:
+        points: [..., V, 3], decimetres. In camera space they must be in front of the camera (z < distance).
+        pose: [..., 6]; leading dimensions broadcast.
+        camera: the camera.
+
+    Returns:
+        [..., V, 2] pixels, y down.
     """
     x, y, z = apply_pose(points, pose).unbind(-1)
     scale = camera.focal_px / (camera.distance - z)

@@ -1,8 +1,8 @@
 """Rotations in three dimensions: Euler angles, matrices, quaternions and axis-angle vectors, batched.
 
-All functions take any leading dimensions ``...``, keep dtype and device, and are differentiable except
-where said. Matrices act on column vectors: ``rotated = R x``, for rows of points ``points @ R.T``. Angles
-are radians, positive by the right-hand rule.
+All functions take any leading dimensions ``...``, keep dtype and device, and are differentiable unless stated
+otherwise. Matrices act on column vectors: ``rotated = R x``, for rows of points ``points @ R.T``. Angles are radians,
+positive by the right-hand rule.
 
 Euler angles (rx, ry, rz) mean ``R = Rz(rz) Ry(ry) Rx(rx)``: first about x (nodding), then y (turning), then z
 (tilting), all about the fixed axes of the camera. This is Deep3DFaceRecon's order, and scipy's ``"xyz"``.
@@ -16,7 +16,7 @@ _GIMBAL_COSINE = 1e-6  # below this cos(ry), rx and rz turn about the same axis
 
 
 def euler_to_matrix(angles: torch.Tensor) -> torch.Tensor:
-    """R = Rz Ry Rx [..., 3, 3] of ``angles`` [..., 3] = (rx, ry, rz)."""
+    """Convert Euler angles [..., 3] = (rx, ry, rz) to matrices R = Rz Ry Rx [..., 3, 3]."""
     (sx, sy, sz), (cx, cy, cz) = torch.sin(angles).unbind(-1), torch.cos(angles).unbind(-1)
     return _matrix(
         (cz * cy, cz * sy * sx - sz * cx, cz * sy * cx + sz * sx),
@@ -26,9 +26,9 @@ def euler_to_matrix(angles: torch.Tensor) -> torch.Tensor:
 
 
 def matrix_to_euler(rotation: torch.Tensor) -> torch.Tensor:
-    """(rx, ry, rz) [..., 3] of ``rotation`` [..., 3, 3]; ry in [-pi/2, pi/2], rx and rz in [-pi, pi].
+    """Convert matrices [..., 3, 3] to Euler angles (rx, ry, rz) [..., 3].
 
-    Where ry = +-pi/2 only rx -+ rz is determined: rz = 0 is chosen there.
+    ry is in [-pi/2, pi/2], rx and rz are in [-pi, pi]. At ry = +-pi/2 only rx -+ rz is determined; rz is 0 there.
     """
     r = rotation
     cos_y = torch.hypot(r[..., 0, 0], r[..., 1, 0])
@@ -40,7 +40,10 @@ def matrix_to_euler(rotation: torch.Tensor) -> torch.Tensor:
 
 
 def axis_angle_to_matrix(vector: torch.Tensor) -> torch.Tensor:
-    """exp([v]x) [..., 3, 3] of ``vector`` [..., 3], whose length is the angle (Rodrigues' formula), smooth at 0."""
+    """Convert vectors [..., 3], whose length is the angle, to matrices exp([v]x) [..., 3, 3].
+
+    Rodrigues' formula, differentiable at 0.
+    """
     squared = (vector * vector).sum(-1)[..., None, None]
     small = squared < 1e-6
     angle = torch.where(small, torch.ones_like(squared), squared).sqrt()
@@ -52,17 +55,17 @@ def axis_angle_to_matrix(vector: torch.Tensor) -> torch.Tensor:
 
 
 def cross_matrix(vector: torch.Tensor) -> torch.Tensor:
-    """[v]x [..., 3, 3], so that ``[v]x w = v x w``."""
+    """Return the cross product matrices [v]x [..., 3, 3] of vectors [..., 3]: ``[v]x w = v x w``."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
     return _matrix((zero, -z, y), (z, zero, -x), (-y, x, zero))
 
 
 def matrix_to_quaternion(rotation: torch.Tensor) -> torch.Tensor:
-    """Unit quaternion (w, x, y, z) [..., 4] with w >= 0 of ``rotation`` [..., 3, 3].
+    """Convert matrices [..., 3, 3] to unit quaternions (w, x, y, z) [..., 4] with w >= 0.
 
-    Each component squared follows from the diagonal; the largest is taken as divisor (Shepperd's method), so
-    no rotation is badly conditioned.
+    Shepperd's method: the square of each component follows from the diagonal, and the largest component is the
+    divisor, so that no rotation is badly conditioned.
     """
     r = rotation
     xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
@@ -82,7 +85,7 @@ def matrix_to_quaternion(rotation: torch.Tensor) -> torch.Tensor:
 
 
 def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
-    """Rotation [..., 3, 3] of ``quaternion`` [..., 4] = (w, x, y, z), which need not have unit length."""
+    """Convert quaternions (w, x, y, z) [..., 4], which need not have unit length, to matrices [..., 3, 3]."""
     w, x, y, z = torch.nn.functional.normalize(quaternion, dim=-1).unbind(-1)
     return _matrix(
         (1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)),
@@ -92,20 +95,20 @@ def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
 
 
 def interpolate_rotations(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Rotations [..., 3, 3] on the shortest way from ``first`` (share 0) to ``second`` (share 1), [..., 3, 3] each.
+    """Interpolate between rotations along the shortest path.
 
-    Normalised linear interpolation of quaternions: the same path as slerp at a slightly uneven speed.
-    ``share`` is [...], in 0..1.
+    Normalised linear interpolation of quaternions: the path of slerp at a slightly uneven speed.
+
+    Args:
+        first, second: [..., 3, 3], the rotations at share 0 and at share 1.
+        share: [...], in 0..1.
+
+    Returns:
+        [..., 3, 3].
     """
     start, end = matrix_to_quaternion(first), matrix_to_quaternion(second)
     end = torch.where((start * end).sum(-1, keepdim=True) < 0, -end, end)
     return quaternion_to_matrix(start + share[..., None] * (end - start))
-
-
-def angle_between(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Angle [...] in [0, pi] between rotations [..., 3, 3]; exact for small angles too (through the quaternion)."""
-    quaternion = matrix_to_quaternion(first.transpose(-1, -2) @ second)
-    return 2 * torch.atan2(quaternion[..., 1:].norm(dim=-1), quaternion[..., 0])
 
 
 def _matrix(*rows: tuple[torch.Tensor, ...]) -> torch.Tensor:

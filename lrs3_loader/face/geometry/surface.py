@@ -1,6 +1,6 @@
-"""Points and triangle meshes, in numpy: normals, parts, borders, and the nearest place on a surface.
+"""Triangle meshes in numpy: normals, connected parts, borders, and the nearest point on a surface.
 
-Letters: V vertices, F triangles, N points, K candidate triangles a point. Double precision throughout.
+Letters: V vertices, F triangles, N points, K candidate triangles per point. Double precision throughout.
 """
 
 from __future__ import annotations
@@ -17,22 +17,22 @@ _TINY = 1e-18
 
 @dataclass(frozen=True, eq=False)
 class SurfacePoints:
-    """Where N points lie on a mesh."""
+    """The positions of N points on a mesh."""
 
     triangle: np.ndarray  # [N] i64
     barycentric: np.ndarray  # [N, 3], at least 0, sum 1
-    distance: np.ndarray  # [N], from the point that was asked for
+    distance: np.ndarray  # [N], from the query point
     normal_cosine: np.ndarray  # [N], cosine between the point's normal and the triangle's
 
 
 def face_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """[F, 3] normals as long as twice the triangle's area, towards the side from which it runs counter-clockwise."""
+    """Return normals [F, 3] of twice the triangle's area, towards the side from which it is counter-clockwise."""
     corners = verts[triangles]
     return np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
 
 
 def vertex_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
-    """[V, 3] unit normals, area-weighted; zero for vertices of no triangle."""
+    """Return area-weighted unit normals [V, 3]; zero for vertices of no triangle."""
     sums = np.zeros_like(verts, dtype=np.float64)
     normals = face_normals(verts, triangles)
     for corner in range(3):
@@ -41,14 +41,14 @@ def vertex_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
 
 
 def orient_outwards(verts: np.ndarray, triangles: np.ndarray, inside: np.ndarray) -> np.ndarray:
-    """``triangles``, all turned around where most of their area faces ``inside`` [3], a point within the head."""
+    """Return ``triangles``, all flipped if most of their area faces ``inside`` [3], a point within the head."""
     outward = verts[triangles].mean(1) - inside
     facing = (face_normals(verts, triangles) * _unit(outward)).sum()
     return triangles if facing >= 0 else triangles[:, [0, 2, 1]]
 
 
 def connected_triangles(triangles: np.ndarray, num_verts: int, vertex: int) -> np.ndarray:
-    """[n] numbers of the triangles that hang together with ``vertex``, over shared vertices."""
+    """Return the indices [n] of the triangles that are connected to ``vertex`` through shared vertices."""
     first, second = triangles[:, [0, 1]].ravel(), triangles[:, [1, 2]].ravel()
     links = coo_matrix((np.ones(len(first)), (first, second)), shape=(num_verts, num_verts))
     _, part = connected_components(links, directed=False)
@@ -56,7 +56,7 @@ def connected_triangles(triangles: np.ndarray, num_verts: int, vertex: int) -> n
 
 
 def on_border(points: SurfacePoints, triangles: np.ndarray) -> np.ndarray:
-    """[N] bool: lies on an edge that belongs to one triangle alone."""
+    """Return which points lie on an edge of the border, one that belongs to a single triangle: [N] bool."""
     edges = np.sort(triangles[:, [[1, 2], [2, 0], [0, 1]]], axis=2)  # the edge opposite to each corner
     code = edges[..., 0] * (triangles.max() + 1) + edges[..., 1]
     _, index, count = np.unique(code, return_inverse=True, return_counts=True)
@@ -72,10 +72,16 @@ def nearest_on_surface(
     min_normal_cosine: float = 0.2,
     num_candidates: int = 64,
 ) -> SurfacePoints:
-    """The nearest place on a mesh that faces the same way, for ``points`` [N, 3] with unit ``normals`` [N, 3].
+    """Find the nearest point on a mesh that faces the same way.
 
-    Looked for among the triangles with the nearest centres. Where none of them agrees with the normal by at least
-    ``min_normal_cosine`` (a cosine), the nearest of all is taken: ``normal_cosine`` tells.
+    Args:
+        points: [N, 3].
+        normals: [N, 3] unit normals of the points.
+        verts: [V, 3].
+        triangles: [F, 3].
+        min_normal_cosine: cosine between the normals of a point and of a triangle that faces the same way. If no
+            candidate does, the nearest of all is taken.
+        num_candidates: number of triangles, those with the nearest centres, that are searched.
     """
     tree = cKDTree(verts[triangles].mean(1))
     _, candidates = tree.query(points, k=min(num_candidates, len(triangles)))
@@ -92,9 +98,9 @@ def nearest_on_surface(
 
 
 def _closest(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Barycentric coordinates [..., 3] of the nearest place in each triangle [..., 3, 3], and squared distances [...].
+    """Find the nearest point in each triangle [..., 3, 3]: barycentric coordinates [..., 3], squared distances [...].
 
-    The foot of the perpendicular where it falls inside the triangle, otherwise the best place on the three edges.
+    It is the foot of the perpendicular if that falls inside the triangle, otherwise the nearest point on an edge.
     """
     first, second, third = (corners[..., k, :] for k in range(3))
     u, v, w = second - first, third - first, points - first
@@ -110,10 +116,10 @@ def _closest(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.nd
         t = ((points - origin) * along).sum(-1) / np.maximum(np.square(along).sum(-1), _TINY)
         t = np.clip(t, 0.0, 1.0)
         distance = np.square(points - origin - t[..., None] * along).sum(-1)
-        place = np.zeros_like(best)
-        place[..., start], place[..., end] = 1 - t, t
+        on_edge = np.zeros_like(best)
+        on_edge[..., start], on_edge[..., end] = 1 - t, t
         better = distance < squared
-        best, squared = np.where(better[..., None], place, best), np.where(better, distance, squared)
+        best, squared = np.where(better[..., None], on_edge, best), np.where(better, distance, squared)
     return best, squared
 
 

@@ -1,8 +1,8 @@
-"""Which of MediaPipe's face points is what.
+"""The meaning of MediaPipe's face landmarks: iBUG-68 points, blendshape inputs and blendshape names.
 
 The mesh has 468 points (the older network) or 478 (with two irises, 468-477, in the newer one); point numbers are the
 same in both and are defined by MediaPipe's canonical face model. "Right" and "left" are the subject's: the right eye
-is on the left of the picture.
+is on the left of the image.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ Points = TypeVar("Points", np.ndarray, Tensor)
 NUM_MESH_POINTS = 468
 
 #: The 68 points of the iBUG 300-W scheme (Sagonas et al., 2013), in its order, as points of the mesh. The contour is
-#: that of the mesh's face oval, from the right temple over the chin to the left one: on profile poses it follows the
-#: head, where iBUG annotators follow the visible outline. Everything else lies on the same feature of the face.
+#: the mesh's face oval, from the right temple over the chin to the left one: in profile poses it follows the head,
+#: while iBUG annotators follow the visible outline. All other points are at the same feature of the face.
 IBUG68: tuple[int, ...] = (
     # 0-16 contour: right temple, jaw, chin (8), jaw, left temple
     127, 234, 93, 132, 58, 136, 150, 176, 152, 400, 379, 365, 288, 361, 323, 454, 356,
@@ -36,7 +36,7 @@ IBUG68: tuple[int, ...] = (
     78, 81, 13, 311, 308, 402, 14, 178,
 )  # fmt: skip
 
-#: iBUG point i becomes IBUG68_MIRROR[i] when the picture is mirrored.
+#: iBUG point i becomes IBUG68_MIRROR[i] when the image is mirrored.
 IBUG68_MIRROR: tuple[int, ...] = (
     *range(16, -1, -1),
     *range(26, 16, -1),
@@ -57,7 +57,7 @@ BLENDSHAPE_POINTS: tuple[int, ...] = (
     387, 388, 389, 390, 397, 398, 400, 402, 405, 409, 415, 454, 466, 468, 469, 470, 471, 472, 473, 474, 475, 476, 477,
 )  # fmt: skip
 
-#: Names of the 52 scores, in the network's order. The first is no blendshape of ARKit's and stays near 0.
+#: Names of the 52 scores, in the network's order. The first is not an ARKit blendshape and stays near 0.
 BLENDSHAPE_NAMES: tuple[str, ...] = (
     "_neutral", "browDownLeft", "browDownRight", "browInnerUp", "browOuterUpLeft", "browOuterUpRight", "cheekPuff",
     "cheekSquintLeft", "cheekSquintRight", "eyeBlinkLeft", "eyeBlinkRight", "eyeLookDownLeft", "eyeLookDownRight",
@@ -72,7 +72,7 @@ BLENDSHAPE_NAMES: tuple[str, ...] = (
 
 
 def to_ibug68(points: Points) -> Points:
-    """The 68 iBUG points of mesh points: [..., L, D] with L >= 468 -> [..., 68, D], in the same units."""
+    """Select the 68 iBUG points of mesh points [..., L, D], L >= 468: [..., 68, D] in the same units."""
     if points.ndim < 2 or points.shape[-2] < NUM_MESH_POINTS:
         raise ValueError(f"points must be [..., {NUM_MESH_POINTS} or more, D], got {list(points.shape)}")
     return points[..., list(IBUG68), :]

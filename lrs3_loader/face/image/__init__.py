@@ -1,1 +1,1 @@
-"""Pieces cut out of pictures, warped and resampled."""
+"""Cropping, warping and resampling of video frames."""

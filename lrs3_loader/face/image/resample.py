@@ -1,16 +1,16 @@
-"""Pillow's bicubic ``resize`` followed by ``crop``, batched, on any device, equal to the last bit.
+"""Pillow's bicubic ``resize`` followed by ``crop``, batched, on any device, bit for bit.
 
-A network sees exactly the pixels it was trained on. Pillow's filter (Keys' cubic with a = -1/2, widened by the factor
-of reduction, so that it does not alias) is separable and runs in integers: weights are multiples of 2^-22, and each of
-the two passes ends in whole levels 0..255. Both passes are products with a banded matrix here; in f64 every sum of
-such products is exact, whatever the order. Only what the crop shows is computed.
+The network gets exactly the pixels it was trained on. Pillow's filter (Keys' cubic with a = -1/2, widened by the factor
+of reduction against aliasing) is separable and works in integers: weights are multiples of 2^-22, and each of the two
+passes ends in whole levels 0..255. Here both passes are products with a banded matrix; in f64 every sum of such
+products is exact, in any order. Only the pixels inside the crop are computed.
 
-Columns are filtered into place first, then rows, as in all versions of Pillow up to 12. Pillow 13 turns the order
-round for frames that are reduced and are higher than wide; there single pixels differ from it by a few levels.
+The horizontal pass comes first, as in all versions of Pillow up to 12. Pillow 13 reverses the order for frames that are
+reduced and higher than wide; there, single pixels differ from it by a few levels.
 
 Keys, "Cubic convolution interpolation for digital image processing", 1981.
 
-Letters: n frames, H W source size, S crop size, K taps of the filter, R rows and C columns of the source that are used.
+Letters: n frames, H W source size, S crop size, K filter taps, R rows and C columns of the source that are used.
 """
 
 from __future__ import annotations
@@ -20,18 +20,26 @@ from torch import Tensor
 
 from lrs3_loader.runtime.transfer import to_device
 
-_REACH = 2.0  # of the cubic, in pixels of the coarser of the two grids
+_SUPPORT = 2.0  # half width of the cubic, in pixels of the coarser of the two grids
 _ONE = float(1 << 22)  # Pillow's weights are integers: 1 is 2^22
-_SLICE_VALUES = {"cpu": 1 << 19}  # source values at a time: what fits the cache
-_SLICE_VALUES_ELSEWHERE = 1 << 26  # bounds memory: half a GiB
+_SLICE_VALUES = {"cpu": 1 << 19}  # source values at a time: as many as fit the cache
+_SLICE_VALUES_ELSEWHERE = 1 << 26  # limits memory to half a GiB
 
 
 def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> Tensor:
-    """``Image.resize((w, h), BICUBIC).crop((left, top, left + S, top + S))`` of every frame.
+    """Compute ``Image.resize((w, h), BICUBIC).crop((left, top, left + S, top + S))`` for every frame.
 
-    frames: u8 [n, H, W, 3]. resized: i64 [n, 2], (w, h) of the whole frame after resizing, at least 1; corner: i64
-    [n, 2], (left, top) of the crop in it; both on any device. Outside of the resized frame the crop is black.
-    Returns u8 [n, S, S, 3]. Raises ``ValueError`` for arguments of another kind.
+    Args:
+        frames: u8 [n, H, W, 3].
+        resized: i64 [n, 2], (w, h) of the whole frame after resizing, at least 1; on any device.
+        corner: i64 [n, 2], (left, top) of the crop in the resized frame; on any device.
+        size: S.
+
+    Returns:
+        u8 [n, S, S, 3], black outside of the resized frame.
+
+    Raises:
+        ValueError: an argument has another shape, type or range.
     """
     if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != torch.uint8:
         raise ValueError(f"frames must be u8 [n, H, W, 3], got {frames.dtype} {list(frames.shape)}")
@@ -55,7 +63,7 @@ def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> T
 
 
 def _filter(window: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """u8 [n, R, C, 3], f64 [n, S, R], f64 [n, S, C] -> u8 [n, S, S, 3]."""
+    """Filter windows u8 [n, R, C, 3] with weights f64 [n, S, R] and f64 [n, S, C]; returns u8 [n, S, S, 3]."""
     num_frames, num_rows, num_columns, _ = window.shape
     size = rows.shape[1]
     planes = window.transpose(2, 3).to(torch.float64, memory_format=torch.contiguous_format)  # [n, R, 3, C]
@@ -69,16 +77,25 @@ def _to_levels(sums: Tensor) -> Tensor:
 
 
 def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: torch.device) -> tuple[Tensor, int]:
-    """Along one axis: weights f64 [n, S, used] on ``device``, of ``used`` source pixels from the one also returned.
+    """Compute the filter weights along one axis.
 
-    length: of the source; resized, corner: i64 [n], on the host. Rows of pixels outside of the resized frame are 0.
+    Args:
+        length: size of the source.
+        resized: i64 [n], size after resizing, on the host.
+        corner: i64 [n], start of the crop, on the host.
+        size: S.
+        device: device of the weights.
+
+    Returns:
+        weights: f64 [n, S, used] of consecutive source pixels; 0 for crop pixels outside of the resized frame.
+        start: the first of these source pixels.
     """
     _, first, last, inside = _taps(length, resized, corner, size)
     if not inside.any():
         return torch.zeros(*inside.shape, 1, dtype=torch.float64, device=device), 0
     start, stop = int(first[inside].min()), int(last[inside].max())
     taps = torch.arange(int((last - first)[inside].max()), device=device)
-    # Once more over there: what the weights are made from is far smaller than they are.
+    # Computed again on the device: the inputs are far smaller than the weights.
     centre, first, last, inside = _taps(length, to_device(resized, device), to_device(corner, device), size)
     widen = (length / to_device(resized, device).double())[:, None].clamp(min=1.0)
     used = inside[..., None] & (taps < (last - first)[..., None])
@@ -91,21 +108,25 @@ def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: to
 
 
 def _taps(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of each pixel of the crop, [n, S] each: centre in the source, first source pixel used and the one after the last,
-    and whether it lies inside of the resized frame."""
-    place = corner[:, None] + torch.arange(size, device=corner.device)
-    inside = (place >= 0) & (place < resized[:, None])
+    """Compute the support of each crop pixel, [n, S] each.
+
+    Returns:
+        Its centre in the source, the first source pixel used, the one after the last, and whether the crop pixel is
+        inside the resized frame.
+    """
+    position = corner[:, None] + torch.arange(size, device=corner.device)
+    inside = (position >= 0) & (position < resized[:, None])
     step = (length / resized.double())[:, None]
     widen = step.clamp(min=1.0)
-    centre = (place + 0.5) * step
-    # Conversion to integers cuts towards 0 here as it does in C.
-    first = (centre - _REACH * widen + 0.5).long().clamp_(0, length)
-    last = (centre + _REACH * widen + 0.5).long().clamp_(0, length)
+    centre = (position + 0.5) * step
+    # Conversion to integers truncates towards 0, as in C.
+    first = (centre - _SUPPORT * widen + 0.5).long().clamp_(0, length)
+    last = (centre + _SUPPORT * widen + 0.5).long().clamp_(0, length)
     return centre, first, last, inside
 
 
 def _cubic(x: Tensor) -> Tensor:
-    """Keys' kernel, evaluated term by term as Pillow does."""
+    """Evaluate Keys' kernel in the order of operations of Pillow."""
     x = x.abs()
     near = ((1.5 * x - 2.5) * x) * x + 1
     far = (((x - 5) * x + 8) * x - 4) * -0.5

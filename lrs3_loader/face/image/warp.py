@@ -1,8 +1,8 @@
-"""Small square crops out of video frames by bilinear sampling, exact to the last bit.
+"""Small square crops of video frames by bilinear sampling, reproducible bit for bit.
 
-Coordinates are rounded to 1/32 pixel and results to whole grey levels, as OpenCV's ``warpPerspective`` does, which
-MediaPipe feeds its networks with. Weights are then multiples of 1/1024 and every sum below is exact in f32: a crop
-does not depend on the device, on the order of operations, or on what else is in the batch.
+Coordinates are rounded to 1/32 pixel and results to whole levels, as in OpenCV's ``warpPerspective``, which MediaPipe
+uses. Weights are then multiples of 1/1024 and every sum below is exact in f32: a crop does not depend on the device, on
+the order of operations, or on the rest of the batch.
 
 Letters: n frames, H W source size, S crop size, P = S * S.
 """
@@ -13,17 +13,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_STEPS = 32  # sampling positions in a pixel
-_SLICE = {"cpu": 1}  # frames at a time: what fits the cache
-_SLICE_ELSEWHERE = 64  # bounds memory: about 4 MB a frame at S = 256
+_STEPS = 32  # sampling positions per pixel
+_SLICE = {"cpu": 1}  # frames at a time: as many as fit the cache
+_SLICE_ELSEWHERE = 64  # limits memory: about 4 MB per frame at S = 256
 
 
 def crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
-    """Affine crops, one a frame; outside the frame its border is repeated.
+    """Compute one affine crop per frame; outside the frame, its border is repeated.
 
-    frames: u8 [n, H, W, 3], H and W at least 2. matrix: f32 [n, 2, 3], from the crop's (column, row, 1) to the
-    source's (x, y), in pixels, whole numbers at pixel centres.
-    Returns f32 [n, S, S, 3] of whole numbers in 0..255. Raises ``ValueError`` on frames of another kind.
+    Args:
+        frames: u8 [n, H, W, 3], H and W at least 2.
+        matrix: f32 [n, 2, 3], from (column, row, 1) of the crop to (x, y) of the source, in pixels with whole numbers
+            at their centres.
+        size: S.
+
+    Returns:
+        f32 [n, S, S, 3] of whole numbers in 0..255.
+
+    Raises:
+        ValueError: an argument has another shape or type.
     """
     _check(frames)
     if matrix.shape != (len(frames), 2, 3):
@@ -36,9 +44,10 @@ def crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
 
 
 def letterbox(frames: Tensor, size: int) -> Tensor:
-    """Whole frames, each centred in a black square; the outermost pixels fade out over one pixel.
+    """Resize whole frames, each centred in a black square; the outermost pixels fade to black over one pixel.
 
-    frames and result as those of ``crop``. Rows are mixed first, then columns: three times as fast as a crop.
+    Arguments and result are those of ``crop``. Rows are interpolated first, then columns, which takes a third of the
+    time of a crop.
     """
     _check(frames)
     height, width = frames.shape[1:3]
@@ -65,8 +74,18 @@ def _check(frames: Tensor) -> None:
 
 
 def _letterbox_axis(size: int, side: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Of a letterbox: for every row (or column) the first of two source pixels, the share of the second, and how much
-    of the sample lies on the frame. ``side``: the longer one of the frame; ``length``: that along the line."""
+    """Compute the samples along one axis of a letterbox.
+
+    Args:
+        size: S.
+        side: the longer side of the frame.
+        length: its side along this axis.
+        device: device of the results.
+
+    Returns:
+        For every row (or column), the first of two source pixels, the weight of the second, and the share of the
+        sample that is inside the frame.
+    """
     at = torch.arange(size, device=device, dtype=torch.float32)
     steps = (at * (_STEPS * side / size) + _STEPS * (length - side) / 2).round_()
     first, share = _split_steps(steps.clamp(0, _STEPS * (length - 1)), length)
@@ -82,13 +101,13 @@ def _crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
 
 
 def _sample_with_gather(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Bilinear samples [3, n, P] at x, y [n, P], in steps from 0 to the last pixel. Reads no more than it needs."""
+    """Sample at x, y [n, P], in steps from 0 to the last pixel: [3, n, P]. Reads only the pixels that it needs."""
     num_frames, height, width, _ = frames.shape
     left, across = _split_steps(x, width)
     top, down = _split_steps(y, height)
     first = torch.arange(num_frames, device=frames.device, dtype=torch.int32) * (height * width)
     index = (top.int() * width).add_(left.int()).add_(first[:, None]).reshape(-1)
-    # Two neighbours in a row lie side by side in memory: six bytes from any pixel on, rows that overlap.
+    # Two neighbours in a row are adjacent in memory: six bytes from each pixel, in overlapping rows.
     pairs = frames.view(-1).as_strided((frames.numel() // 3 - 1, 6), (3, 1))
     upper = _as_planes(pairs.index_select(0, index))
     lower = _as_planes(pairs.index_select(0, index.add_(width)))
@@ -97,21 +116,21 @@ def _sample_with_gather(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _sample_with_grid(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """The same by ``grid_sample``: twice as fast on a CPU where most of the picture is sampled anyway.
+    """Sample as ``_sample_with_gather`` with ``grid_sample``: on a CPU, twice as fast for crops of most of the frame.
 
-    It wants places as fractions of the picture's sides. With sides that are powers of two nothing is lost by that.
+    ``grid_sample`` takes positions as fractions of the sides, which are exact for sides that are powers of two.
     """
     num_frames, height, width, _ = frames.shape
     rows, columns = (1 << (side - 1).bit_length() for side in (height, width))
     planes = torch.zeros(num_frames, 3, rows, columns)
     planes[:, :, :height, :width] = frames.permute(0, 3, 1, 2)
-    places = [places.mul(2 / _STEPS).add_(1).div_(side).sub_(1) for places, side in ((x, columns), (y, rows))]
-    grid = torch.stack(places, 1).transpose(1, 2)[:, None]  # [n, 1, P, 2]; x and y run along memory, each by itself
+    fractions = [steps.mul(2 / _STEPS).add_(1).div_(side).sub_(1) for steps, side in ((x, columns), (y, rows))]
+    grid = torch.stack(fractions, 1).transpose(1, 2)[:, None]  # [n, 1, P, 2]; x and y are contiguous, each by itself
     return F.grid_sample(planes, grid, align_corners=False)[:, :, 0].transpose(0, 1)
 
 
 def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Source x and y of every crop pixel, [n, P] each, in whole steps of 1/32 pixel."""
+    """Compute the source x and y of every crop pixel, [n, P] each, in whole steps of 1/32 pixel."""
     at = torch.arange(size, device=matrix.device, dtype=torch.float32)
     m = (matrix * _STEPS)[:, :, :, None, None]
     steps = m[:, :, 0] * at + (m[:, :, 1] * at[:, None] + m[:, :, 2])  # [n, 2, S, S]
@@ -120,19 +139,19 @@ def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _split_steps(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """First of the two pixels to mix, and the share of the second (0..1)."""
+    """Return the first of the two pixels to interpolate, and the weight of the second (0..1)."""
     pixels = steps / _STEPS
     first = pixels.floor().clamp_(max=size - 2)
     return first, pixels.sub_(first)
 
 
 def _coverage(steps: Tensor, size: int) -> Tensor:
-    """Share of the sample that lies on the frame, 0..1."""
+    """Return the share of each sample that is inside the frame, 0..1."""
     pixels = steps / _STEPS
     outside = torch.maximum(-pixels, pixels - (size - 1))
     return (1 - outside.clamp_(min=0)).clamp_(min=0)
 
 
 def _as_planes(pairs: Tensor) -> Tensor:
-    """u8 [n P, 6] -> f32 [6, n P]: sums run along memory."""
+    """Convert u8 [n P, 6] to contiguous f32 [6, n P], so that sums run along memory."""
     return pairs.t().to(torch.float32, memory_format=torch.contiguous_format)

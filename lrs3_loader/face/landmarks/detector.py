@@ -1,9 +1,10 @@
-"""BlazeFace, MediaPipe's short-range face detector, on batches: which faces are where in a frame.
+"""BlazeFace, MediaPipe's short-range face detector, on batches of frames.
 
 Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile GPUs", 2019; settings as in MediaPipe's
-face detection graph. Works in letterbox coordinates: the frame centred in a square, which is 0..1 in x and y.
+face detection graph. Coordinates are those of the letterbox: the frame is centred in a square that spans 0..1 in x and
+y.
 
-Letters: B frames, A = 896 anchors, K faces kept of each frame.
+Letters: B frames, A = 896 anchors, K faces kept per frame.
 """
 
 from __future__ import annotations
@@ -18,15 +19,19 @@ NUM_KEYPOINTS = 6  # right eye, left eye (the subject's), nose, mouth, right and
 RIGHT_EYE, LEFT_EYE = 0, 1
 NUM_COORDINATES = 4 + 2 * NUM_KEYPOINTS  # x0, y0, x1, y1, then x, y of each keypoint
 MAX_OVERLAP = 0.3  # candidates that overlap more than this (intersection over union) are one face
-_GRIDS = ((16, 2), (8, 6))  # cells along a side, anchors in a cell
+_GRIDS = ((16, 2), (8, 6))  # cells per side, anchors per cell
 
 
 class FaceDetector(nn.Module):
-    """Faces of a batch of letterboxed frames.
+    """Detects the faces in a batch of letterboxed frames.
 
-    ``forward(x)``: x f32 [B, S, S, 3] of grey levels 0..255 as ``warp.letterbox`` makes them. Returns scores [B, K] in
-    0..1, best first, 0 where there is no further face, and coordinates [B, K, 16] (``NUM_COORDINATES``) in letterbox
-    units, meaningless where the score is 0.
+    Args:
+        data: the bytes of the ``.tflite`` file.
+        min_score: least score of a face.
+        max_faces: K.
+
+    Raises:
+        ValueError: the file is damaged or another network.
     """
 
     anchors: Tensor
@@ -47,6 +52,15 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Detect faces.
+
+        Args:
+            x: f32 [B, S, S, 3], levels 0..255, as ``warp.letterbox`` returns them.
+
+        Returns:
+            scores: [B, K] in 0..1, best first, 0 where there is no further face.
+            coordinates: [B, K, 16] (see ``NUM_COORDINATES``) in letterbox units, without meaning where the score is 0.
+        """
         raw, logits = self.network((x / 127.5).sub_(1))
         coordinates = decode_boxes(raw / self.size, self.anchors)
         scores = logits[..., 0].clamp(-100, 100).sigmoid()
@@ -56,14 +70,14 @@ class FaceDetector(nn.Module):
 
 
 def to_pixels(coordinates: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Letterbox units [..., even number of x, y] to the pixels of a frame of that size."""
+    """Convert x, y pairs [..., 2 * number] from letterbox units to pixels of a frame of this size."""
     points = coordinates.reshape(*coordinates.shape[:-1], -1, 2)
     pixels = (points - 0.5) * max(height, width) + np.array([width / 2, height / 2])
     return pixels.reshape(coordinates.shape)
 
 
 def make_anchors() -> np.ndarray:
-    """Centres the detector's offsets count from: f32 [A, 2] (x, y), row by row, both grids."""
+    """Return the centres f32 [A, 2] (x, y) that the detector's offsets refer to, row by row, of both grids."""
     grids = []
     for cells, repeats in _GRIDS:
         centre = (np.arange(cells, dtype=np.float32) + 0.5) / cells
@@ -73,35 +87,40 @@ def make_anchors() -> np.ndarray:
 
 
 def decode_boxes(raw: Tensor, anchors: Tensor) -> Tensor:
-    """Network output [B, A, 16] (centre, size, keypoints; in units of the square) -> corners and keypoints."""
+    """Convert the network's output [B, A, 16] (centre, size, keypoints; letterbox units) to corners and keypoints."""
     centre, half = raw[..., 0:2] + anchors, raw[..., 2:4] / 2
     keypoints = (raw[..., 4:].unflatten(-1, (-1, 2)) + anchors[:, None]).flatten(-2)
     return torch.cat([centre - half, centre + half, keypoints], -1)
 
 
 def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tuple[Tensor, Tensor]:
-    """Weighted non-maximum suppression: the best candidate and all that overlap it become their weighted mean.
+    """Weighted non-maximum suppression: the best candidate and all that overlap it are replaced by their weighted mean.
 
-    coordinates: [B, A, 16]; scores: [B, A], 0 = no candidate. Returns scores [B, K] and coordinates [B, K, 16];
-    a merged face has the score of its best candidate.
+    Args:
+        coordinates: [B, A, 16].
+        scores: [B, A], 0 = no candidate.
+        max_faces: K.
+
+    Returns:
+        Scores [B, K] and coordinates [B, K, 16]; a merged face has the score of its best candidate.
     """
-    left = scores
+    remaining = scores
     found_scores, found = [], []
     for _ in range(max_faces):
-        score, best = left.max(1, keepdim=True)  # [B, 1]
+        score, best = remaining.max(1, keepdim=True)  # [B, 1]
         box = coordinates[..., :4].gather(1, best[..., None].expand(-1, -1, 4))  # [B, 1, 4]
         same = box_iou(box, coordinates[..., :4]) > MAX_OVERLAP
         same.scatter_(1, best, True)  # an empty box does not even overlap itself
-        weight = left * same
+        weight = remaining * same
         total = weight.sum(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         found.append((weight[..., None] * coordinates).sum(1) / total)
         found_scores.append(score[:, 0])
-        left = left * ~same
+        remaining = remaining * ~same
     return torch.stack(found_scores, 1), torch.stack(found, 1)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
-    """Intersection over union of boxes (x0, y0, x1, y1), [..., 4] each, broadcast; 0 where both are empty."""
+    """Return the intersection over union of boxes (x0, y0, x1, y1), [..., 4] each, broadcast; 0 for empty boxes."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
     common = _area((high - low).clamp_min_(0))
     union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - common

@@ -1,12 +1,12 @@
 """MediaPipe's face landmarker on batches of frames of many clips: 478 (or 468) points and 52 blendshape scores.
 
-Every frame is detected anew (MediaPipe's IMAGE mode), so frames do not depend on one another but for the choice among
-several faces. A batch has a fixed number of frames B on the device, filled up with nothing where there are fewer, so
-that one kernel is always used and results do not depend on what else is in a batch. Three stages:
+Faces are detected in every frame (MediaPipe's IMAGE mode), so frames are independent of one another except for the
+choice among several faces. A batch has a fixed number of frames B on the device, padded with zeros, so that the same
+kernels are used and results do not depend on the rest of the batch. There are three stages:
 
-1. device: all frames letterboxed -> detector -> up to K faces a frame, to the host (``detect_faces``);
-2. host: each clip's ``FaceTrack`` chooses its own face (``find_landmarks``, as what follows);
-3. device: rotated crops -> points and presence -> back to the frame's pixels -> blendshapes.
+1. ``detect_faces``, on the device: letterboxed frames -> detector -> up to K faces per frame, copied to the host;
+2. ``find_landmarks``, on the host: each clip's ``FaceTrack`` chooses its face;
+3. ``find_landmarks``, on the device: rotated crops -> points and presence -> pixels of the frame -> blendshapes.
 
 The GPU never waits for the host when ``detect_faces`` is called for the next batch before ``find_landmarks`` for this
 one.
@@ -14,7 +14,8 @@ one.
 Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", 2019; Grishchenko et al.,
 "Blendshapes GHUM: Real-time Monocular Facial Blendshape Prediction", 2023.
 
-Letters: n frames of a span, B frames of a batch, L landmarks, S side of the network's input.
+Letters: n frames of a span (consecutive frames of one clip), B frames of a batch, L landmarks, S side of the network's
+input, K faces per frame.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from lrs3_loader.face.landmarks.tracks import FaceTrack, check_track, fill_gaps
 from lrs3_loader.io.files import ZIP_DAMAGE
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 
-CROP_MARGIN = 1.5  # side of the crop over that of the detected box
+CROP_MARGIN = 1.5  # side of the crop over the side of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
 _MAX_NETWORK_BYTES = 64 << 20
 _FOLDER_MEMBERS = ("face_detection_short_range.tflite", "face_landmark.tflite")
@@ -54,15 +55,19 @@ class LandmarkerFiles:
     landmarks: bytes
     blendshapes: bytes | None
     name: str
-    sha256: str  # of the .task file; for a folder, of its two files one after the other
-    square_crop: bool = False  # the landmark network's crop is squared on the longer side of the detected box
+    sha256: str  # of the .task file; for a folder, of its two files concatenated
+    square_crop: bool = False  # the landmark network's crop is a square on the longer side of the detected box
 
 
 def load_landmarker_files(path: Path) -> LandmarkerFiles:
-    """Read a ``face_landmarker.task`` file, or a folder with ``face_detection_short_range.tflite`` and
-    ``face_landmark.tflite`` (as the mediapipe 0.10.21 wheel holds them; 468 points, no blendshapes).
+    """Read the networks of a face landmarker.
 
-    Raises ``RunError`` where something is missing or is no such file.
+    Args:
+        path: a ``face_landmarker.task`` file, or a folder with ``face_detection_short_range.tflite`` and
+            ``face_landmark.tflite`` of the mediapipe 0.10.21 wheel (468 points, no blendshapes).
+
+    Raises:
+        RunError: a file is missing, damaged or another one.
     """
     try:
         if path.is_dir():
@@ -86,20 +91,20 @@ def _sha256(data: bytes) -> str:
 
 @dataclass(frozen=True)
 class FrameLandmarks:
-    """What was found in n consecutive frames of one clip."""
+    """The landmarks of one face in n consecutive frames of a clip."""
 
-    #: f32 [n, L, 3], NaN where no face was found. x, y: pixels of the source, whole at pixel centres, y down. z: the
-    #: same unit, smaller is closer, 0 near the middle of the head. MediaPipe scales z as one does a length along the
-    #: eyes in coordinates that run 0..1 on both axes: in frames that are not square it stretches z of tilted heads
-    #: (1.07 times at 15 degrees in 16:9). Here it is not stretched; in square frames the two agree.
+    #: f32 [n, L, 3], NaN where no face was found. x, y: pixels of the source, whole at pixel centres, y down. z: same
+    #: unit, smaller is closer, 0 near the middle of the head. MediaPipe scales z like a length along the eyes in
+    #: coordinates that span 0..1 on both axes, which in frames that are not square stretches z of tilted heads (1.07
+    #: times at 15 degrees in 16:9). Here it is not stretched; in square frames the two agree.
     points: Tensor
     score: Tensor  # f32 [n], 0..1: presence of a face in the crop; 0 where the detector found none
-    found: Tensor  # bool [n]: detected, and present with at least the score asked for
+    found: Tensor  # bool [n]: a face was detected and has at least the minimum score
     blendshapes: Tensor | None  # f32 [n, 52], 0..1, ``BLENDSHAPE_NAMES``; NaN where no face was found
 
     @staticmethod
     def cat(parts: Sequence[FrameLandmarks]) -> FrameLandmarks:
-        """The parts of one clip, in order, as one."""
+        """Concatenate the parts of one clip, given in order."""
         shapes = [part.blendshapes for part in parts if part.blendshapes is not None]
         return FrameLandmarks(
             torch.cat([part.points for part in parts]),
@@ -110,10 +115,14 @@ class FrameLandmarks:
 
 
 def fill_track_gaps(track: FrameLandmarks, *, min_valid_fraction: float, max_gap_frames: int) -> FrameLandmarks:
-    """A whole clip with its gaps filled; ``found`` stays as it was and marks the frames really measured.
+    """Fill the gaps in the landmarks and blendshapes of a whole clip.
 
-    Raises ``NoFaceError`` when fewer than ``min_valid_fraction`` of the frames hold the face, or when it is missing
-    for more than ``max_gap_frames`` on end. The result holds no NaN.
+    Returns:
+        Landmarks without NaN; ``found`` is unchanged and marks the measured frames.
+
+    Raises:
+        NoFaceError: less than ``min_valid_fraction`` of the frames have the face, or more than ``max_gap_frames``
+            consecutive frames lack it.
     """
     filled = fill_gaps(track.points, track.found, max_gap_frames)
     check_track(track.found, filled.longest_gap, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
@@ -135,14 +144,17 @@ class DetectedFaces:
 
 
 class FaceLandmarker(nn.Module):
-    """The whole landmarker. ``forward(spans)`` takes one batch and returns one ``FrameLandmarks`` a span; it is
-    ``find_landmarks(detect_faces(spans))``. Landmarks must be found in the order of their clips' frames.
+    """The detector, the landmark network and the blendshape network.
 
-    spans: pairs of frames (u8 [n, H, W, 3], on the device, any size from 2 x 2) and the ``FaceTrack`` of their clip;
-    at most ``batch_size`` frames together, the spans of a clip in order. Results stay on the device.
-    Raises ``ValueError`` for damaged model files, networks that are not MediaPipe's, and frames of another kind.
+    Args:
+        files: the networks.
+        device: where they run.
+        batch_size: B.
+        min_face_score: least score of a detected face, and least presence of a face in its crop.
+        allow_tf32: on a GPU, compute in TF32 (0.025 px off on average) instead of f32. Algorithms are deterministic.
 
-    On a GPU arithmetic is f32 unless ``allow_tf32`` (0.025 px off on average); algorithms are the deterministic ones.
+    Raises:
+        ValueError: a file is damaged or is not the network of MediaPipe.
     """
 
     blendshape_points: Tensor
@@ -170,35 +182,47 @@ class FaceLandmarker(nn.Module):
         self.to(self.device)
 
     def forward(self, spans: Spans) -> list[FrameLandmarks]:
+        """Find the landmarks of one batch.
+
+        Args:
+            spans: pairs of frames (u8 [n, H, W, 3], on the device, of any size from 2 x 2) and the ``FaceTrack`` of
+                their clip; at most ``batch_size`` frames in total. The spans of a clip must be given in order.
+
+        Returns:
+            The landmarks of each span, on the device.
+
+        Raises:
+            ValueError: there are too many frames, or none, or their shape or type is another one.
+        """
         return self.find_landmarks(self.detect_faces(spans))
 
     @torch.inference_mode()
     def detect_faces(self, spans: Spans) -> DetectedFaces:
-        """Find all faces of a batch."""
+        """Start to detect all faces of a batch; ``find_landmarks`` takes the result."""
         lengths = [len(frames) for frames, _ in spans]
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
             raise ValueError(f"spans must hold 1 to {self.batch_size} frames together, got {lengths}")
         with self._precision():
             scores, coordinates = self.detector(
-                self._fill([letterbox(frames, self.detector.size) for frames, _ in spans])
+                self._pad([letterbox(frames, self.detector.size) for frames, _ in spans])
             )
         return DetectedFaces(spans, HostCopy(torch.cat([scores[..., None], coordinates], -1)))
 
     @torch.inference_mode()
     def find_landmarks(self, detected: DetectedFaces) -> list[FrameLandmarks]:
-        """Landmarks of each clip's own face."""
+        """Find the landmarks of each clip's face; batches must come in the order of their clips' frames."""
         spans = detected.spans
         lengths = [len(frames) for frames, _ in spans]
-        matrices, chosen = self._choose(spans, detected.faces.wait().numpy().astype(np.float64))
+        matrices, chosen = self._choose_faces(spans, detected.faces.wait().numpy().astype(np.float64))
         parts = matrices.split(lengths)
         crops = [crop(frames, part, self.size) for (frames, _), part in zip(spans, parts, strict=True)]
         with self._precision():
-            points, presence = self._read_points(self._fill(crops), self._fill([matrices]))
+            points, presence = self._read_points(self._pad(crops), self._pad([matrices]))
             blendshapes = self._read_blendshapes(points)
         return self._split(lengths, chosen, points, presence, blendshapes)
 
     def _check_networks(self) -> tuple[int, int]:
-        """(S, L), read from the files."""
+        """Check the shapes of the networks; returns (S, L)."""
         shape, outputs = self.network.input_shape, self.network.output_shapes
         size, num_values = shape[0], math.prod(outputs[0])
         points_fit = num_values % 3 == 0 and num_values >= 3 * NUM_MESH_POINTS
@@ -217,17 +241,22 @@ class FaceLandmarker(nn.Module):
             return contextlib.nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=self.allow_tf32)
 
-    def _fill(self, parts: Sequence[Tensor]) -> Tensor:
-        """Join along the batch and fill up with zeros to its fixed size."""
+    def _pad(self, parts: Sequence[Tensor]) -> Tensor:
+        """Concatenate along the batch and pad with zeros to its fixed size."""
         missing = self.batch_size - sum(len(part) for part in parts)
         if len(parts) == 1 and missing == 0:
             return parts[0]
         return torch.cat([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])])
 
-    def _choose(self, spans: Spans, faces: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Each track's own face: crop matrices f32 [frames, 2, 3] (zeros without one), detected bool [frames].
+    def _choose_faces(self, spans: Spans, faces: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Choose each track's face.
 
-        faces: [B, K, 1 + 16], score and letterbox coordinates.
+        Args:
+            spans: the batch.
+            faces: [B, K, 1 + 16], score and letterbox coordinates.
+
+        Returns:
+            Crop matrices f32 [frames, 2, 3], zero where there is no face, and bool [frames], whether there is one.
         """
         parts = []
         i = 0
@@ -248,10 +277,10 @@ class FaceLandmarker(nn.Module):
         return uploaded, (uploaded != 0).flatten(1).any(1)
 
     def _read_points(self, crops: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Crops f32 [B, S, S, 3] of grey levels, overwritten -> points [B, L, 3] in source pixels, presence [B]."""
+        """Read crops f32 [B, S, S, 3], which are overwritten; returns points [B, L, 3] in pixels and presence [B]."""
         raw, logits = self.network(crops.div_(255))[:2]
         local = raw.reshape(self.batch_size, self.num_landmarks, 3)
-        # Written out: a matrix product might run in reduced precision.
+        # Not a matrix product, which might run in reduced precision.
         x, y, z = local[:, :, None].unbind(-1)  # [B, L, 1]
         m = matrices[:, None]  # [B, 1, 2, 3]
         plane = m[..., 0] * x + m[..., 1] * y + m[..., 2]
@@ -278,10 +307,17 @@ class FaceLandmarker(nn.Module):
 
 
 def crop_matrix(face: np.ndarray, size: int, square: bool = False) -> np.ndarray:
-    """From pixels of the landmark network's input to those of the source: [n, 2, 3].
+    """Compute the transforms from pixels of the landmark network's input to pixels of the source.
 
-    face: [n, 16], box corners and keypoints in source pixels. The crop is the box, ``CROP_MARGIN`` times as large
-    (with ``square``: made square on its longer side), turned so that the eyes lie level.
+    The crop is the detected box, enlarged by ``CROP_MARGIN`` and rotated so that the eyes are level.
+
+    Args:
+        face: [n, 16], box corners and keypoints in source pixels.
+        size: S.
+        square: make the crop square, on the longer side of the box.
+
+    Returns:
+        [n, 2, 3].
     """
     centre, extent = (face[:, 0:2] + face[:, 2:4]) / 2, (face[:, 2:4] - face[:, 0:2]) * CROP_MARGIN
     if square:
@@ -290,6 +326,6 @@ def crop_matrix(face: np.ndarray, size: int, square: bool = False) -> np.ndarray
     x, y = (keypoints[:, LEFT_EYE] - keypoints[:, RIGHT_EYE]).T
     angle = np.arctan2(y, x)
     cosine, sine = np.cos(angle), np.sin(angle)
-    turn = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
-    corner = centre - (turn @ (extent / 2)[:, :, None])[:, :, 0]
-    return np.concatenate([turn * (extent / size)[:, None], corner[:, :, None]], 2)
+    rotation = np.stack([cosine, -sine, sine, cosine], 1).reshape(-1, 2, 2)
+    corner = centre - (rotation @ (extent / 2)[:, :, None])[:, :, 0]
+    return np.concatenate([rotation * (extent / size)[:, None], corner[:, :, None]], 2)

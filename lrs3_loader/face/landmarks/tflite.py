@@ -1,8 +1,8 @@
-"""TensorFlow Lite networks of the floating-point kind, read from their files and run as batched PyTorch modules.
+"""Floating-point TensorFlow Lite networks, read from their files and run as batched PyTorch modules.
 
-Tensors keep TensorFlow's order N H W C. A convolution sees them through a permuted view, which PyTorch knows as
-``channels_last``: nothing is copied around it. float16 weights behind DEQUANTIZE are made float32 once, at load.
-The file speaks of a batch of 1; here axis 0 of every tensor is a batch of any size.
+Tensors keep TensorFlow's order N H W C. Convolutions take a permuted view of them, PyTorch's ``channels_last``, without
+a copy. float16 weights behind DEQUANTIZE are converted to float32 once, at load. The file states a batch of 1; here
+axis 0 of every tensor is a batch of any size.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from lrs3_loader.face.landmarks.tflite_ops import Convolution, Elementwise, buil
 from lrs3_loader.runtime.memory import split_on_oom
 
 MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
-"""On a CPU a batch is run in slices: of as many items as keep a tensor in the cache, the more the smaller the tensors
-get, since each call of a small layer costs more than its arithmetic. Measured beside slices of 8: 0.73 of the time for
-layers of 128 x 128 by 4, 0.52 for those of 8 x 8 and less by 32. As long as batches are multiples of the largest slice,
-an item's result does not depend on the batch size."""
+"""On a CPU a batch is run in slices of as many items as keep a tensor in the cache: the smaller the tensors, the larger
+the slices, since each call of a small layer costs more than its arithmetic. Measured against slices of 8: 0.73 of the
+time for layers of 128 x 128 in slices of 4, 0.52 for those of 8 x 8 and less in slices of 32. As long as batches are
+multiples of the largest slice, an item's result does not depend on the batch size."""
 
 Step = tuple[nn.Module, tuple[int, ...], int, tuple[int, ...]]
-"""A layer, the tensors it reads and the one it writes, and those that nothing needs after it."""
+"""A layer, the tensors that it reads and the one that it writes, and those that are not needed after it."""
 
 
 class TFLiteModule(nn.Module):
-    """A ``.tflite`` network.
+    """A ``.tflite`` network. Its weights are buffers; nothing is trainable.
 
-    ``forward(x)`` takes f32 [N, *input_shape] and returns one f32 [N, ...] per output of the file, in the file's
-    order and with its shapes behind the batch axis. Weights are buffers; nothing is trainable.
+    Args:
+        data: the bytes of the file. Damaged weights cannot be recognised here: compare the file's hash.
 
-    Raises ``ValueError`` when built from damaged bytes, or from a network with an operator that is not supported
-    (the message names it). Whether weights themselves are damaged cannot be seen here: compare the file's hash.
+    Raises:
+        ValueError: the file is damaged, or has an operator that is not supported (the message names it).
     """
 
     def __init__(self, data: bytes) -> None:
@@ -48,9 +48,9 @@ class TFLiteModule(nn.Module):
         self._results = graph.outputs
         self.input_shape: tuple[int, ...] = graph.tensors[self._source].shape[1:]
         self.layers = nn.ModuleList()
-        self._reads: list[tuple[int, ...]] = []  # of each layer
+        self._reads: list[tuple[int, ...]] = []  # per layer
         self._writes: list[int] = []
-        self._shapes: dict[int, tuple[int, ...]] = {}  # of each tensor computed, without the batch axis
+        self._shapes: dict[int, tuple[int, ...]] = {}  # of each computed tensor, without the batch axis
         self._build(graph)
         self._unused = self._last_uses()
         self._add_in_place()
@@ -60,10 +60,11 @@ class TFLiteModule(nn.Module):
 
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
-        """Shape of each output without the batch axis."""
+        """The shape of each output without the batch axis."""
         return tuple(self._shapes[i] for i in self._results)
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Run the network on f32 [N, *input_shape]; returns f32 [N, *shape] for each of ``output_shapes``."""
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
         if x.device.type == "cpu":
@@ -110,7 +111,7 @@ class TFLiteModule(nn.Module):
             raise ValueError("damaged model file: an output is never written")
 
     def _last_uses(self) -> list[tuple[int, ...]]:
-        """For each layer, the tensors that nothing after it needs."""
+        """Return, for each layer, the tensors that are not needed after it."""
         last: dict[int, int] = {}
         for step, (reads, write) in enumerate(zip(self._reads, self._writes, strict=True)):
             last.update(dict.fromkeys((*reads, write), step))
@@ -121,7 +122,7 @@ class TFLiteModule(nn.Module):
         return [tuple(tensors) for tensors in unused]
 
     def _split(self) -> list[tuple[list[Step], int]]:
-        """Layers in stages, with how many items each runs at a time: as many as the largest tensor to come allows."""
+        """Group the layers into stages with a slice size each, as large as the largest following tensor allows."""
         sizes: list[int] = []
         largest = 0
         for reads, write in zip(reversed(self._reads), reversed(self._writes), strict=True):
@@ -132,20 +133,20 @@ class TFLiteModule(nn.Module):
         return [([step for _, step in group], size) for size, group in grouped]
 
     def _add_in_place(self) -> None:
-        """Write sums over what a convolution gave, where nothing else reads that."""
+        """Let sums overwrite the output of a convolution that nothing else reads."""
         made_by = dict(zip(self._writes, self.layers, strict=True))
         for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
             if not (isinstance(layer, Elementwise) and layer.is_sum):
                 continue
             for position, tensor in enumerate(reads):
-                of_own = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
+                overwritable = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
                 read_once = sum(tensor in others for others in self._reads) == 1
-                if of_own and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
+                if overwritable and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
                     layer.add_into(position)
                     break
 
     def _check_shapes(self) -> None:
-        """Run once on a batch of none, which costs nothing: every tensor must come out in the shape the file states."""
+        """Check on an empty batch, at no cost, that every tensor has the shape that the file states."""
         values = {self._source: torch.empty(0, *self.input_shape)}
         for layer, reads, write in zip(self.layers, self._reads, self._writes, strict=True):
             try:
@@ -154,11 +155,11 @@ class TFLiteModule(nn.Module):
                 raise ValueError(f"damaged model file: tensor {write} cannot be computed: {problem}") from problem
             got, stated = tuple(values[write].shape), (0, *self._shapes[write])
             if got != stated:
-                raise ValueError(f"damaged model file: tensor {write} comes out as {got}, the file states {stated}")
+                raise ValueError(f"damaged model file: tensor {write} has shape {got}, the file states {stated}")
 
 
 def _run(steps: Sequence[Step], values: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Run layers on tensors by number; what of these and of the new ones is still needed."""
+    """Run layers on tensors by number; returns the old and new tensors that are still needed."""
     for layer, reads, write, unused in steps:
         values[write] = layer(*[values[i] for i in reads])
         for i in unused:

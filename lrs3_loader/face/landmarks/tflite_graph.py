@@ -1,9 +1,9 @@
-"""A TensorFlow Lite file read into a plain description of its graph: tensors, operators, constants.
+"""Read a TensorFlow Lite file into a plain description of its graph: tensors, operators, constants.
 
-The file is a FlatBuffer: tables whose fields are found through a table of 16-bit offsets, vectors that begin with
-their length. Field numbers are those of TensorFlow Lite's published ``schema.fbs``. Nothing in the file is believed:
-every offset and length is checked against the end of the file before it is followed, and every count against a bound,
-so that a damaged file gives ``ValueError``, never a crash, a hang or a huge allocation.
+The file is a FlatBuffer: tables whose fields are found through a table of 16-bit offsets, and vectors that start with
+their length. Field numbers are those of TensorFlow Lite's published ``schema.fbs``. The file is not trusted: every
+offset and length is checked against the end of the file, and every count against a bound, so that a damaged file raises
+``ValueError`` instead of a crash, a hang or a huge allocation.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAX_RANK = 6
 _MAX_ARITY = 32
 _MAX_ELEMENTS = 1 << 24
 
-#: Code in the file -> name, for the operators that are known by name here.
+#: Names of operators by their code in the file, including unsupported ones, which error messages name.
 OPERATOR_NAMES: dict[int, str] = {
     0: "ADD", 1: "AVERAGE_POOL_2D", 2: "CONCATENATION", 3: "CONV_2D", 4: "DEPTHWISE_CONV_2D", 6: "DEQUANTIZE",
     9: "FULLY_CONNECTED", 14: "LOGISTIC", 17: "MAX_POOL_2D", 18: "MUL", 19: "RELU", 21: "RELU6", 22: "RESHAPE",
@@ -35,7 +35,7 @@ _DTYPES: dict[int, type[np.generic]] = {
 
 
 class Table:
-    """One FlatBuffer table: typed access to its fields by number."""
+    """A FlatBuffer table: typed access to its fields by number."""
 
     def __init__(self, data: bytes, position: int) -> None:
         self._data = data
@@ -44,7 +44,7 @@ class Table:
         self._vtable_size = self._read("<H", self._vtable)
 
     def scalar(self, number: int, code: str, default: Any = 0) -> Any:
-        """Field ``number`` as the ``struct`` type ``code``; ``default`` when the file leaves it out."""
+        """Return field ``number`` as the ``struct`` type ``code``, or ``default`` if the file omits it."""
         at = self._field(number)
         return default if at is None else self._read("<" + code, at)
 
@@ -53,7 +53,7 @@ class Table:
         return None if at is None else Table(self._data, at + self._read("<I", at))
 
     def array(self, number: int, dtype: str, bound: int) -> np.ndarray | None:
-        """A vector of at most ``bound`` numbers, as a read-only view of the file."""
+        """Return a vector of at most ``bound`` numbers as a read-only view of the file, or None if it is omitted."""
         found = self._vector(number, np.dtype(dtype).itemsize, bound)
         if found is None:
             return None
@@ -61,7 +61,7 @@ class Table:
         return np.frombuffer(self._data, dtype=dtype, count=count, offset=start)
 
     def tables(self, number: int, bound: int = _MAX_ITEMS) -> list[Table]:
-        """A vector of at most ``bound`` tables; empty when left out."""
+        """Return a vector of at most ``bound`` tables, empty if it is omitted."""
         found = self._vector(number, 4, bound)
         if found is None:
             return []
@@ -94,7 +94,7 @@ class Table:
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of the graph. ``shape`` is the file's own, with a batch of 1."""
+    """A tensor of the graph. ``shape`` is as in the file, with a batch of 1."""
 
     shape: tuple[int, ...]
     dtype: np.dtype
@@ -103,7 +103,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Operator:
-    """One operator: its name, the tensors it reads (-1: left out) and writes, its options (None: all defaults)."""
+    """An operator: its name, the tensors it reads (-1: omitted) and writes, its options (None: all defaults)."""
 
     name: str
     inputs: tuple[int, ...]
@@ -125,7 +125,7 @@ class Graph:
 
 
 def read_graph(data: bytes) -> Graph:
-    """The graph in the bytes of a ``.tflite`` file; ``ValueError`` where it is damaged or not such a file."""
+    """Read the graph from the bytes of a ``.tflite`` file; raises ``ValueError`` if it is damaged or another file."""
     if data[4:8] != FILE_IDENTIFIER:
         raise ValueError(f"not a TensorFlow Lite file: bytes 4-7 are {data[4:8]!r}, not {FILE_IDENTIFIER!r}")
     model = Table(data, struct.unpack_from("<I", data)[0])
@@ -145,7 +145,7 @@ def read_graph(data: bytes) -> Graph:
 
 
 def _operator_name(code: Table) -> str:
-    # Codes above 127 came later, in a field of their own; older files fill only the first one.
+    # Codes above 127 were added later, in another field; older files have only the first one.
     number = max(code.scalar(0, "b"), code.scalar(3, "i"))
     return OPERATOR_NAMES.get(number, f"operator {number}")
 

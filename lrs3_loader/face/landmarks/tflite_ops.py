@@ -1,8 +1,8 @@
 """The operators of TensorFlow Lite's floating-point face networks, as PyTorch modules built from a file's graph.
 
-Every module maps f32 [N, ...] to f32 [N, ...] with N the batch, of any size; images are N H W C. Definitions follow
-the TensorFlow Lite operator reference. ``build_layer`` raises ``ValueError`` for what is not supported: integer
-quantisation, and anything that touches axis 0 (the file's batch of 1).
+Every module maps f32 [N, ...] to f32 [N, ...] for a batch of any size N; images are N H W C. Definitions follow the
+TensorFlow Lite operator reference. ``build_layer`` raises ``ValueError`` for unsupported operators: integer
+quantisation, and operators that change axis 0 (the file's batch of 1).
 
 Letters: N batch, H W height and width, C channels, O output channels, K kernel size.
 """
@@ -24,15 +24,12 @@ Constants = Mapping[int, np.ndarray]
 Function = Callable[..., Tensor]
 Builder = Callable[[Operator, Graph, Constants], nn.Module]
 
-_ACTIVATIONS: dict[int, Function | None] = {
-    0: None,
-    1: torch.relu_,
-    3: partial(F.relu6, inplace=True),
-}  # of new tensors
+#: Activations by their code in the file; they may overwrite the new tensors that they are applied to.
+_ACTIVATIONS: dict[int, Function | None] = {0: None, 1: torch.relu_, 3: partial(F.relu6, inplace=True)}
 
 
 def same_padding(size: int, kernel: int, stride: int, dilation: int = 1) -> tuple[int, int]:
-    """Pixels to add (before, after) so that ceil(size / stride) outputs fit; an odd one goes last."""
+    """Return the padding (before, after) that gives ceil(size / stride) outputs; an odd pixel goes last."""
     num_outputs = -(-size // stride)
     total = max((num_outputs - 1) * stride + (kernel - 1) * dilation + 1 - size, 0)
     return total // 2, total - total // 2
@@ -81,7 +78,7 @@ class Convolution(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """MAX_POOL_2D: [N, H, W, C] -> [N, H', W', C]; padding as in ``Convolution``, never the maximum."""
+    """MAX_POOL_2D: [N, H, W, C] -> [N, H', W', C]; padding as in ``Convolution``, with -inf."""
 
     def __init__(self, kernel: tuple[int, int], stride: tuple[int, int], padding: tuple[int, int, int, int]) -> None:
         super().__init__()
@@ -97,7 +94,7 @@ class MaxPool(nn.Module):
 
 
 def _max_pool_2x2(x: Tensor) -> Tensor:
-    """[N, 2H, 2W, C] -> [N, H, W, C], in less than half of max_pool2d's time on a CPU: comparisons run along memory."""
+    """Pool [N, 2H, 2W, C] to [N, H, W, C] in less than half of max_pool2d's time on a CPU, comparing along memory."""
     num_items, height, width, channels = x.shape
     rows = x.reshape(-1, 2, width * channels)
     columns = torch.maximum(rows[:, 0], rows[:, 1]).view(num_items, height // 2, width // 2, 2, channels)
@@ -105,13 +102,13 @@ def _max_pool_2x2(x: Tensor) -> Tensor:
 
 
 class PRelu(nn.Module):
-    """PRELU with one slope a channel: x where x > 0, else slope * x; x: [N, H, W, C], slope: [C]."""
+    """PRELU with one slope per channel: x where x > 0, else slope * x; x: [N, H, W, C], slope: [C]."""
 
     slope: Tensor
 
     def __init__(self, slope: Tensor, width: int) -> None:
         super().__init__()
-        # Few channels would be walked through one by one: whole rows are taken as channels, five times as fast.
+        # Few channels would be processed one by one. Taking whole rows as channels is five times as fast.
         self.register_buffer("slope", slope.repeat(width))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -119,9 +116,9 @@ class PRelu(nn.Module):
 
 
 class Elementwise(nn.Module):
-    """A function of tensors and constants that broadcast; ``constants`` holds None where a tensor comes in.
+    """A function of broadcast tensors and constants; ``constants`` is None at the positions of tensors.
 
-    A sum may be written over one of its terms (``add_into``), where nothing else needs that: the memory is warm.
+    A sum may overwrite one of its terms that nothing else needs (``add_into``), whose memory is in the cache.
     """
 
     def __init__(
@@ -136,17 +133,17 @@ class Elementwise(nn.Module):
 
     @property
     def is_sum(self) -> bool:
-        """A sum of two tensors, neither of them a constant."""
+        """Whether this is a sum of two tensors, neither of them constant."""
         return self.function is torch.add and all(getattr(self, name) is None for name in self.names)
 
     def add_into(self, position: int) -> None:
-        """Write the sum over the tensor that comes in at ``position``; it must have the sum's shape."""
+        """Let the sum overwrite the tensor at ``position``, which must have the sum's shape."""
         self.over = position
 
     def arguments(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        coming = iter(tensors)
+        remaining = iter(tensors)
         stored = (getattr(self, name) for name in self.names)
-        return [next(coming) if constant is None else constant for constant in stored]
+        return [next(remaining) if constant is None else constant for constant in stored]
 
     def forward(self, *tensors: Tensor) -> Tensor:
         if self.over is None:
@@ -169,7 +166,7 @@ class Concatenation(Elementwise):
 
 
 class ShapeOperation(nn.Module):
-    """RESHAPE, TRANSPOSE, PAD, MEAN, SUM, STRIDED_SLICE: a function of one tensor with settings fixed at load."""
+    """RESHAPE, TRANSPOSE, PAD, MEAN, SUM, STRIDED_SLICE: a function of one tensor with fixed settings."""
 
     def __init__(self, function: Function, *settings: object) -> None:
         super().__init__()
@@ -180,7 +177,7 @@ class ShapeOperation(nn.Module):
 
 
 def build_layer(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
-    """The module for one operator. Its forward takes those inputs of ``op`` that are not in ``constants``."""
+    """Build the module of an operator, whose forward takes the inputs of ``op`` that are not in ``constants``."""
     if op.name not in _BUILDERS:
         raise ValueError(f"operator {op.name} is not supported; supported are {', '.join(sorted(_BUILDERS))}")
     builder, arities = _BUILDERS[op.name]
@@ -190,7 +187,7 @@ def build_layer(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
 
 
 def drops_batch(op: Operator) -> bool:
-    """True where the file's operator removes the batch axis, which is kept here."""
+    """Return whether the file's operator removes the batch axis, which is kept here."""
     return op.name == "STRIDED_SLICE" and bool(op.option(4, "i"))
 
 
@@ -202,7 +199,7 @@ def _convolution(op: Operator, graph: Graph, constants: Constants) -> nn.Module:
     x = _image_shape(op, graph)
     if weight.ndim != 4:
         raise ValueError(f"{op.name} needs weights of rank 4, got shape {tuple(weight.shape)}")
-    # Stored O K K C, or 1 K K O where every channel has filters of its own.
+    # Stored as O K K C, or as 1 K K O if each channel has its own filters.
     weight = weight.permute(3, 0, 1, 2) if depthwise else weight.permute(0, 3, 1, 2)
     first = 4 if depthwise else 3  # option numbers: a depth multiplier comes before these
     dilation = (_positive(op, first + 2, 1), _positive(op, first + 1, 1))
@@ -303,11 +300,11 @@ def _strided_slice(op: Operator, graph: Graph, constants: Constants) -> nn.Modul
 
 
 def _floats(op: Operator, position: int, constants: Constants) -> Tensor:
-    """A constant input as f32."""
+    """Return a constant input as f32."""
     values = _constant(op, position, constants)
     if values.dtype.kind != "f":
         raise ValueError(f"{op.name} with {values.dtype} weights: integer quantisation is not supported")
-    return torch.from_numpy(values.astype(np.float32))  # astype copies: what is read from a file is read-only
+    return torch.from_numpy(values.astype(np.float32))  # astype copies: views of the file are read-only
 
 
 def _integers(op: Operator, position: int, constants: Constants) -> list[int]:
@@ -351,7 +348,7 @@ def _padding(
     stride: tuple[int, int],
     dilation: tuple[int, int],
 ) -> tuple[int, int, int, int]:
-    """(left, right, top, bottom) of option 0: SAME or VALID."""
+    """Return the padding (left, right, top, bottom) of option 0: SAME or VALID."""
     code = op.option(0, "b")
     if code not in (0, 1):
         raise ValueError(f"damaged model file: {op.name} with padding {code}")

@@ -1,4 +1,4 @@
-"""Which of the faces in a frame is the clip's own, and what to do about frames without one.
+"""Follow one face through a clip, and fill the frames in which it was not found.
 
 Letters: T frames of a clip.
 """
@@ -16,18 +16,18 @@ from lrs3_loader.errors import NoFaceError
 
 Box = Sequence[float]  # x0, y0, x1, y1 in pixels
 
-MIN_OVERLAP = 0.1  # intersection over union with the last box seen: less is another face
+MIN_OVERLAP = 0.1  # intersection over union with the last box found; less is another face
 TRACK_RULE = "largest and most central face first, then the one that overlaps most with the last box"
-MAX_LOST_FRAMES = 5  # frames after which a face not seen again is given up for another one
+MAX_LOST_FRAMES = 5  # frames without the face after which another one is followed
 
 
 class FaceTrack:
-    """The one face that is followed through a clip. One object a clip, fed with its frames in order.
+    """Follows one face through a clip. There is one object per clip, which is given its frames in order.
 
-    The first frame with faces decides: the largest and most central one. After that the face that overlaps most with
-    the last box seen. A face elsewhere is not taken for it (somebody else may be in the picture while the detector
-    misses this one) until the track has been lost for ``MAX_LOST_FRAMES``; then the first rule holds again, and
-    ``num_switches`` counts it.
+    In the first frame with faces, the largest and most central one is chosen; after that, the face that overlaps most
+    with the last box found. A face elsewhere is not chosen (another person may be in the frame while the detector
+    misses this one) until the track has been lost for ``MAX_LOST_FRAMES``; then the first rule applies again, which
+    ``num_switches`` counts.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class FaceTrack:
         self._num_missed = 0
 
     def choose(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
-        """Index of the track's face among the boxes found in the next frame, None where it is not there."""
+        """Return the index of the followed face among the boxes of the next frame, or None if it is not there."""
         self.num_frames += 1
         self.num_frames_with_several_faces += len(boxes) > 1
         index = self._find(boxes, height, width) if boxes else None
@@ -57,18 +57,18 @@ class FaceTrack:
         return values.index(max(values))
 
 
-# Plain numbers, not arrays: a frame has one box or a few, and this runs between two stages on a GPU that waits.
+# Plain numbers, not arrays: a frame has only a few boxes, and the GPU waits for this between two stages.
 
 
 def prominence(box: Box, height: int, width: int) -> float:
-    """Area times closeness to the middle of the frame (1 there, 0 in the corners)."""
+    """Return the box's area times its closeness to the centre of the frame (1 at the centre, 0 in the corners)."""
     x0, y0, x1, y1 = box
     distance = math.hypot(x0 + x1 - width, y0 + y1 - height) / math.hypot(width, height)
     return max(x1 - x0, 0) * max(y1 - y0, 0) * max(1 - distance, 0)
 
 
 def box_iou(a: Box, b: Box) -> float:
-    """Intersection over union; 0 where both are empty."""
+    """Return the intersection over union of two boxes; 0 if both are empty."""
     common = max(min(a[2], b[2]) - max(a[0], b[0]), 0) * max(min(a[3], b[3]) - max(a[1], b[1]), 0)
     union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - common
     return common / union if union > 0 else 0.0
@@ -76,18 +76,23 @@ def box_iou(a: Box, b: Box) -> float:
 
 @dataclass(frozen=True)
 class FilledTrack:
-    """A track with its short gaps filled."""
+    """A track whose short gaps are filled."""
 
-    values: Tensor  # [T, ...], NaN left in gaps that are too long
-    valid: Tensor  # [T] bool, as given: what was really measured
+    values: Tensor  # [T, ...], NaN in gaps that are too long
+    valid: Tensor  # [T] bool, as given: the frames that were measured
     longest_gap: int  # frames
 
 
 def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> FilledTrack:
-    """Fill runs of frames that are not ``valid``: linearly between their neighbours, at the ends with the nearest.
+    """Fill gaps, runs of frames that are not valid: linearly between their neighbours, at the ends with the nearest.
 
-    values: floating point [T, ...], anything where not valid; valid: bool [T]. Runs longer than ``max_gap_frames``
-    become NaN. Raises ``ValueError`` where the lengths differ.
+    Args:
+        values: floating point [T, ...], of any value where not valid.
+        valid: bool [T].
+        max_gap_frames: longer gaps become NaN.
+
+    Raises:
+        ValueError: ``valid`` has another shape or type.
     """
     num_frames = len(values)
     if valid.shape != (num_frames,) or valid.dtype != torch.bool:
@@ -103,15 +108,22 @@ def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> FilledTrack
     share = (frame - first).to(values.dtype) / (last - first).clamp_min(1)
     tail = (-1,) + (1,) * (values.ndim - 1)
     filled = torch.lerp(values[first], values[last], share.reshape(tail))
-    hopeless = (gap > max_gap_frames) | ~valid.any()
-    filled = filled.masked_fill(hopeless.reshape(tail), torch.nan)
+    too_long = (gap > max_gap_frames) | ~valid.any()
+    filled = filled.masked_fill(too_long.reshape(tail), torch.nan)
     return FilledTrack(torch.where(valid.reshape(tail), values, filled), valid, int(gap.max()))
 
 
 def check_track(valid: Tensor, longest_gap: int, *, min_valid_fraction: float, max_gap_frames: int) -> None:
-    """Raise ``NoFaceError``, with the figures, for a clip that has too few frames with a face.
+    """Check that a face was found in enough frames of a clip.
 
-    valid: bool [T], frames in which the face was found.
+    Args:
+        valid: bool [T], frames in which the face was found.
+        longest_gap: longest run of frames without the face.
+        min_valid_fraction: least share of frames with the face.
+        max_gap_frames: longest gap that can be filled.
+
+    Raises:
+        NoFaceError: the face was not found in enough frames; the message has the numbers.
     """
     num_frames, num_valid = len(valid), int(valid.sum())
     if num_valid == 0:
@@ -122,4 +134,4 @@ def check_track(valid: Tensor, longest_gap: int, *, min_valid_fraction: float, m
             f"face found in {num_valid} of {num_frames} frames ({share:.0%}), {min_valid_fraction:.0%} are needed"
         )
     if longest_gap > max_gap_frames:
-        raise NoFaceError(f"no face in {longest_gap} frames on end, at most {max_gap_frames} can be filled")
+        raise NoFaceError(f"no face in {longest_gap} consecutive frames, at most {max_gap_frames} can be filled")
