@@ -1,23 +1,29 @@
-"""Draws on pictures, with numpy and Pillow alone: anti-aliased dots and lines, the 68 landmarks, wireframes.
+"""Draws on images: landmarks, lines, wireframes and text, all with smooth edges.
 
-A picture is [H, W, 3] f32, RGB in 0..1, and is drawn on in place. Points are (x, y) pixels, whole at pixel centres,
-y down: (0, 0) is the middle of the top left pixel.
-
-A stroke covers a pixel by ``clip(width / 2 + 1/2 - distance, 0, 1)``, the distance from the pixel's centre to the
-segment: a line of ``width`` pixels with round ends and edges one pixel soft. A dot is a segment without length.
+An image is [H, W, 3] f32, RGB in 0..1, and is drawn on in place. Points are (x, y) pixels, whole at pixel centres,
+y down: (0, 0) is the middle of the top left pixel. torchvision and Pillow draw without smooth edges and at whole
+pixels, so shapes are drawn ``SUPERSAMPLING`` times as large and averaged down.
 """
 
 from __future__ import annotations
 
 import math
+from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
-from PIL import Image, ImageDraw
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import avg_pool2d
+from torchvision.utils import draw_keypoints
 
 Colour = tuple[float, float, float]
 
-WIRE_FINENESS = 2  # wires are one pixel wide in a drawing this much finer in both directions
-PIECE_PX = 4.0  # strokes are drawn in pieces of at most this length, each in a window of a fixed size
+SUPERSAMPLING = 3
+WIRE_SUPERSAMPLING = 2  # a wire is one pixel wide in the larger drawing
+FONT_PX = 13
+LINE_PX = 14  # from one line of text to the next
+TEXT_SHADE = 0.5  # factor on what lies below text
 
 #: Runs of the iBUG-68 landmarks that lie on one line: (first, past the last, closed).
 LANDMARK_LINES = (
@@ -33,76 +39,54 @@ LANDMARK_LINES = (
 )
 
 
-def stroke_coverage(starts: np.ndarray, ends: np.ndarray, width_px: float, height: int, width: int) -> np.ndarray:
-    """How far each pixel is covered by the strokes together, [height, width] f32 in 0..1.
-
-    Args:
-        starts, ends: [S, 2] pixels; segments with an end that is not finite are left out.
-        width_px: of the strokes, above 0.
-    """
-    if starts.shape != ends.shape or starts.ndim != 2 or starts.shape[1] != 2:
-        raise ValueError(f"starts and ends must be [S, 2], got {list(starts.shape)} and {list(ends.shape)}")
-    if not width_px > 0:
-        raise ValueError(f"width_px must be above 0, got {width_px}")
-    coverage = np.zeros(height * width, dtype=np.float32)
-    starts, ends = _near(starts.astype(np.float64), ends.astype(np.float64), width_px, height, width)
-    along = ends - starts
-    length = np.linalg.norm(along, axis=1)
-    num_pieces = np.maximum(np.ceil(length / PIECE_PX), 1).astype(np.int64)
-    owner = np.repeat(np.arange(len(starts)), num_pieces)
-    number = np.arange(len(owner)) - np.repeat(np.cumsum(num_pieces) - num_pieces, num_pieces)
-    middle = starts[owner] + along[owner] * ((number + 0.5) / num_pieces[owner])[:, None]
-
-    reach = math.ceil(PIECE_PX / 2 + width_px / 2 + 1)
-    steps = np.arange(-reach, reach + 1)
-    column = np.rint(middle[:, :1]).astype(np.int64) + np.tile(steps, len(steps))
-    row = np.rint(middle[:, 1:]).astype(np.int64) + np.repeat(steps, len(steps))
-    x, y = column - starts[owner, :1], row - starts[owner, 1:]
-    dx, dy = along[owner].T[..., None]
-    share = np.clip((x * dx + y * dy) / np.maximum(length[owner, None] ** 2, 1e-12), 0, 1)
-    covered = np.clip(width_px / 2 + 0.5 - np.hypot(x - share * dx, y - share * dy), 0, 1)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height) & (covered > 0)
-    np.maximum.at(coverage, (row * width + column)[inside], covered[inside].astype(np.float32))
-    return coverage.reshape(height, width)
-
-
-def _near(
-    starts: np.ndarray, ends: np.ndarray, width_px: float, height: int, width: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """The finite segments whose bounding box comes near the picture."""
-    low, high = np.minimum(starts, ends) - width_px, np.maximum(starts, ends) + width_px
-    kept = np.isfinite(low + high).all(1) & (high >= 0).all(1) & (low <= (width, height)).all(1)
-    return starts[kept], ends[kept]
-
-
-def blend(picture: np.ndarray, coverage: np.ndarray, colour: Colour, opacity: float = 1.0) -> None:
-    """Lay ``colour`` (RGB in 0..1) over ``picture`` where ``coverage`` [H, W] says."""
-    share = (opacity * coverage)[..., None].astype(np.float32)
-    picture += share * (np.asarray(colour, dtype=np.float32) - picture)
-
-
-def draw_dots(picture: np.ndarray, points: np.ndarray, colour: Colour, diameter_px: float = 3.0) -> None:
-    """Round dots at ``points`` [n, 2]; those that are not finite are left out."""
-    blend(picture, stroke_coverage(points, points, diameter_px, *picture.shape[:2]), colour)
-
-
-def draw_line(picture: np.ndarray, points: np.ndarray, colour: Colour, width_px: float = 1.5) -> None:
-    """A line through ``points`` [n, 2]; it has a gap at those that are not finite."""
-    blend(picture, stroke_coverage(points[:-1], points[1:], width_px, *picture.shape[:2]), colour)
-
-
-def draw_landmarks(
-    picture: np.ndarray, points: np.ndarray, colour: Colour, *, diameter_px: float = 3.0, width_px: float = 1.0
-) -> None:
-    """The 68 iBUG landmarks ``points`` [68, 2]: thin half-transparent lines along the features, and a dot on each."""
-    starts, ends = landmark_segments(points)
-    blend(picture, stroke_coverage(starts, ends, width_px, *picture.shape[:2]), colour, opacity=0.6)
-    draw_dots(picture, points, colour, diameter_px)
-
-
 def landmark_lines() -> list[list[int]]:
     """The landmarks of each feature in order; those of a closed feature end with its first."""
     return [[*range(first, stop), *([first] if closed else [])] for first, stop, closed in LANDMARK_LINES]
+
+
+def draw_dots(image: np.ndarray, points: np.ndarray, colour: Colour, diameter_px: float = 3.0) -> None:
+    """Draw round dots at ``points`` [n, 2]; those that are not finite are left out."""
+    blend(image, _coverage(image, points, [], diameter_px, 0.0), colour)
+
+
+def draw_line(image: np.ndarray, points: np.ndarray, colour: Colour, width_px: float = 1.5) -> None:
+    """Draw a line through ``points`` [n, 2]; it has a gap at those that are not finite."""
+    blend(image, _coverage(image, points, [list(range(len(points)))], 0.0, width_px), colour)
+
+
+def draw_landmarks(
+    image: np.ndarray, points: np.ndarray, colour: Colour, *, diameter_px: float = 3.0, width_px: float = 1.0
+) -> None:
+    """Draw the 68 iBUG landmarks ``points`` [68, 2]: half-transparent lines along the features, and a dot on each."""
+    if points.shape != (68, 2):
+        raise ValueError(f"points must be [68, 2], got {list(points.shape)}")
+    blend(image, _coverage(image, points, landmark_lines(), 0.0, width_px), colour, opacity=0.6)
+    draw_dots(image, points, colour, diameter_px)
+
+
+def _coverage(
+    image: np.ndarray, points: np.ndarray, lines: list[list[int]], diameter_px: float, width_px: float
+) -> np.ndarray:
+    """Share of each pixel that dots at ``points`` or ``lines`` between them cover, [H, W] f32 in 0..1."""
+    height, width = image.shape[:2]
+    fine = (torch.from_numpy(np.asarray(points, dtype=np.float64)) + 0.5) * SUPERSAMPLING - 0.5
+    canvas = torch.zeros(3, SUPERSAMPLING * height, SUPERSAMPLING * width, dtype=torch.uint8)
+    drawn = draw_keypoints(
+        canvas,
+        fine.nan_to_num().round()[None],
+        connectivity=[pair for line in lines for pair in pairwise(line)],
+        colors="white",
+        radius=max(1, round(SUPERSAMPLING * diameter_px / 2)) if diameter_px else 0,
+        width=max(1, round(SUPERSAMPLING * width_px)),
+        visibility=torch.isfinite(fine).all(dim=1)[None],
+    )
+    return avg_pool2d(drawn[:1] / 255, SUPERSAMPLING)[0].numpy()
+
+
+def blend(image: np.ndarray, coverage: np.ndarray, colour: Colour, opacity: float = 1.0) -> None:
+    """Lay ``colour`` (RGB in 0..1) over ``image`` where ``coverage`` [H, W] says."""
+    share = (opacity * coverage)[..., None].astype(np.float32)
+    image += share * (np.asarray(colour, dtype=np.float32) - image)
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
@@ -110,22 +94,10 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def landmark_segments(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Starts and ends, both [63, 2], of the lines that join the landmarks ``points`` [68, 2]."""
-    if points.shape != (68, 2):
-        raise ValueError(f"points must be [68, 2], got {list(points.shape)}")
-    pairs = []
-    for first, stop, closed in LANDMARK_LINES:
-        pairs += [(index, index + 1) for index in range(first, stop - 1)]
-        pairs += [(stop - 1, first)] if closed else []
-    start, end = np.array(pairs).T
-    return points[start], points[end]
-
-
 def wireframe_coverage(
     points: np.ndarray, depth: np.ndarray, triangles: np.ndarray, height: int, width: int
 ) -> np.ndarray:
-    """How far each pixel is covered by a mesh's wires, [height, width] f32 in 0..1, hidden ones left out.
+    """Share of each pixel that the visible wires of a mesh cover, [height, width] f32 in 0..1.
 
     The painter's algorithm: triangles from the farthest to the nearest, each wiping out what lies behind it before its
     three edges are drawn.
@@ -141,10 +113,39 @@ def wireframe_coverage(
     low, high = corners.min(1), corners.max(1)
     shown = (area < 0) & (high >= -1).all(1) & (low <= (width, height)).all(1)  # y points down; nan is false
     corners, order = corners[shown], np.argsort(-depth[triangles[shown]].mean(1), kind="stable")
-    fine = (corners[order].reshape(-1, 6) + 0.5) * WIRE_FINENESS - 0.5
-    layer = Image.new("L", (WIRE_FINENESS * width, WIRE_FINENESS * height))
+    fine = (corners[order].reshape(-1, 6) + 0.5) * WIRE_SUPERSAMPLING - 0.5
+    layer = Image.new("L", (WIRE_SUPERSAMPLING * width, WIRE_SUPERSAMPLING * height))
     draw = ImageDraw.Draw(layer)
     for triangle in fine.tolist():
         draw.polygon(triangle, fill=0, outline=255)
-    drawn = np.asarray(layer, dtype=np.float32) / 255
-    return drawn.reshape(height, WIRE_FINENESS, width, WIRE_FINENESS).mean(axis=(1, 3))
+    return np.asarray(layer.reduce(WIRE_SUPERSAMPLING), dtype=np.float32) / 255
+
+
+def text_width(text: str) -> int:
+    """Pixels that a line drawn by ``draw_text`` takes."""
+    return math.ceil(_font().getlength(text)) + 4
+
+
+def draw_text(image: np.ndarray, corner: tuple[int, int], text: str, colour: Colour) -> None:
+    """Write one line with its top left at ``corner`` (x, y); what does not fit is cut.
+
+    The image is darkened below it, so that the line can be read on any image.
+    """
+    x, y = corner
+    mask = _text_mask(text)
+    target = image[y : y + mask.shape[0], x : x + mask.shape[1]]
+    target *= TEXT_SHADE
+    blend(target, mask[: target.shape[0], : target.shape[1]], colour)
+
+
+@lru_cache(maxsize=1)
+def _font() -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(FONT_PX)
+
+
+@lru_cache(maxsize=256)
+def _text_mask(text: str) -> np.ndarray:
+    """Share of each pixel that the line covers, [h, w] f32 in 0..1."""
+    layer = Image.new("L", (text_width(text), LINE_PX))
+    ImageDraw.Draw(layer).text((2, -1), text, fill=255, font=_font())
+    return np.asarray(layer, dtype=np.float32) / 255

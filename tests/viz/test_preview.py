@@ -13,6 +13,8 @@ import av
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from lrs3_loader import demo
@@ -26,13 +28,13 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.viz import preview
+from lrs3_loader.viz.overlay import draw_text, text_width
 from lrs3_loader.viz.preview import chart
 from lrs3_loader.viz.preview.conventions import LARGE_PX, SMALL_PX, draw_conventions
 from lrs3_loader.viz.preview.measures import Measures, measure
 from lrs3_loader.viz.preview.output import write_picture
-from lrs3_loader.viz.preview.page import HEADER_PX, Page, chosen_frames
+from lrs3_loader.viz.preview.page import Page, chosen_frames, wrap
 from lrs3_loader.viz.preview.subject import nearest
-from lrs3_loader.viz.text import draw_text
 from support.factory import make_clip
 from support.media_files import noise, write_media
 from support.paths import REPO
@@ -110,9 +112,13 @@ def test_a_sample_becomes_a_video_with_sound(subject: preview.Subject, tmp_path:
     preview.write_preview(subject, out, PANEL)
     frames, num_samples = read_video(out)
     assert len(frames) == subject.num_frames
-    assert {frame.shape for frame in frames} == {(PANEL + HEADER_PX + chart_height(subject), 4 * PANEL, 3)}
+    assert {frame.shape for frame in frames} == {(PANEL + header_height(subject) + chart_height(subject), 4 * PANEL, 3)}
     assert abs(num_samples - 640 * subject.num_frames) <= 1024
     assert [path.name for path in tmp_path.iterdir()] == ["x.mp4"]
+
+
+def header_height(subject: preview.Subject, num_panels: int = 4) -> int:
+    return len(Page(subject, PANEL).header(num_panels * PANEL))
 
 
 def chart_height(subject: preview.Subject) -> int:
@@ -122,7 +128,7 @@ def chart_height(subject: preview.Subject) -> int:
 def test_the_cursor_moves_through_the_strips(subject: preview.Subject) -> None:
     """What differs between pages below the panels is the column of the cursor, and nothing else."""
     pages = list(Page(subject, PANEL).video())
-    below = [page[HEADER_PX + PANEL :] for page in pages]
+    below = [page[header_height(subject) + PANEL :] for page in pages]
     for index in (0, 5, subject.num_frames - 1):
         others = np.median(np.stack(below[:index] + below[index + 1 :]), axis=0)
         changed = np.flatnonzero(np.abs(below[index] - others).max(axis=(0, 2)))
@@ -167,10 +173,10 @@ def test_a_sheet_shows_panels_strips_and_the_frames_chosen(subject: preview.Subj
         picture = np.asarray(image)
     page = Page(subject, PANEL)
     width = PANEL * 5
-    assert picture.shape == (HEADER_PX + 4 * PANEL + len(page.chart(width)), width, 3)
+    assert picture.shape == (header_height(subject, 5) + 4 * PANEL + len(page.chart(width)), width, 3)
     for index in chosen_frames(page.measures):
         column = chart.cursor_column(index, subject.num_frames, width)
-        assert (picture[HEADER_PX + 4 * PANEL :, column] == 255).all()
+        assert (picture[header_height(subject, 5) + 4 * PANEL :, column] == 255).all()
 
 
 def test_the_panels_agree_with_the_video(subject: preview.Subject) -> None:
@@ -178,7 +184,7 @@ def test_the_panels_agree_with_the_video(subject: preview.Subject) -> None:
     page = Page(subject, 224)
     frame = next(iter(page.frames()))
     assert frame is not None
-    source, landmarks, mesh, front = (panel.picture for panel in page.panels(0, frame))
+    source, landmarks, mesh, front = (panel.image for panel in page.panels(0, frame))
     face = page._face.show(frame)
     changed = np.abs(landmarks - face).max(2) > 0.05
     points = page._face.to_panel(subject.arrays["lm68"][0])
@@ -238,30 +244,52 @@ def test_frames_are_chosen_for_a_reason() -> None:
     assert sorted(chosen_frames(short)) == [0, 1, 2]
 
 
+def plot_of(strip: chart.Strip, missing: np.ndarray, width: int = 200) -> np.ndarray:
+    """The plot of one strip, [height, width, 3], without margin, gap and the ticks of time."""
+    image = chart.draw_chart([strip], chart.LABEL_PX + width, missing)
+    return image[chart.GAP_PX : chart.GAP_PX + strip.height, chart.LABEL_PX :]
+
+
+def colour(name: str) -> np.ndarray:
+    return np.array(to_rgb(name))
+
+
 def test_curves_are_drawn_to_scale_and_missing_frames_marked() -> None:
     missing = np.arange(100) >= 75
-    strip = chart.Strip("name", {"flat": np.full(100, 1.0), "top": np.full(100, 4.0)}, low=0.0, height=105)
-    plot = chart.draw_strip(strip, chart.LABEL_PX + 200, missing)[:, chart.LABEL_PX :]
-    red, blue = plot[:, 50, 0], plot[:, 50, 2]
-    assert abs(int(np.argmax(blue)) - (100 - 0.25 * 96)) <= 1  # the first curve is blue
-    assert abs(int(np.argmax(red)) - 4) <= 1  # the second one orange
-    np.testing.assert_allclose(plot[50, 149], chart.PAPER, atol=1e-6)
-    np.testing.assert_allclose(plot[50, 150], chart.MISSING, atol=1e-6)
+    curves = {"flat": np.full(100, 1.0), "top": np.full(100, 4.0)}
+    plot = plot_of(chart.Curves("name", curves, low=0.0, height=105), missing)
+    blue, red = (int(np.argmin(np.abs(plot[:, 55] - colour(name)).sum(1))) for name in chart.COLOURS[:2])
+    middle = 105 - red  # of the upper curve, from below: 4 units, the lower one a quarter of it
+    assert middle > 80
+    assert abs((105 - blue) - middle / 4) <= 2
+    np.testing.assert_allclose(plot[40, 147], colour(chart.PAPER), atol=0.01)
+    np.testing.assert_allclose(plot[40, 153], colour(chart.MISSING), atol=0.01)
+
+
+def test_curves_have_names_and_ticks() -> None:
+    """In the margin: the name of each curve in its colour, and numbers beside the plot."""
+    curves = {"first": np.arange(50.0), "second": np.arange(50.0)}
+    image = chart.draw_chart([chart.Curves("name", curves)], chart.LABEL_PX + 100, np.zeros(50, dtype=bool))
+    margin = image[: chart.GAP_PX + 92, : chart.LABEL_PX]
+    for name in chart.COLOURS[:2]:
+        assert (np.abs(margin[:, :100] - colour(name)).max(2) < 0.15).any()
+    assert np.ptp(margin[:, 180:216], axis=(0, 1)).max() > 0.2
+    assert np.ptp(image[-chart.AXIS_PX :, chart.LABEL_PX :], axis=(0, 1)).max() > 0.2  # seconds
 
 
 def test_the_mel_spectrogram_is_drawn_low_notes_down_and_the_pitch_over_it() -> None:
     mel = np.full((40, 80), -6.0, dtype=np.float32)
     mel[20:, :8] = 0.5  # the second half: low notes
     f0 = np.where(np.arange(40) < 20, 200.0, 0.0)
-    picture = chart.draw_sound(mel, f0, chart.LABEL_PX + 160, np.zeros(20, dtype=bool), height=80)
-    plot = picture[:, chart.LABEL_PX :]
-    np.testing.assert_allclose(plot[75, 120], chart.heat(np.array(1.0)), atol=1e-6)
-    np.testing.assert_allclose(plot[10, 120], chart.heat(np.array(0.0)), atol=1e-6)
-    assert abs(int(np.argmax(plot[:, 40, 2])) - 39.5) <= 1  # half of 400 Hz is half way up
+    plot = plot_of(chart.Spectrogram(mel, f0), np.zeros(20, dtype=bool), 160)
+    heat = colormaps[chart.HEAT_MAP]
+    np.testing.assert_allclose(plot[87, 120], heat(1.0)[:3], atol=0.02)
+    np.testing.assert_allclose(plot[10, 120], heat(0.0)[:3], atol=0.02)
+    assert abs(int(np.argmax(plot[:, 40, 2])) - 45.5) <= 1  # half of 400 Hz is half way up
     assert plot[:, 100, 1].max() < 1.0
 
 
-def test_likeness_over_time_equals_single_cosines() -> None:
+def test_similarity_over_time_equals_single_cosines() -> None:
     rows = np.random.default_rng(0).normal(3, 1, size=(30, 5)).astype(np.float16)
     found = chart.lagged_similarity(rows, 7)
     centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
@@ -275,11 +303,11 @@ def test_likeness_over_time_equals_single_cosines() -> None:
 def test_speech_that_repeats_shows_at_its_distance() -> None:
     """Rows that come again every 20 rows (0.4 s): bright at 0.4 and 0.8 s, dark between."""
     rows = np.tile(np.random.default_rng(0).normal(size=(20, 64)), (5, 1))
-    picture = chart.draw_similarity(rows, "hubert", chart.LABEL_PX + 100, np.zeros(50, dtype=bool), height=100)
-    column = picture[:, chart.LABEL_PX + 5].sum(1)[::-1]  # upwards: 2 pixels a row
-    assert abs(int(np.argmax(column[:60])) - 38.5) <= 1
-    assert column[20] < 0.5 * column[39]
-    assert (picture[2, -1] == np.array(chart.PAPER, dtype=np.float32)).all()  # beyond the end
+    plot = plot_of(chart.Similarity(rows, "hubert"), np.zeros(50, dtype=bool), 100)
+    column = plot[:, 5].sum(1)[::-1]  # upwards: 92 pixels for 50 rows
+    assert abs(int(np.argmax(column[5:60])) + 5 - 19.5 * 92 / 50) <= 2
+    assert column[18] < 0.5 * column[36]
+    np.testing.assert_allclose(plot[8, -8], colour(chart.PAPER), atol=0.01)  # beyond the end
 
 
 def test_speech_features_are_shown_where_there_are_some(subject: preview.Subject) -> None:
@@ -292,7 +320,6 @@ def test_speech_features_are_shown_where_there_are_some(subject: preview.Subject
     assert with_speech.speech_name == "encoder (untrained)"
     plain, shown = (Page(one, PANEL).chart(4 * PANEL) for one in (subject, with_speech))
     assert len(shown) == len(plain) + 92 + chart.GAP_PX
-    np.testing.assert_array_equal(shown[: len(plain)], plain)
 
 
 def test_a_sample_is_shown_without_its_video_where_asked(run: Path) -> None:
@@ -322,6 +349,15 @@ def test_the_figure_of_the_conventions_tells_the_truth(tmp_path: Path) -> None:
     assert place(36, 0, 0, 0)[0] < place(45, 0, 0, 0)[0]  # the person's right eye is on the left
     write_picture(tmp_path / "figure.png", picture, small=True)
     assert (tmp_path / "figure.png").stat().st_size < 150_000
+
+
+def test_lines_are_wrapped_to_the_room_there_is() -> None:
+    parts = ("0.28 s", "", "frame 7", "worst fit")
+    assert wrap(parts, 1000, ", ") == ["0.28 s, frame 7, worst fit"]
+    lines = wrap(parts, 91, ", ")
+    assert ", ".join(lines) == "0.28 s, frame 7, worst fit"
+    assert len(lines) > 1
+    assert max(map(text_width, lines)) <= 91
 
 
 def test_text_is_cut_at_the_border() -> None:

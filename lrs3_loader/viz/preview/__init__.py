@@ -1,7 +1,7 @@
 """Shows what was extracted from one clip, so that a person can judge the fit in ten seconds.
 
 subject                  one clip's features, face model and video: from a file, or a sample of a run
-view, mesh, text         how to draw the parts (lines and dots: face.overlay)
+view, mesh               how to draw the parts (lines, dots and text: viz.overlay)
 measures, chart          curves below one time axis
 conventions              the figure of what landmarks, axes and angles mean
 page -> output           panels and strips laid out, as a video or a contact sheet

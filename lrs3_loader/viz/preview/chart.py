@@ -1,42 +1,65 @@
-"""Strips below one time axis: curves, the mel spectrogram with the pitch, likeness of speech. Drawn once a clip.
+"""Strips below one time axis: curves, the mel spectrogram with the pitch, similarity of speech. Drawn once per clip.
 
-Every strip has its name and the names of its curves on the left, in the curves' colours. Column x of the plot shows
-the time ``(x + 1/2) / plot width`` of the clip.
+Every strip has its name, and the names of its curves in their colours, in a margin on the left. Column x of the plot
+shows the time ``(x + 1/2) / plot width`` of the clip.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+from matplotlib import rc_context
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME
-from lrs3_loader.viz.overlay import Colour, draw_line
-from lrs3_loader.viz.text import LINE_PX, draw_text
+from lrs3_loader.viz.overlay import LINE_PX
 
 LABEL_PX = 220  # left margin
-GAP_PX = 6  # between strips
-INK: Colour = (0.86, 0.87, 0.88)
-FAINT: Colour = (0.55, 0.57, 0.60)
-PAPER = (0.16, 0.17, 0.19)
-MISSING = (0.38, 0.16, 0.16)  # background of frames without a face
-COLOURS: tuple[Colour, ...] = (
-    (0.36, 0.72, 1.00),
-    (1.00, 0.66, 0.25),
-    (0.45, 0.85, 0.45),
-    (0.98, 0.45, 0.50),
-    (0.75, 0.60, 1.00),
-    (0.95, 0.90, 0.40),
-)
+GAP_PX = 10  # above each strip
+AXIS_PX = 20  # below the last strip, for the ticks of time
+INK, FAINT, GRID = "#dbdee0", "#9fa4aa", "#3a3d42"
+PAPER = "#292b30"
+MARGIN = "#1b1c20"
+MISSING = "#612929"  # background of frames without a face
+COLOURS = ("#5cb8ff", "#ffa840", "#73d973", "#fa7380", "#bf99ff", "#f2e666")
+HEAT_MAP = "inferno"
 PITCH_TOP_HZ = 400.0
 MAX_LAG_SECONDS = 1.0
-_HEAT = np.array([[0.04, 0.04, 0.10], [0.30, 0.08, 0.42], [0.72, 0.21, 0.33], [0.97, 0.55, 0.16], [0.99, 0.96, 0.65]])
 MEL_RANGE = (-4.5, 0.5)  # log10 amplitude
+_DPI = 100
+_HEAT: dict[str, Any] = {"cmap": HEAT_MAP, "aspect": "auto", "interpolation": "nearest", "origin": "lower"}
+_STYLE: dict[Any, Any] = {
+    "font.size": 7.5,
+    "axes.edgecolor": GRID,
+    "text.color": FAINT,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "xtick.major.size": 2,
+    "ytick.major.size": 2,
+    "lines.linewidth": 1.2,
+}
+
+
+class Strip(Protocol):
+    """One plot of the chart."""
+
+    @property
+    def height(self) -> int:
+        """Pixels."""
+
+    def draw(self, axes: Axes, seconds: float) -> None:
+        """Draw on ``axes`` from 0 to ``seconds`` and label the margin."""
 
 
 @dataclass(frozen=True)
-class Strip:
+class Curves:
     """Curves that share one vertical axis."""
 
     name: str
@@ -44,96 +67,107 @@ class Strip:
     low: float | None = None  # the axis reaches at least this far down
     height: int = 92
 
-
-def draw_strip(strip: Strip, width: int, missing: np.ndarray) -> np.ndarray:
-    """A picture [strip.height, width, 3] f32 in 0..1. ``missing`` [T]: frames to be marked as without a face."""
-    picture = _paper(strip.height, width, missing)
-    plot = picture[:, LABEL_PX:]
-    values = np.concatenate([*strip.curves.values()])
-    values = values[np.isfinite(values)]
-    low, high = (float(values.min()), float(values.max())) if len(values) else (0.0, 1.0)
-    low = low if strip.low is None else min(low, strip.low)
-    room = max(high - low, 1e-6)
-    top, bottom = 4.0, strip.height - 5.0
-    draw_text(picture, (6, 2), f"{strip.name}   {low:.2g} .. {high:.2g}", FAINT)
-    for number, (name, curve) in enumerate(strip.curves.items()):
-        x = (np.arange(len(curve)) + 0.5) / len(curve) * plot.shape[1] - 0.5
-        y = bottom - (curve - low) / room * (bottom - top)
-        draw_line(plot, np.stack([x, y], axis=1), COLOURS[number % len(COLOURS)])
-        draw_text(picture, (6, 2 + (number + 1) * LINE_PX), name, COLOURS[number % len(COLOURS)])
-    return picture
+    def draw(self, axes: Axes, seconds: float) -> None:
+        label(axes, self.height, self.name, *zip(self.curves, COLOURS, strict=False))
+        for curve, colour in zip(self.curves.values(), COLOURS, strict=False):
+            axes.plot((np.arange(len(curve)) + 0.5) / len(curve) * seconds, curve, color=colour)
+        if self.low is not None:
+            axes.set_ylim(bottom=min(self.low, axes.get_ylim()[0]))
+        axes.locator_params(axis="y", nbins=4)
+        axes.grid(visible=True)
 
 
-def draw_sound(mel: np.ndarray, f0_hz: np.ndarray, width: int, missing: np.ndarray, height: int = 92) -> np.ndarray:
-    """The mel spectrogram ``mel`` [2T, 80] with the pitch ``f0_hz`` [2T] over it, as ``draw_strip``."""
-    picture = _paper(height, width, missing)
-    plot = picture[:, LABEL_PX:]
-    low, high = MEL_RANGE
-    rows = ((np.arange(height) + 0.5) / height * mel.shape[1]).astype(int)[::-1]
-    columns = ((np.arange(plot.shape[1]) + 0.5) / plot.shape[1] * len(mel)).astype(int)
-    plot[:] = heat((mel[columns][:, rows].T - low) / (high - low))
-    x = (np.arange(len(f0_hz)) + 0.5) / len(f0_hz) * plot.shape[1] - 0.5
-    y = height - 1 - np.where(f0_hz > 0, f0_hz, np.nan) / PITCH_TOP_HZ * (height - 1)
-    draw_line(plot, np.stack([x, y], axis=1), COLOURS[0], width_px=2.0)
-    draw_text(picture, (6, 2), "mel, 80 .. 7600 Hz", FAINT)
-    draw_text(picture, (6, 2 + LINE_PX), f"pitch, 0 .. {PITCH_TOP_HZ:.0f} Hz", COLOURS[0])
-    return picture
+@dataclass(frozen=True)
+class Spectrogram:
+    """The mel spectrogram ``mel`` [2T, 80] with the pitch ``f0_hz`` [2T] over it (its axis is on the left)."""
+
+    mel: np.ndarray
+    f0_hz: np.ndarray
+    height: int = 92
+
+    def draw(self, axes: Axes, seconds: float) -> None:
+        label(axes, self.height, "mel, 80 .. 7600 Hz", ("pitch, Hz", COLOURS[0]))
+        low, high = MEL_RANGE
+        box = (0, seconds, 0, PITCH_TOP_HZ)
+        axes.imshow(self.mel.T, extent=box, vmin=low, vmax=high, **_HEAT)
+        times = (np.arange(len(self.f0_hz)) + 0.5) / len(self.f0_hz) * seconds
+        axes.plot(times, np.where(self.f0_hz > 0, self.f0_hz, np.nan), color=COLOURS[0], linewidth=1.6)
+        axes.set(ylim=(0, PITCH_TOP_HZ), yticks=(100, 200, 300))
 
 
-def draw_similarity(rows: np.ndarray, name: str, width: int, missing: np.ndarray, height: int = 92) -> np.ndarray:
-    """How alike the speech encoder's rows [2T, D] are at each distance in time, as ``draw_strip``.
+@dataclass(frozen=True)
+class Similarity:
+    """How similar the speech encoder's ``rows`` [2T, D] are at each distance in time.
 
-    Upwards: from one row apart to ``MAX_LAG_SECONDS``; bright: the row so much later is like this one. A sound that
-    lasts is a bright foot, one that comes again a bright spot above it. Likeness is the cosine of the rows, taken from
+    Upwards: from one row apart to ``MAX_LAG_SECONDS``; bright: the row so much later is similar to this one. A sound
+    that lasts is a bright foot, one that is repeated a bright spot above it. Similarity is the cosine of the rows less
     the clip's mean row, without which all rows are much alike.
     """
-    picture = _paper(height, width, missing)
-    plot = picture[:, LABEL_PX:]
-    max_lag = min(round(MAX_LAG_SECONDS * FRAMES_PER_SECOND * ROWS_PER_FRAME), len(rows) - 1)
-    likeness = lagged_similarity(rows, max_lag)
-    if len(likeness):
-        lags = ((np.arange(height) + 0.5) / height * len(likeness)).astype(int)[::-1]
-        columns = ((np.arange(plot.shape[1]) + 0.5) / plot.shape[1] * len(rows)).astype(int)
-        shown = likeness[lags][:, columns]
-        plot[:] = np.where(np.isnan(shown)[..., None], np.array(PAPER), heat(np.nan_to_num(shown)))
-    draw_text(picture, (6, 2), "speech likeness", FAINT)
-    draw_text(picture, (6, 2 + LINE_PX), f"0 .. {MAX_LAG_SECONDS:g} s later", FAINT)
-    draw_text(picture, (6, 2 + 2 * LINE_PX), name, FAINT)
-    return picture
+
+    rows: np.ndarray
+    encoder: str
+    height: int = 92
+
+    def draw(self, axes: Axes, seconds: float) -> None:
+        label(axes, self.height, "speech similarity", ("seconds later", FAINT), (self.encoder, FAINT))
+        rate = FRAMES_PER_SECOND * ROWS_PER_FRAME
+        similarity = lagged_similarity(self.rows, min(round(MAX_LAG_SECONDS * rate), len(self.rows) - 1))
+        if len(similarity):
+            box = (0, seconds, 0, len(similarity) / rate)
+            axes.locator_params(axis="y", nbins=3)
+            axes.imshow(similarity, extent=box, vmin=0, vmax=1, **_HEAT)
 
 
 def lagged_similarity(rows: np.ndarray, max_lag: int) -> np.ndarray:
     """[max_lag, N] f64: cosine of row n and row n + lag, lag = 1 .. max_lag, about the mean; NaN beyond the end."""
     centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    likeness = np.full((max(max_lag, 0), len(rows)), np.nan)
+    similarity = np.full((max(max_lag, 0), len(rows)), np.nan)
     for lag in range(1, max_lag + 1):
-        likeness[lag - 1, : len(rows) - lag] = (unit[:-lag] * unit[lag:]).sum(1)
-    return likeness
+        similarity[lag - 1, : len(rows) - lag] = (unit[:-lag] * unit[lag:]).sum(1)
+    return similarity
 
 
-def heat(share: np.ndarray) -> np.ndarray:
-    """Values [...] to colours [..., 3] f32: 0 and below is near black, 1 and above pale yellow."""
-    position = np.clip(share, 0, 1) * (len(_HEAT) - 1)
-    below = np.minimum(position.astype(int), len(_HEAT) - 2)
-    part = (position - below)[..., None]
-    return (_HEAT[below] * (1 - part) + _HEAT[below + 1] * part).astype(np.float32)
+def label(axes: Axes, height: int, name: str, *lines: tuple[str, str]) -> None:
+    """Write the strip's name, and ``lines`` of (text, colour) below it, into the left margin."""
+    plot_px = axes.get_window_extent().width
+    for number, (text, colour) in enumerate([(name, INK), *lines]):
+        place = ((6 - LABEL_PX) / plot_px, 1 - (4 + number * LINE_PX) / height)
+        axes.text(*place, text, color=colour, transform=axes.transAxes, va="top")
 
 
-def stack(strips: Sequence[np.ndarray]) -> np.ndarray:
-    """The strips one below another, with gaps between."""
-    gap = np.zeros((GAP_PX, strips[0].shape[1], 3), dtype=np.float32)
-    return np.concatenate([part for strip in strips for part in (gap, strip)])
+def draw_chart(strips: Sequence[Strip], width: int, missing: np.ndarray) -> np.ndarray:
+    """Draw strips one below another, with gaps above each and the ticks of time below the last.
+
+    Args:
+        width: pixels, the margin of ``LABEL_PX`` included.
+        missing: [T] bool, frames to be marked as without a face.
+
+    Returns:
+        an image [h, width, 3] f32 in 0..1; h is even.
+    """
+    height = sum(strip.height + GAP_PX for strip in strips) + AXIS_PX
+    height += height % 2
+    seconds = len(missing) / FRAMES_PER_SECOND
+    edges, marked = np.arange(len(missing) + 1) / FRAMES_PER_SECOND, np.append(missing, False)
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor=MARGIN)
+        canvas = FigureCanvasAgg(figure)
+        top = 0
+        for strip in strips:
+            top += GAP_PX + strip.height
+            box = (LABEL_PX / width, 1 - top / height, 1 - LABEL_PX / width, strip.height / height)
+            axes = figure.add_axes(box, facecolor=PAPER, xlim=(0, seconds), xmargin=0)
+            whole = axes.get_xaxis_transform()
+            axes.fill_between(edges, 0, 1, where=marked, step="post", transform=whole, color=MISSING, lw=0, zorder=0)
+            strip.draw(axes, seconds)
+            axes.set_xlim(0, seconds)
+            axes.tick_params(labelbottom=strip is strips[-1])
+        axes.xaxis.set_major_formatter("{x:g} s")
+        canvas.draw()
+        return np.asarray(canvas.buffer_rgba())[..., :3].astype(np.float32) / 255
 
 
 def cursor_column(frame: int, num_frames: int, width: int) -> int:
-    """The column of a picture of ``width`` where the middle of ``frame`` lies."""
+    """The column of an image of ``width`` where the middle of ``frame`` lies."""
     return LABEL_PX + int((frame + 0.5) / num_frames * (width - LABEL_PX))
-
-
-def _paper(height: int, width: int, missing: np.ndarray) -> np.ndarray:
-    picture = np.zeros((height, width, 3), dtype=np.float32)
-    picture[:, :LABEL_PX] = PAPER
-    columns = ((np.arange(width - LABEL_PX) + 0.5) / (width - LABEL_PX) * len(missing)).astype(int)
-    picture[:, LABEL_PX:] = np.where(missing[columns][:, None], np.array(MISSING), np.array(PAPER))
-    return picture

@@ -7,10 +7,9 @@ import torch
 
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
-from lrs3_loader.viz.overlay import LANDMARK_LINES, Colour, draw_dots, draw_landmarks, draw_line
+from lrs3_loader.viz.overlay import LANDMARK_LINES, Colour, draw_dots, draw_landmarks, draw_line, draw_text, to_uint8
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.view import GROUND, View
-from lrs3_loader.viz.text import draw_text
 
 LARGE_PX, SMALL_PX = 680, 340
 _INK: Colour = (0.90, 0.92, 0.95)
@@ -37,7 +36,7 @@ def draw_conventions(model: FaceModel) -> np.ndarray:
     ]
     right = np.concatenate([np.concatenate(small[:2], axis=1), np.concatenate(small[2:], axis=1)])
     page = np.concatenate([_numbered(model), right], axis=1)
-    return (np.clip(page, 0, 1) * 255 + 0.5).astype(np.uint8)
+    return to_uint8(page)
 
 
 def _head(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,18 +11,26 @@ import torch
 
 from lrs3_loader.face.geometry.camera import Camera
 from lrs3_loader.types import FRAMES_PER_SECOND
-from lrs3_loader.viz.overlay import Colour, draw_dots, draw_landmarks, draw_line
+from lrs3_loader.viz.overlay import (
+    LINE_PX,
+    Colour,
+    draw_dots,
+    draw_landmarks,
+    draw_line,
+    draw_text,
+    text_width,
+    to_uint8,
+)
 from lrs3_loader.viz.preview import chart
 from lrs3_loader.viz.preview.measures import Measures, measure
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.subject import Subject
 from lrs3_loader.viz.preview.view import View
-from lrs3_loader.viz.text import LINE_PX, draw_text
 
-HEADER_PX = 20
 NUM_COLUMNS = 5  # of a contact sheet
 DETECTED: Colour = (0.25, 1.0, 0.45)
 FITTED: Colour = (1.0, 0.55, 0.10)
+INK: Colour = (0.86, 0.87, 0.88)
 OUTLINE: Colour = (1.0, 1.0, 1.0)
 ALARM: Colour = (1.0, 0.35, 0.35)
 MESH_OPACITY = 0.7
@@ -31,16 +39,17 @@ FRONT_POSE = (0.0, 0.0, 0.0, 0.0, -0.12, -3.5)  # as face.camera; the whole head
 
 @dataclass(frozen=True)
 class Panel:
-    """One picture of one frame."""
+    """One image of one frame."""
 
     name: str
-    picture: np.ndarray  # [size, size, 3] f32 in 0..1
+    image: np.ndarray  # [size, size, 3] f32 in 0..1
     legend: tuple[tuple[str, Colour], ...] = ()
 
     def label(self) -> None:
         """Write the name, and what the colours mean, at the upper left."""
-        for line, (text, colour) in enumerate(((self.name, OUTLINE), *self.legend)):
-            draw_text(self.picture, (5, 3 + line * LINE_PX), text, colour)
+        names = wrap(self.name.split(), self.image.shape[1] - 5, " ")
+        for line, (text, colour) in enumerate([*((name, OUTLINE) for name in names), *self.legend]):
+            draw_text(self.image, (5, 3 + line * LINE_PX), text, colour)
 
 
 class Page:
@@ -65,7 +74,7 @@ class Page:
         return itertools.repeat(None, self.subject.num_frames) if video is None else video.frames()
 
     def panels(self, index: int, frame: np.ndarray | None) -> list[Panel]:
-        """The pictures of frame ``index``; ``frame`` [H, W, 3] u8 is drawn over where there is one."""
+        """The images of frame ``index``; ``frame`` [H, W, 3] u8 is drawn over where there is one."""
         arrays = self.subject.arrays
         exp, pose = (torch.from_numpy(arrays[name][index]) for name in ("exp", "pose"))
         ground = self._face.blank() if frame is None else self._face.show(frame)
@@ -87,54 +96,60 @@ class Page:
 
     def _source(self, frame: np.ndarray) -> Panel:
         """The whole frame, with the outline of what the other panels show where that is less."""
-        picture = self._whole.show(frame)
+        image = self._whole.show(frame)
         if self._face.side < self._whole.side:
             left, top, side = self._face.left, self._face.top, self._face.side - 1
             corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) * side + (left, top)
-            draw_line(picture, self._whole.to_panel(corners), OUTLINE)
-        return Panel("source", picture)
+            draw_line(image, self._whole.to_panel(corners), OUTLINE)
+        return Panel("source", image)
 
     def chart(self, width: int) -> np.ndarray:
         """All strips, [h, width, 3] f32."""
         measures, arrays = self.measures, self.subject.arrays
-        missing = ~arrays["valid"]
-        strips = [
-            chart.Strip("expression", measures.expressions, height=112),
-            chart.Strip(
-                "mouth opening, % of face", {"detected": measures.opening, "fitted": measures.fitted_opening}, low=0.0
-            ),
-            chart.Strip("fit error, % of face", {"all 68": measures.error, "mouth": measures.mouth_error}, low=0.0),
+        opening = {"detected": measures.opening, "fitted": measures.fitted_opening}
+        error = {"all 68": measures.error, "mouth": measures.mouth_error}
+        strips: list[chart.Strip] = [
+            chart.Curves("expression", measures.expressions, height=112),
+            chart.Curves("mouth opening, % of face", opening, low=0.0),
+            chart.Curves("fit error, % of face", error, low=0.0),
+            chart.Spectrogram(arrays["mel"], arrays["f0"]),
         ]
-        drawn = [chart.draw_strip(strip, width, missing) for strip in strips]
-        drawn.append(chart.draw_sound(arrays["mel"], arrays["f0"], width, missing))
         if "hubert" in arrays:
-            drawn.append(chart.draw_similarity(arrays["hubert"], self.subject.speech_name, width, missing))
-        return chart.stack(drawn)
+            strips.append(chart.Similarity(arrays["hubert"], self.subject.speech_name))
+        return chart.draw_chart(strips, width, ~arrays["valid"])
 
-    def _summary(self) -> str:
+    def header(self, width: int) -> np.ndarray:
+        """The clip in a few words, on as many lines as ``width`` pixels ask for, [h, width, 3] f32; h is even."""
         measures = self.measures
         error, mouth = (float(np.nanmean(curve)) for curve in (measures.error, measures.mouth_error))
         share = float(self.subject.arrays["valid"].mean())
-        return (
-            f"{self.subject.name}   {self.subject.width} x {self.subject.height}   face in {share:.0%} of "
-            f"{self.subject.num_frames} frames   mean fit error {error:.2f}%, mouth {mouth:.2f}% of the face"
+        facts = (
+            self.subject.name,
+            f"{self.subject.width} x {self.subject.height}",
+            f"face in {share:.0%} of {self.subject.num_frames} frames",
+            f"mean fit error {error:.2f}%, mouth {mouth:.2f}% of the face",
         )
+        lines = wrap(facts, width - 6)
+        header = np.zeros((LINE_PX * len(lines) + 6, width, 3), dtype=np.float32)
+        for number, line in enumerate(lines):
+            draw_text(header, (6, 2 + number * LINE_PX), line, INK)
+        return header
 
     def video(self) -> Iterator[np.ndarray]:
         """One page [h, w, 3] u8 a frame, h and w even: panels side by side, the strips below with a moving cursor."""
-        background: np.ndarray | None = None
+        header = strips = np.empty(0, dtype=np.uint8)
         for index, frame in enumerate(self.frames()):
             panels = self.panels(index, frame)
             width = self.size * len(panels)
-            if background is None:
-                background = to_bytes(np.concatenate([_header(width, self._summary()), self.chart(width)]))
+            if not len(header):
+                header, strips = to_uint8(self.header(width)), to_uint8(self.chart(width))
             for panel in panels:
                 panel.label()
-            self._stamp(panels[0].picture, index)
-            below = background[HEADER_PX:].copy()
+            self._stamp(panels[0].image, index)
+            below = strips.copy()
             below[:, chart.cursor_column(index, self.subject.num_frames, width)] = 255
-            row = to_bytes(np.concatenate([panel.picture for panel in panels], axis=1))
-            yield np.concatenate([background[:HEADER_PX], row, below])
+            row = to_uint8(np.concatenate([panel.image for panel in panels], axis=1))
+            yield np.concatenate([header, row, below])
 
     def sheet(self) -> np.ndarray:
         """A page [h, w, 3] u8 of the whole clip: a column for each of the frames of ``chosen_frames``."""
@@ -144,22 +159,24 @@ class Page:
         for index, frame in enumerate(self.frames()):
             if index in chosen:
                 panels = self.panels(index, frame)
-                self._stamp(panels[0].picture, index, chosen[index])
+                self._stamp(panels[0].image, index, chosen[index])
                 if not columns:
                     for panel in panels:
                         panel.label()
-                columns[index] = np.concatenate([panel.picture for panel in panels])
+                columns[index] = np.concatenate([panel.image for panel in panels])
         strips = self.chart(width)
         for index in chosen:
             strips[:, chart.cursor_column(index, self.subject.num_frames, width)] = 1.0
         row = np.concatenate([columns[index] for index in sorted(columns)], axis=1)
-        return to_bytes(np.concatenate([_header(width, self._summary()), row, strips]))
+        return to_uint8(np.concatenate([self.header(width), row, strips]))
 
-    def _stamp(self, picture: np.ndarray, index: int, why: str = "") -> None:
-        """The time at the lower left, in red where no face was found."""
+    def _stamp(self, image: np.ndarray, index: int, reason: str = "") -> None:
+        """Write the time at the lower left, in red where no face was found."""
         found = bool(self.subject.arrays["valid"][index])
-        text = f"{index / FRAMES_PER_SECOND:.2f} s, frame {index} {why}" + ("" if found else " (no face: filled)")
-        draw_text(picture, (5, self.size - 18), text, OUTLINE if found else ALARM)
+        facts = (f"{index / FRAMES_PER_SECOND:.2f} s", f"frame {index}", reason, "" if found else "no face: filled")
+        lines = wrap(facts, self.size - 5, ", ")
+        for number, line in enumerate(lines):
+            draw_text(image, (5, self.size - 4 - LINE_PX * (len(lines) - number)), line, OUTLINE if found else ALARM)
 
 
 def chosen_frames(measures: Measures) -> dict[int, str]:
@@ -177,12 +194,12 @@ def chosen_frames(measures: Measures) -> dict[int, str]:
     return chosen
 
 
-def to_bytes(picture: np.ndarray) -> np.ndarray:
-    """f32 in 0..1 to u8."""
-    return (np.clip(picture, 0, 1) * 255 + 0.5).astype(np.uint8)
-
-
-def _header(width: int, text: str) -> np.ndarray:
-    header = np.zeros((HEADER_PX, width, 3), dtype=np.float32)
-    draw_text(header, (6, 2), text, chart.INK)
-    return header
+def wrap(parts: Iterable[str], width_px: int, gap: str = "   ") -> list[str]:
+    """Join texts, empty ones left out, to lines that ``draw_text`` fits into ``width_px``."""
+    lines: list[str] = []
+    for part in filter(None, parts):
+        if lines and text_width(lines[-1] + gap + part) <= width_px:
+            lines[-1] += gap + part
+        else:
+            lines.append(part)
+    return lines

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from matplotlib import colormaps
 from PIL import Image
 
 from lrs3_loader.errors import RunError
@@ -19,7 +20,7 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz.overlay import landmark_lines, to_uint8
-from lrs3_loader.viz.preview.chart import MEL_RANGE, PITCH_TOP_HZ, heat
+from lrs3_loader.viz.preview.chart import HEAT_MAP, MEL_RANGE, PITCH_TOP_HZ
 from lrs3_loader.viz.preview.measures import mouth_opening
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.view import View
@@ -141,8 +142,7 @@ def _mel_picture(mel: np.ndarray) -> str:
     low, high = MEL_RANGE
     share = np.clip((mel.T[::-1] - low) / (high - low), 0, 1)
     picture = Image.fromarray(np.rint(share * (_NUM_SHADES - 1)).astype(np.uint8), "P")
-    palette = heat(np.arange(_NUM_SHADES) / (_NUM_SHADES - 1))
-    picture.putpalette((palette * 255 + 0.5).astype(np.uint8).tobytes())
+    picture.putpalette(colormaps[HEAT_MAP](np.linspace(0, 1, _NUM_SHADES), bytes=True)[:, :3].tobytes())
     return data_uri(picture)
 
 
