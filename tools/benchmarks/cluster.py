@@ -71,7 +71,7 @@ def make_large_run(path: Path, num_shards: int, clips_per_shard: int) -> None:
 
 
 class _Shards:
-    """Made anew on each pass: millions of clips are never held at once."""
+    """Shards made again on each pass: millions of clips are never held at once."""
 
     def __init__(self, num_shards: int, clips_per_shard: int):
         self._size = num_shards, clips_per_shard

@@ -1,4 +1,4 @@
-"""What the benchmarks run on: clips, decoded or on disk, and models that need no hub and no licence."""
+"""Inputs of the benchmarks: clips, decoded or on disk, and models that need no hub and no licence."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def network_dtype(options: BenchOptions, device: torch.device) -> Literal["float
 def full_config(options: BenchOptions, device: torch.device, scratch: Path) -> RunConfig:
     """Every stage of extraction: landmarks, fit, mel, pitch, HuBERT-large, Deep3D; resolved for the device.
 
-    ICT-FaceKit where its files are at hand, else the generated face model.
+    ICT-FaceKit where its files are available, else the generated face model.
     """
     face_model = "ict" if Assets(options.assets).has_ict() else "demo"
     dtype = network_dtype(options, device)

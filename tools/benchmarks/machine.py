@@ -1,4 +1,4 @@
-"""What this machine is, and what it can do at most: the ceilings that stages are measured by."""
+"""Describes this machine and measures the ceilings that stages are held against."""
 
 from __future__ import annotations
 

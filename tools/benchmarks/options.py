@@ -1,4 +1,4 @@
-"""What the benchmarks of extraction are told; command lines are made from it."""
+"""Options of the benchmarks of extraction, from which their command lines are generated."""
 
 from __future__ import annotations
 

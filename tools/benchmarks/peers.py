@@ -1,4 +1,4 @@
-"""What people use today for each stage, called as its documentation or GeneFace's scripts call it.
+"""The packages that people use today for each stage, called as its documentation or GeneFace's scripts call it.
 
 Each is built once (loading is not timed) and then called; packages that are no dependency are imported when built, and
 an ``ImportError`` is the caller's to deal with. All run in float32.

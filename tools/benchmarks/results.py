@@ -1,4 +1,4 @@
-"""What a benchmark measured: figures and remarks, as they come, and the record they end up in."""
+"""Results of a benchmark: figures and remarks, as they come, and the record they end up in."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from lrs3_loader.io.files import atomic_write
 
 @dataclass(frozen=True)
 class Bound:
-    """What a figure has to reach."""
+    """A bound that a figure has to reach."""
 
     value: float
     at_most: bool = False  # else at least

@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Soak:
-    """What is to be done."""
+    """Settings of a soak."""
 
     folder: Path
     clips: int = 2000
@@ -52,7 +52,7 @@ class Soak:
 
 @dataclass
 class Launches:
-    """What one extraction took."""
+    """Launches of one extraction and what they took."""
 
     seconds: float = 0.0
     num_launches: int = 0

@@ -1,4 +1,4 @@
-"""What an archive of unknown origin would unpack to, checked before a byte of it is written.
+"""Checks what an untrusted archive would unpack to before a byte of it is written.
 
 Zip (stored or deflated) and plain tar. Only files and folders are admitted, only below the folder they are unpacked
 to, each name once, and together no larger than a sound set of features can be.
@@ -36,7 +36,7 @@ class Member:
 
 
 class Archive(Protocol):
-    """The files of an archive, and the contents of each."""
+    """An archive whose members have been checked."""
 
     members: tuple[Member, ...]
 

@@ -1,4 +1,4 @@
-"""Moving whole sets: a run or a binarised folder as an archive in parts, and back.
+"""Packs a run or a binarised folder as an archive in parts, and unpacks such archives.
 
 ``pack_archive`` writes a plain tar (features hardly compress), so that ``cat NAME.tar.part_* | tar x`` unpacks it
 anywhere, and a manifest with the sha256 of every part. ``unpack_archive`` reads such parts, and the zip parts that
@@ -41,7 +41,7 @@ _MIN_PART_BYTES = 1024
 
 @dataclass(frozen=True)
 class UnpackResult:
-    """What ``unpack_archive`` did."""
+    """Counts of an unpacking."""
 
     out: Path
     num_written: int
@@ -101,7 +101,7 @@ def pack_archive(
 
 
 def list_files(source: Path) -> list[PurePosixPath]:
-    """What of a folder belongs into an archive, sorted.
+    """List the files of a folder that belong into an archive, sorted.
 
     Raises:
         RunError: no such folder, nothing in it, or anything but plain files.
@@ -204,7 +204,7 @@ def _find_manifest(paths: Sequence[Path]) -> tuple[BundleManifest | None, list[P
 
 
 def _shared_depth(members: Sequence[Member]) -> int:
-    """How many leading folders all files have in common."""
+    """Count the leading folders that all files have in common."""
     levels = zip(*(member.path.parent.parts for member in members), strict=False)
     return sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
 
@@ -231,7 +231,7 @@ def _size(path: Path) -> int | None:
 
 
 def _is_there(archive: Archive, member: Member, target: Path) -> bool:
-    """Whether a file with just these contents was unpacked before. Reads both: no check sum vouches for more."""
+    """Tell whether the target already has these contents. Reads both: a checksum would prove less."""
     if _size(target) != member.num_bytes:
         return False
     with archive.open(member) as packed, open(target, "rb") as unpacked:

@@ -1,4 +1,4 @@
-"""The order of an archive's parts, from names that many tools have given them."""
+"""Orders the parts of an archive by the names that many tools give them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHOLE_NAME = re.compile(r".+\.(?:zip|tar)")
 
 
 def order_parts(paths: Sequence[Path]) -> list[Path]:
-    """The parts of one archive in their order, whatever order they are given in.
+    """Sort the parts of one archive, given in any order.
 
     Raises:
         RunError: names that do not tell an order, parts of different archives, one part twice, or a gap; the

@@ -1,4 +1,4 @@
-"""An archive cut into parts: checking them, reading them as one file, writing one file as many."""
+"""Parts of an archive: checks them, reads them as one file, writes one file as many."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True)
 class BundleManifest:
-    """What ``pack_archive`` writes beside the parts."""
+    """The manifest that ``pack_archive`` writes beside the parts."""
 
     archive: str  # name of the whole, such as lrs3.tar
     top: str  # the one folder in it

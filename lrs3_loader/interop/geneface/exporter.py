@@ -1,4 +1,4 @@
-"""A run as a set that GeneFace trains from: ``train.data``, ``val.data`` and what lies beside them.
+"""Exports a run as a set that GeneFace trains from: ``train.data``, ``val.data`` and their companions.
 
 DEST/
   train.data, val.data              items (see ``indexed`` and ``item``)
@@ -42,7 +42,7 @@ _EVERY = 100
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What an export wrote."""
+    """Counts of an export, and notes on it."""
 
     num_train: int
     num_val: int
@@ -179,7 +179,7 @@ class _Chosen:
 
 
 def held_out_speakers(speakers: set[str], fraction: float) -> set[str]:
-    """About ``fraction`` of the speakers: those whose hash lies in that share of its range.
+    """Choose about ``fraction`` of the speakers: those whose hash lies in that share of its range.
 
     A speaker's place depends on the name alone, so sets made from parts of a corpus agree. Of two speakers or more at
     least one is held out, and not all.
@@ -208,7 +208,7 @@ def _prepare(dest: Path, overwrite: bool) -> None:
 
 
 def _notes(sample: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
-    """What a first sample tells about the whole set."""
+    """Notes on the whole set that its first sample tells."""
     models = folder.record["models"]
     coeff = describe_coeff(sample, models.get("face_model", {}).get("name", "the face model"))
     texts = [coeff["note"]] if coeff["layout"] != "deep3d" else []

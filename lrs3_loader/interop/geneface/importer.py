@@ -1,4 +1,4 @@
-"""A binarised GeneFace set as a run: shards, ledger and manifest.
+"""Imports a binarised GeneFace set as a run: shards, ledger and manifest.
 
 The set may come from anywhere, so nothing in it is trusted (see ``unpickle`` and ``indexed``). It is read twice: once
 for names and lengths, since a run knows its clips before it writes the first shard, and once for the numbers. Like an
@@ -37,7 +37,7 @@ logger = logging.getLogger(__name__)
 PREFIXES = ("train", "val")
 MIN_FRAMES = 6  # SyncNet needs as many
 MAX_NAME = 200  # characters of an item_id
-MAX_ROW_GAP = 25  # half a second: sound and picture that differ by more do not belong together
+MAX_ROW_GAP = 25  # half a second: audio and video that differ by more do not belong together
 CROP_POSE_CONVENTION = (
     "rx,ry,rz[rad],tx,ty,tz[dm]; R=Rz@Ry@Rx; p=x@R.T+t; x right,y up,z to viewer; "
     "in the aligned 224x224 crop: u=112+1015*px/(10-pz), v=112-1015*py/(10-pz)"
@@ -115,7 +115,7 @@ def _software() -> dict[str, str]:
 
 
 def _coeff_layout(source: Path) -> dict[str, Any]:
-    """What ``coeff`` holds: BFM's coefficients, unless the set was exported by this package and says otherwise."""
+    """Tell the layout of ``coeff``: BFM's, unless the set was exported by this package and says otherwise."""
     layout = {"layout": "deep3d", "num_id": BFM_ID, "num_exp": BFM_EXP, "face_model": "bfm", "speech": "unknown"}
     path = source / RECORD
     if not path.exists():
@@ -139,7 +139,7 @@ def _coeff_layout(source: Path) -> dict[str, Any]:
 
 
 def _survey(readers: dict[str, IndexedReader]) -> list[Clip]:
-    """Every item as a clip, sorted by key. ``video_path`` says where the item is: ``train.data#17``."""
+    """List every item as a clip, sorted by key. ``video_path`` says where the item is: ``train.data#17``."""
     clips: dict[str, Clip] = {}
     copies: Counter[str] = Counter()
     for prefix, reader in readers.items():
@@ -216,7 +216,7 @@ class _Converter:
         return ClipFeatures(clip, num_frames, arrays, self._meta(clip, item, num_rows, arrays))
 
     def _split_coeff(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """``id``, ``exp`` and ``pose`` out of ``coeff``; which goes where it is not BFM's."""
+        """Split ``coeff`` into ``id``, ``exp`` and ``pose``; ``coeff`` itself is removed where it is not BFM's."""
         coeff = arrays["coeff"]
         num_id, num_exp = self._coeff["num_id"], self._coeff["num_exp"]
         parts = {"pose": np.concatenate((coeff[:, ANGLES], coeff[:, TRANSLATION]), axis=1)}
@@ -284,7 +284,7 @@ def _store(hubert: np.ndarray, dtype: np.dtype) -> np.ndarray:
 
 
 def _source_height(item: dict[str, Any], lm68: np.ndarray | None) -> int | None:
-    """Height of the pictures, told by how far ``lm5`` is flipped; None where it is not."""
+    """Height of the source frames, told by how far ``lm5`` is flipped; None where it is not."""
     lm5 = item.get("lm5")
     if lm68 is None or not isinstance(lm5, np.ndarray) or lm5.shape != (len(lm68), 5, 2) or lm5.dtype.kind not in "iuf":
         return None

@@ -1,4 +1,4 @@
-"""One sample of a shard as one item of GeneFace's binarised set.
+"""Converts a sample of a shard to an item of GeneFace's binarised set.
 
 Shape letters: T frames, R rows at 50 Hz as they were measured (2 T - 1 for our own runs; shards repeat the last one
 to 2 T), I identity modes, E expression modes.
@@ -25,7 +25,7 @@ ID, EXP, ANGLES, TRANSLATION = slice(0, 80), slice(80, 144), slice(224, 227), sl
 BFM_ID, BFM_EXP = 80, 64
 
 TOO_SHORT = f"under {MIN_MEL_ROWS} mel rows"
-MISFIT = "sound and picture too different in length for GeneFace's dataset"
+MISFIT = "audio and video too different in length for GeneFace's dataset"
 
 
 class NotExportedError(Exception):
@@ -84,7 +84,7 @@ class ItemMaker:
         if self._flip_lm5:
             height = (sample["json"].get("source") or {}).get("height")
             if height is None:
-                raise RunError(f"{sample['__key__']} does not say how high its pictures are; export with --no-flip-lm5")
+                raise RunError(f"{sample['__key__']} does not say how high its frames are; export with --no-flip-lm5")
             points[..., 1] = height - 1 - points[..., 1]
         return points
 
@@ -102,7 +102,11 @@ class ItemMaker:
 
 
 def check_lengths(num_frames: int, mel_rows: int, hubert_rows: int) -> None:
-    """What GeneFace's dataset class needs of T, T_mel and T_hubert, or it raises in the middle of training."""
+    """Check that GeneFace's dataset class accepts these lengths: otherwise it raises in the middle of training.
+
+    Raises:
+        NotExportedError: it does not.
+    """
     if mel_rows < MIN_MEL_ROWS:
         raise NotExportedError(TOO_SHORT)
     padded = -(-mel_rows // ROW_MULTIPLE) * ROW_MULTIPLE
@@ -135,7 +139,7 @@ def lay_out_coeff(sample: Mapping[str, Any], num_frames: int) -> np.ndarray:
 
 
 def describe_coeff(sample: Mapping[str, Any], face_model: str) -> dict[str, Any]:
-    """What ``coeff`` holds in a set made from samples like this one; read back on import."""
+    """Describe ``coeff`` in a set made from samples like this one; read back on import."""
     if "coeff" in sample:
         return {"layout": "deep3d", "note": "coeff as Deep3DFaceRecon regressed it"}
     num_id, num_exp = (sample[name].shape[-1] if name in sample else 0 for name in ("id", "exp"))

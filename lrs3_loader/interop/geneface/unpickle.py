@@ -1,4 +1,4 @@
-"""Pickles from strangers: the part of the pickle machine that arrays and plain containers need, and nothing else.
+"""Loads untrusted pickles: runs only the pickle opcodes that arrays and plain containers need.
 
 The standard ``Unpickler`` with a list of admitted names is not enough. Its memo can be told to grow to 64 GiB by five
 bytes, a byte string to claim any length, and numpy's own ``__setstate__`` believes what a dtype says about its size
@@ -34,7 +34,7 @@ class UnpickleError(RunError):
 
 
 def loads(data: bytes, max_opcodes: int = MAX_OPCODES) -> Any:
-    """The value that ``data`` pickles; arrays come read-only.
+    """Load the value that ``data`` holds; its arrays are read-only.
 
     Time and memory are proportional to ``len(data)``.
 
@@ -136,14 +136,14 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.nd
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """How protocol 2 spells bytes."""
+    """Stand-in for ``_codecs.encode``, by which protocol 2 writes bytes."""
     if not isinstance(text, str) or encoding != "latin1":
         raise UnpickleError("refused: _codecs.encode with another encoding than latin1")
     return text.encode("latin1")
 
 
 def _set_of(values: Any = ()) -> set[Any]:
-    """How protocols up to 3 spell sets."""
+    """Stand-in for ``set``, by which protocols up to 3 write sets."""
     return {_key(value) for value in values}
 
 

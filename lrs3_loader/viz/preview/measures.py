@@ -1,4 +1,4 @@
-"""The curves beside the pictures: how the mouth moved, how well the fit follows, which expressions did it.
+"""Computes the curves of a preview: mouth opening, fit error, and the expressions that move most.
 
 Letters: T frames, E expression modes.
 """
@@ -24,7 +24,7 @@ class Measures:
 
     fitted: np.ndarray  # [T, 68, 2] f32, the model's landmarks in source pixels
     error: np.ndarray  # [T], mean distance of the 68 landmarks to the fit; NaN where no face was found
-    mouth_error: np.ndarray  # [T], the same over the mouth's 20
+    mouth_error: np.ndarray  # [T], mean over the mouth's 20 landmarks
     opening: np.ndarray  # [T], distance of the inner lips, as detected
     fitted_opening: np.ndarray  # [T], as fitted
     expressions: dict[str, np.ndarray]  # the modes that move the landmarks most in this clip, [T] each

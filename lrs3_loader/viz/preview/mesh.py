@@ -68,7 +68,7 @@ class MeshPainter:
 
 
 class Pytorch3dMeshPainter(MeshPainter):
-    """The same, drawn by pytorch3d. Raises ``RunError`` where that is missing."""
+    """A mesh painter that draws with pytorch3d. Raises ``RunError`` where that is missing."""
 
     def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
         render.require_pytorch3d("--mesh pytorch3d")
@@ -86,7 +86,7 @@ class Pytorch3dMeshPainter(MeshPainter):
 
 
 class WireframePainter(MeshPainter):
-    """The mesh's wires alone: the face below stays to be seen."""
+    """A mesh painter that draws wires alone: the face below stays visible."""
 
     colour = np.array([0.55, 1.0, 0.75], dtype=np.float32)
 

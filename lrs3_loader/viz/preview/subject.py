@@ -1,4 +1,4 @@
-"""What is shown: the features of one clip, the face model they are of, and the video where there is one.
+"""Loads what a preview shows: the features of one clip, their face model, and the video where there is one.
 
 From a clip file, which is extracted on the spot by the extraction's own classes, or from a sample of a run.
 """
@@ -61,7 +61,7 @@ class Subject:
 
     @property
     def height(self) -> int:
-        """Of the source frame, in pixels."""
+        """Height of the source frame in pixels."""
         return int(self.meta["source"]["height"])
 
     @property

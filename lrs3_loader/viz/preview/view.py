@@ -1,4 +1,4 @@
-"""Which square of the source frame a panel shows, and the way from source pixels to the panel's.
+"""Views: which square of the source frame a panel shows, and how source pixels map to panel pixels.
 
 In both, whole numbers are pixel centres and y goes down: panel = (source - corner + 1/2) * scale - 1/2.
 """
@@ -27,13 +27,13 @@ class View:
 
     @classmethod
     def of_frame(cls, height: int, width: int, size: int) -> View:
-        """The whole frame, in the middle of its square."""
+        """View the whole frame, in the middle of its square."""
         side = max(height, width)
         return cls((width - side) // 2, (height - side) // 2, side, size)
 
     @classmethod
     def of_face(cls, landmarks: np.ndarray, height: int, width: int, size: int) -> View:
-        """The square around all ``landmarks`` [..., 2] of a clip, or the whole frame where they fill most of it."""
+        """View the square around all ``landmarks`` [..., 2] of a clip, or the whole frame where they fill most."""
         points = landmarks.reshape(-1, 2)
         low, high = points.min(0), points.max(0)
         side = max(16, int(np.ceil(MARGIN * (high - low).max())))

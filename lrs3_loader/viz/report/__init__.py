@@ -1,11 +1,11 @@
-"""A run as one self-contained HTML page: what is in it, how fast it was made, what was refused, and how it looks.
+"""Reports on a run as one self-contained HTML page: contents, throughput, rejects, distributions, a gallery.
 
 measures      what is measured of every clip, and histograms that hold any number of values
 timeline      who made which shard when, on an axis without the pauses between launches
 collect       one pass over ledgers and shards -> Findings
-figures       numbers -> inline SVG
+figures       numbers -> geometry of SVG figures
 gallery       a few clips drawn without any picture of a person
-page          Findings -> HTML
+page          Findings -> HTML, by way of templates/
 """
 
 from __future__ import annotations

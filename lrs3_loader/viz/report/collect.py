@@ -1,4 +1,4 @@
-"""One pass over a run's ledgers, and one over its shards that skips the speech features, which are most of them."""
+"""Collects the findings of a report: one pass over the ledgers, one over the shards without speech features."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Pick:
 
 @dataclass
 class Findings:
-    """All that the page says."""
+    """Everything that the page shows."""
 
     folder: RunFolder
     totals: Totals

@@ -1,4 +1,4 @@
-"""A few clips drawn without any picture of a person: landmarks, the fitted mesh, mel spectrogram and pitch."""
+"""Draws a few clips without any image of a person: landmarks, the fitted mesh, mel spectrogram and pitch."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ def _mel_picture(mel: np.ndarray) -> str:
 
 
 def data_uri(picture: Image.Image) -> str:
-    """A picture as the value of ``src``."""
+    """Encode an image as the value of ``src``."""
     buffer = io.BytesIO()
     picture.save(buffer, "png", optimize=True)
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

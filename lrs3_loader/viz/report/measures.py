@@ -1,4 +1,4 @@
-"""What is measured of every clip, and histograms whose memory does not grow with the number of values.
+"""Measures of every clip, and histograms whose memory does not grow with the number of values.
 
 Letters: T frames of a clip.
 """

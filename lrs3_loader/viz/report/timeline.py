@@ -1,4 +1,4 @@
-"""Who made which shard when: frames a second of each rank, on a time axis without the pauses between launches."""
+"""Throughput over time: frames per second of each rank, on a time axis without the pauses between launches."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _MIN_PAUSE_SHARE = 0.1  # of the time worked: shorter ones are shown at their le
 
 @dataclass(frozen=True)
 class ShardWork:
-    """One shard's making."""
+    """The work on one shard: who did it, and when."""
 
     rank: int
     device: str
@@ -78,7 +78,7 @@ def _union(spans: Sequence[tuple[float, float]], gap: float) -> list[tuple[float
 
 @dataclass(frozen=True)
 class RankTotals:
-    """What one rank did, over all launches."""
+    """Totals of one rank over all launches."""
 
     rank: int
     devices: tuple[str, ...]
@@ -103,7 +103,7 @@ class Timeline:
 
     @classmethod
     def from_works(cls, works: Sequence[ShardWork]) -> Timeline:
-        """Of at least one shard."""
+        """Build the timeline of at least one shard."""
         axis = TimeAxis.from_works(works)
         numbers = sorted({work.rank for work in works})
         num_bins = int(np.clip(4 * len(works), 24, MAX_BINS))
