@@ -1,1 +1,1 @@
-"""Face features: landmarks, 3D morphable model, fitting."""
+"""Landmarks of video frames, 3D morphable face models, and fitting one to the other; see README.md."""

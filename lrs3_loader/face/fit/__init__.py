@@ -1,1 +1,1 @@
-"""A face model fitted to landmarks."""
+"""Fit a face model to landmarks."""

@@ -1,1 +1,1 @@
-"""Face models, and how they are made of other people's files."""
+"""Linear 3D face models, and their conversion from published files."""

@@ -39,7 +39,7 @@ LICENCE = "LicenseRef-BFM-2009 (research only, not to be passed on)"
 NUM_ID, NUM_EXP, NUM_TEX = 80, 64, 80
 UNITS_PER_DECIMETRE = 1e5  # the originals are in micrometres
 _COLOURS = 255.0
-_INSIDE = np.array([0.0, 0.0, -0.5])  # a point within the head, from the middle of the landmarks
+_INSIDE = np.array([0.0, 0.0, -0.5])  # a point inside the head, relative to the landmarks' centroid
 
 _BASEL = "apply for it at https://faces.dmi.unibas.ch/bfm/main.php?nav=1-2&id=downloads"
 _SHIPPED = "it comes with https://github.com/microsoft/Deep3DFaceReconstruction (folder BFM)"
@@ -55,10 +55,9 @@ _WHERE = {
 
 
 def convert_bfm_front(source: Path) -> FaceModel:
-    """The model from ``BFM_model_front.mat``, or from a folder that holds it.
+    """Read the model from ``BFM_model_front.mat``, or from a folder that contains it.
 
-    Raises ``RunError`` that names the file where it is missing (and where one applies for it), damaged, or of another
-    layout.
+    Raises ``RunError`` with the file's name if it is missing (and where to apply for it), damaged, or different.
     """
     path = source / FRONT if source.is_dir() else source
     keys = ("meanshape", "idBase", "exBase", "meantex", "texBase", "tri", "keypoints")
@@ -70,9 +69,9 @@ def convert_bfm_front(source: Path) -> FaceModel:
 
 
 def convert_bfm_2009(folder: Path) -> FaceModel:
-    """The same from a folder with the originals and Deep3DFaceRecon's index files.
+    """Read the model from a folder with the original files and Deep3DFaceRecon's index files.
 
-    Raises ``RunError`` that names the file that is missing (and where to get it), damaged, or does not fit the others.
+    Raises ``RunError`` with the name of a file that is missing (and where to get it), damaged, or inconsistent.
     """
     if not folder.is_dir():
         raise RunError(f"{folder} is not a folder; bfm-2009 needs one with {', '.join(_used_files())}")
@@ -118,7 +117,7 @@ def _read_mat(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndar
         arrays = loadmat(str(path), variable_names=keys, appendmat=False)
     except NotImplementedError as error:
         raise RunError(f"{path} is in MATLAB's format 7.3; save it again with -v7") from error
-    except (OSError, EOFError, ValueError, TypeError) as error:  # what scipy raises for files that are none
+    except (OSError, EOFError, ValueError, TypeError) as error:  # raised by scipy for other files
         raise RunError(f"cannot read {path} as a MATLAB file: {error}") from error
     missing = [key for key in keys if key not in arrays]
     if missing:
@@ -127,7 +126,7 @@ def _read_mat(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndar
 
 
 def _read_expressions(folder: Path, num_vertices: int) -> np.ndarray:
-    """[3 n, 64] f32, micrometres per standard deviation, of ``Exp_Pca.bin`` and ``std_exp.txt``.
+    """Read ``Exp_Pca.bin`` and ``std_exp.txt``: modes [3 n, 64] f32, micrometres per standard deviation.
 
     The file: int32 number of modes M, float32 mean [3 n], float32 modes [M, 3 n]; little-endian.
     """
@@ -150,22 +149,22 @@ def _read_expressions(folder: Path, num_vertices: int) -> np.ndarray:
 
 
 def _modes(name: str, basis: np.ndarray, sigma: np.ndarray, vertices: np.ndarray, count: int) -> np.ndarray:
-    """[3 n, count] the first modes times their standard deviations, at some of the vertices."""
+    """First ``count`` modes times their standard deviations, at n vertices: [3 n, count]."""
     if basis.ndim != 2 or basis.shape[1] != sigma.size or sigma.size < count:
         raise ValueError(f"{name}PC {list(basis.shape)} and {name}EV {list(sigma.shape)} do not fit together")
     return _rows(basis[:, :count], vertices) * sigma.ravel()[:count]
 
 
 def _rows(values: np.ndarray, vertices: np.ndarray) -> np.ndarray:
-    """Rows x, y, z of some of the vertices: [3 V, M] -> [3 n, M]."""
+    """Select the rows x, y, z of n vertices: [3 V, M] to [3 n, M]."""
     if values.shape[0] % 3:
-        raise ValueError(f"expected three rows a vertex, got {list(values.shape)}")
+        raise ValueError(f"expected three rows per vertex, got {list(values.shape)}")
     picked = values.reshape(-1, 3, values.shape[1])[vertices]
     return picked.reshape(-1, values.shape[1])
 
 
 def _from_one(name: str, numbers: np.ndarray, count: int) -> np.ndarray:
-    """Vertex numbers 1..count, in whatever type and shape MATLAB had them, as i64 from 0, flat."""
+    """Convert vertex numbers 1..count, in any type and shape of MATLAB's, to i64 from 0, flat."""
     flat = np.asarray(numbers, dtype=np.float64).ravel()
     if flat.size == 0 or not np.array_equal(flat, np.rint(flat)) or flat.min() < 1 or flat.max() > count:
         extent = f"{flat.min():g}..{flat.max():g}" if flat.size else "nothing"

@@ -1,7 +1,7 @@
-"""MediaPipe's canonical face: the metric mesh that its 468 points are defined on.
+"""MediaPipe's canonical face: the metric mesh on which its 468 points are defined.
 
-It lies in the ``.task`` file as ``geometry_pipeline_metadata_landmarks.binarypb``, a protocol buffer of the message
-``mediapipe.tasks.vision.face_geometry.proto.GeometryPipelineMetadata``; of it we read
+The ``.task`` file contains it as ``geometry_pipeline_metadata_landmarks.binarypb``, a protocol buffer of the message
+``mediapipe.tasks.vision.face_geometry.proto.GeometryPipelineMetadata``; whose fields read here are
 
     1 canonical_mesh (Mesh3d): 1 vertex_type = 0 (x, y, z, u, v), 2 primitive_type = 0 (triangles),
                                3 vertex_buffer (float), 4 index_buffer (uint32)
@@ -30,19 +30,19 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
 
 @dataclass(frozen=True, eq=False)
 class CanonicalFace:
-    """The mesh of MediaPipe's face points."""
+    """Mesh of MediaPipe's face points."""
 
     verts: np.ndarray  # [468, 3] f64, centimetres
     triangles: np.ndarray  # [F, 3] i64, counter-clockwise seen from outside
 
     def mirror(self) -> np.ndarray:
-        """[468] the number of each point's mirror image (of itself on the middle line)."""
+        """Number of each point's mirror image [468] (its own on the middle line)."""
         gaps = self.verts[:, None] - self.verts[None] * [-1.0, 1.0, 1.0]
         return np.square(gaps).sum(-1).argmin(1)
 
 
 def has_canonical_face(task: Path) -> bool:
-    """Whether a file is a ``.task`` that holds the canonical face."""
+    """Return True if a file is a ``.task`` with the canonical face."""
     if not zipfile.is_zipfile(task):
         return False
     with zipfile.ZipFile(task) as archive:
@@ -50,7 +50,7 @@ def has_canonical_face(task: Path) -> bool:
 
 
 def load_canonical_face(task: Path) -> CanonicalFace:
-    """Read it from ``face_landmarker.task``; ``RunError`` where the file is not one or holds something else."""
+    """Read the canonical face from a ``face_landmarker.task``; raises ``RunError`` if it does not contain one."""
     try:
         with zipfile.ZipFile(task) as archive:
             return parse_metadata(archive.read(MEMBER))
@@ -59,7 +59,7 @@ def load_canonical_face(task: Path) -> CanonicalFace:
 
 
 def parse_metadata(data: bytes) -> CanonicalFace:
-    """The mesh of a serialised ``GeometryPipelineMetadata``; ``ValueError`` where it is damaged or another mesh."""
+    """Parse a serialised ``GeometryPipelineMetadata``; raises ``ValueError`` for damaged data or another mesh."""
     mesh = [value for number, value in _fields(data) if number == _CANONICAL_MESH]
     if not mesh or not isinstance(mesh[-1], bytes):
         raise ValueError("no canonical mesh in the geometry metadata")
@@ -83,7 +83,7 @@ def parse_metadata(data: bytes) -> CanonicalFace:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protocol buffer message: whole numbers as int, anything else as its bytes."""
+    """Yield (field number, value) of a protocol buffer message: varints as int, anything else as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
@@ -105,7 +105,7 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-    """(value, place behind it) of a whole number of up to ten bytes of seven bits, the lowest first."""
+    """Return (value, offset after it) of the varint at offset ``at``: up to ten bytes of seven bits, lowest first."""
     value = 0
     for place, byte in enumerate(data[at : at + 10]):
         value |= (byte & 0x7F) << (7 * place)

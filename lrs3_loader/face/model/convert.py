@@ -1,4 +1,4 @@
-"""Published face models -> this package's own format, with dense correspondence where it can be had."""
+"""Convert published face models to this package's format, with dense correspondence if its sources are available."""
 
 from __future__ import annotations
 
@@ -24,12 +24,19 @@ def convert_face_model(
     flame_embedding: Path | None = None,
     flame_jaw: bool = True,
 ) -> FaceModel:
-    """Read the model of ``kind`` from ``source`` (see the readers for what that may be).
+    """Read a published face model.
 
-    Dense correspondence: of ``dense_index`` where given, else registered with the canonical face of ``task``, a
-    ``face_landmarker.task``; none where neither is given. ``flame_embedding`` and ``flame_jaw`` as ``convert_flame``.
+    Args:
+        kind: Which model it is.
+        source: Its file or folder, see the reader of this kind.
+        task: A ``face_landmarker.task``, to compute the dense correspondence with its canonical face.
+        dense_index: A file with the dense correspondence, see ``with_dense_index``; takes precedence over ``task``.
+        flame_embedding: Embedding of FLAME's landmarks, see ``convert_flame``.
+        flame_jaw: Whether FLAME's jaw joint becomes expression modes.
 
-    Raises ``RunError`` where a file is missing or not what it should be.
+    Raises:
+        RunError: If a file is missing, damaged or of another kind.
+        ValueError: For an unknown ``kind``.
     """
     if kind == "flame":
         model = convert_flame(source, flame_embedding, jaw=flame_jaw)
@@ -44,7 +51,7 @@ def convert_face_model(
 
 
 def save_face_model(model: FaceModel, path: Path) -> None:
-    """Write ``model`` to ``path``, whole or not at all; ``RunError`` where that fails or the name is not ``.npz``."""
+    """Write ``model`` to ``path`` atomically; raises ``RunError`` if that fails or the suffix is not ``.npz``."""
     if path.suffix != ".npz":
         raise RunError(f"a face model's file must be called something.npz, got {path}")
     try:
@@ -54,7 +61,7 @@ def save_face_model(model: FaceModel, path: Path) -> None:
 
 
 def describe_model(model: FaceModel) -> str:
-    """A few lines for people: what the model has, and its licence."""
+    """Describe a model's size, modes, licence and source in a few lines of text."""
     texture = "none" if model.tex_basis is None else f"{model.tex_basis.shape[2]} modes"
     dense = "none"
     if model.dense is not None:

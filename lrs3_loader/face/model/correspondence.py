@@ -1,16 +1,15 @@
-"""Dense correspondence: MediaPipe's 468 points on the surface of any face model.
+"""Compute the dense correspondence of MediaPipe's 468 points with the surface of any face model.
 
-Found by registering MediaPipe's canonical face (see ``canonical``) to the model's mean face:
+It is found by registering MediaPipe's canonical face (see ``canonical``) to the model's mean face:
 
-1. a similarity on the 68 landmarks, which both have;
+1. a similarity transform on the 68 landmarks, which both have (Umeyama 1991);
 2. a smooth warp through them: radial basis functions with the kernel r, which bends three-dimensional space least
    (Duchon 1977), held exactly at eyes and lips and loosely elsewhere, since the schemes' contours differ;
 3. for every point, the nearest place on the model's surface that faces the same way.
 
-Eyes and lips go to the model's own landmark vertices. The weight of a point is what is left of 1 after four doubts:
-how far it is from any landmark, how far it had to be moved to the surface, whether the surfaces face the same way
-there, and whether it lies on the mesh's border. A point is as doubtful as its mirror image; those named in ``DOUBTFUL``
-have weight 0.
+Eyes and lips go to the model's own landmark vertices. The weight of a point starts at 1 and is reduced by its distance
+from the nearest landmark, by its distance from the surface, by the angle between the surfaces, and on the mesh's
+border. A point and its mirror image have the same weight; those in ``DOUBTFUL`` have weight 0.
 
 Checked on four real clips with ICT-FaceKit fitted to 68 points (a test repeats it): the other points lie 2.8 mm from
 where MediaPipe sees them (mean; 1.5 mm within 5 mm of a landmark, 3 mm at 15 mm, 7 mm at 30 mm: forehead and jaw).
@@ -52,26 +51,26 @@ _EXACT = np.arange(36, 68)  # eyes and lips
 _SOLID = np.concatenate([[8], np.arange(17, 31), np.arange(32, 35), _EXACT])  # landmarks that mean the same on both
 _CONTOUR_TRUST = 0.1  # share of a contour landmark in the similarity
 _CONTOUR_SMOOTHING, _SMOOTHING = 1.0, 0.02  # decimetres: how far the warp may miss them
-_REACH = 0.15  # decimetres from the nearest landmark at which the weight is one half
+_REACH = 0.15  # decimetres from the nearest landmark where the weight is one half
 _NEAR, _FAR = 0.03, 0.10  # decimetres to the surface: full weight, none
 _ALIKE, _ASLANT = 0.7, 0.3  # cosine of normals: full weight, none
 _NO_COUNTERPART = -1
 
 
 def with_dense(model: FaceModel, task: Path) -> FaceModel:
-    """``model`` with its dense correspondence, found with the canonical face of a ``face_landmarker.task``.
+    """Copy of ``model`` with a dense correspondence to the canonical face of a ``face_landmarker.task``.
 
-    Raises ``RunError`` where the file does not hold it.
+    Raises ``RunError`` if the file does not contain the canonical face.
     """
     return dataclasses.replace(model, dense=register(model, load_canonical_face(task)))
 
 
 def with_dense_index(model: FaceModel, index: Path) -> FaceModel:
-    """``model`` with the dense correspondence of an existing file; ``RunError`` where it does not fit the model.
+    """Copy of ``model`` with the dense correspondence of a file; raises ``RunError`` if that does not fit.
 
-    Either 468 vertex numbers from 0, -1 for a point without counterpart, as ``.npy`` or as text (GeneFace++'s
-    ``index_mp468_from_mesh35709.npy`` for BFM), or the ``.npz`` that comes with FLAME (some of the points as triangle
-    numbers and barycentric coordinates).
+    The file contains either 468 vertex numbers from 0, with -1 for a point without counterpart, as ``.npy`` or text
+    (GeneFace++'s ``index_mp468_from_mesh35709.npy`` for BFM), or it is the ``.npz`` that comes with FLAME (some of the
+    points, as triangle numbers and barycentric coordinates).
     """
     try:
         dense = _embedded(model, index) if index.suffix == ".npz" else _indexed(model, index)
@@ -81,7 +80,7 @@ def with_dense_index(model: FaceModel, index: Path) -> FaceModel:
 
 
 def register(model: FaceModel, canonical: CanonicalFace) -> DensePoints:
-    """The canonical face's points on the mean face of ``model``."""
+    """Register the canonical face's points to the mean face of ``model``."""
     verts = model.mean.cpu().numpy().astype(np.float64)
     triangles = model.triangles.cpu().numpy()
     landmarks = model.landmark_verts.cpu().numpy()
@@ -97,7 +96,10 @@ def register(model: FaceModel, canonical: CanonicalFace) -> DensePoints:
 
 
 def _aligned(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """``points`` [468, 3] moved, turned and scaled onto ``landmarks`` [68, 3] (Umeyama 1991, weighted)."""
+    """Map ``points`` [468, 3] onto ``landmarks`` [68, 3] by a weighted similarity transform.
+
+    Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (TPAMI 1991).
+    """
     weights = np.ones(NUM_LANDMARKS)
     weights[_CONTOUR], weights[_NOSTRILS] = _CONTOUR_TRUST, 0.0
     weights /= weights.sum()
@@ -111,7 +113,7 @@ def _aligned(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def _warped(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Aligned ``points`` [468, 3] bent so that their landmarks meet ``landmarks`` [68, 3]."""
+    """Warp aligned ``points`` [468, 3] so that their landmarks meet ``landmarks`` [68, 3]."""
     used = np.setdiff1d(np.arange(NUM_LANDMARKS), _NOSTRILS)
     smoothing = np.full(NUM_LANDMARKS, _SMOOTHING)
     smoothing[_CONTOUR], smoothing[_EXACT] = _CONTOUR_SMOOTHING, 0.0
@@ -121,16 +123,16 @@ def _warped(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def _skin(verts: np.ndarray, triangles: np.ndarray, nose_tip: np.ndarray) -> np.ndarray:
-    """[n] the triangles of the face itself: eyeballs, teeth and the like are other parts of a mesh."""
+    """Triangles [n] of the face itself; eyeballs, teeth and the like are other components of a mesh."""
     used = np.unique(triangles)
     return connected_triangles(triangles, len(verts), used[np.square(verts[used] - nose_tip).sum(1).argmin()])
 
 
 def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> np.ndarray:
-    """[468] in 0..1."""
+    """Weights [468] in 0..1 of the points, see the module docstring."""
     solid = aligned[np.array(IBUG68)[_SOLID]]
     reach = np.sqrt(np.square(aligned[:, None] - solid).sum(-1).min(1))
-    weight = 1.0 / (1.0 + np.square(reach / _REACH))  # as if the standard error grew from a landmark outwards
+    weight = 1.0 / (1.0 + np.square(reach / _REACH))  # the standard error grows with the distance from a landmark
     weight *= np.clip((_FAR - found.distance) / (_FAR - _NEAR), 0.0, 1.0)
     weight *= np.clip((found.normal_cosine - _ASLANT) / (_ALIKE - _ASLANT), 0.0, 1.0)
     weight[border] = 0.0
@@ -141,7 +143,7 @@ def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> n
 def _anchored(
     found: SurfacePoints, weight: np.ndarray, verts: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray
 ) -> DensePoints:
-    """The result, with the points that are eye and lip landmarks put on the model's own landmark vertices."""
+    """Dense points, with eye and lip landmarks placed on the model's own landmark vertices."""
     triangle, barycentric = found.triangle.copy(), found.barycentric.copy()
     points = np.array(IBUG68)[_EXACT]
     at, on_mesh = _vertex_places(triangles, landmarks[_EXACT], len(verts))
@@ -154,7 +156,7 @@ def _anchored(
 
 
 def _vertex_places(triangles: np.ndarray, wanted: np.ndarray, num_verts: int) -> tuple[np.ndarray, np.ndarray]:
-    """([n] a triangle of each of the vertices ``wanted`` [n], [n] whether it has one)."""
+    """For vertices ``wanted`` [n], a triangle of each [n], and whether it has one [n] bool."""
     owner = np.full(num_verts, -1)
     owner[triangles] = np.arange(len(triangles))[:, None]
     return owner[wanted], owner[wanted] >= 0

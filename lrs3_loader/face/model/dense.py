@@ -1,6 +1,6 @@
-"""Where MediaPipe's 468 face points lie on a face model: a triangle, a place in it, and how far to trust it.
+"""Dense correspondence: for each of MediaPipe's 468 points, a triangle of a face model, a place in it, and a weight.
 
-Letters: L = 468 points, V vertices, F triangles, D any number of values a vertex.
+Letters: L = 468 points, V vertices, F triangles, D values per vertex.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
 
 @dataclass(frozen=True, eq=False)
 class DensePoints:
-    """Dense correspondence of one face model; tensors all on one device. Checked when built.
+    """Dense correspondence of one face model; all tensors are on one device.
 
     The irises (points 468 to 477 of the newer network) belong to no surface and are left out.
 
     Raises ``ValueError`` for wrong shapes, weights outside 0..1, or barycentric coordinates that leave the triangle.
     """
 
-    triangle: torch.Tensor  # [L] i64, number of the triangle; 0 where there is no counterpart
-    barycentric: torch.Tensor  # [L, 3] f32, of the triangle's corners in order; at least 0, sum 1
+    triangle: torch.Tensor  # [L] i64, number of the triangle; 0 for a point without counterpart
+    barycentric: torch.Tensor  # [L, 3] f32, weights of the triangle's corners; at least 0, sum 1
     weight: torch.Tensor  # [L] f32, 0 (no counterpart, do not use) to 1 (as good as a landmark): inverse variance
 
     def __post_init__(self) -> None:
@@ -41,14 +41,14 @@ class DensePoints:
 
     @property
     def num_weighted(self) -> int:
-        """How many points have a weight above 0."""
+        """Number of points with a weight above 0."""
         return int((self.weight > 0).sum())
 
     def to(self, device: torch.device | str) -> DensePoints:
-        """The same on ``device``."""
+        """Copy with tensors on ``device``."""
         return DensePoints(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
 
     def interpolate(self, values: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
-        """[..., L, D] values at the points, of values at the vertices [..., V, D]; ``triangles`` [F, 3]."""
+        """Interpolate ``values`` [..., V, D] at the vertices of ``triangles`` [F, 3] to the points, [..., L, D]."""
         corners = values[..., triangles[self.triangle], :]  # [..., L, 3, D]
         return (corners * self.barycentric[..., None]).sum(-2)

@@ -11,8 +11,8 @@ rotations are left out: the head's is the pose, the others are not seen in landm
 movement in their expressions: convert them with ``jaw=False``.
 
 The 68 landmarks lie inside triangles (a separate embedding file), so they are appended as 68 vertices of no triangle,
-which move as their triangles do: exact, where the nearest vertex would be millimetres off. Their contour is that of the
-frontal view. Metres become decimetres; axes as ours.
+which move with their triangles: exact, where the nearest vertex would be millimetres off. Their contour is that of the
+frontal view. Metres become decimetres; the axes are those of ``morphable``.
 
 Licence: see https://flame.is.tue.mpg.de/modellicense.html; the files are given to those who register there.
 Li et al., "Learning a model of facial shape and expression from 4D scans" (SIGGRAPH Asia 2017).
@@ -53,7 +53,7 @@ _ASK_EMBEDDING = f"{EMBEDDING} comes with https://github.com/yfeng95/DECA (folde
 
 @dataclass(frozen=True, eq=False)
 class _Flame:
-    """The arrays of the model file; V vertices, F triangles, J = 5 joints. Metres."""
+    """Arrays of the model file in metres; V vertices, F triangles."""
 
     template: np.ndarray  # [V, 3]
     modes: np.ndarray  # [V, 3, 400]
@@ -70,13 +70,20 @@ def convert_flame(
     num_exp: int = NUM_EXP,
     jaw: bool = True,
 ) -> FaceModel:
-    """FLAME from its pickle, or from a folder that holds it under one of its usual names.
+    """Read FLAME from its pickle, or from a folder that contains it under one of its usual names.
 
-    ``embedding``: where the 68 landmarks lie: ``landmark_embedding.npy``, or ``flame_static_embedding.pkl`` with
-    ``flame_dynamic_embedding.npy`` beside it; looked for beside the model when not given.
+    Args:
+        source: The pickle or its folder.
+        embedding: Places of the 68 landmarks: ``landmark_embedding.npy``, or ``flame_static_embedding.pkl`` with
+            ``flame_dynamic_embedding.npy`` in the same folder. Default: searched for in the model's folder.
+        num_id: Number of identity modes, at most 300.
+        num_exp: Number of expression modes, at most 100.
+        jaw: Whether the jaw joint becomes three further expression modes.
 
-    Raises ``RunError`` that names the file where it is missing (and where one applies for it), damaged, of another
-    layout, or asks for anything but arrays; ``ValueError`` for mode counts out of range.
+    Raises:
+        RunError: With the file's name, if it is missing (and where to apply for it), damaged, of another layout, or
+            its pickle asks for anything but arrays.
+        ValueError: For numbers of modes out of range.
     """
     if not 1 <= num_id <= NUM_ALL_ID or not 1 <= num_exp <= NUM_ALL_EXP:
         raise ValueError(f"FLAME has up to {NUM_ALL_ID} and {NUM_ALL_EXP} modes, asked for {num_id} and {num_exp}")
@@ -146,7 +153,7 @@ def _parse(content: Any) -> _Flame:
 
 
 def _landmark_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """(triangle [68], barycentric [68, 3]) of the landmarks in iBUG's order."""
+    """Triangles [68] and barycentric coordinates [68, 3] of the landmarks in iBUG's order."""
     data = path.read_bytes()
     content = load_npy(data) if path.suffix == ".npy" else load_arrays(data)
     if "full_lmk_faces_idx" in content:
@@ -170,7 +177,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _with_jaw(flame: _Flame, angles: tuple[float, float, float]) -> np.ndarray:
-    """[V, 3] the template with its jaw turned about the axes x, y and z."""
+    """Template [V, 3] with its jaw rotated by ``angles`` (radians) about the axes x, y and z."""
     rotation = euler_to_matrix(torch.tensor(angles, dtype=torch.float64)).numpy()
     feature = np.zeros(flame.pose_modes.shape[2])
     feature[9 * (_JAW - 1) : 9 * _JAW] = (rotation - np.eye(3)).ravel()
@@ -180,7 +187,7 @@ def _with_jaw(flame: _Flame, angles: tuple[float, float, float]) -> np.ndarray:
 
 
 def _jaw_modes(flame: _Flame) -> np.ndarray:
-    """[V, 3, 3], metres per radian."""
+    """Modes [V, 3, 3] of the jaw, metres per radian."""
     opened = (_with_jaw(flame, (JAW_OPEN, 0.0, 0.0)) - flame.template) / JAW_OPEN
     turned = (_with_jaw(flame, (0.0, JAW_SIDE, 0.0)) - _with_jaw(flame, (0.0, -JAW_SIDE, 0.0))) / (2 * JAW_SIDE)
     rolled = (_with_jaw(flame, (0.0, 0.0, JAW_SIDE)) - _with_jaw(flame, (0.0, 0.0, -JAW_SIDE))) / (2 * JAW_SIDE)
@@ -195,7 +202,7 @@ def _build(
     corners = flame.triangles[faces]
 
     def finished(values: np.ndarray) -> torch.Tensor:
-        """In decimetres, with the landmarks appended."""
+        """Convert to decimetres and append the landmarks."""
         marks = (values[corners] * places.reshape(*places.shape, *[1] * (values.ndim - 1))).sum(1)
         return torch.from_numpy((np.concatenate([values, marks]) * DECIMETRES_PER_METRE).astype(np.float32))
 

@@ -3,7 +3,7 @@
 The release is a folder ``FaceXModel`` of Wavefront OBJ files, one absolute mesh each, all of one topology:
 the generic neutral face, 100 identities and 53 ARKit-named expressions. A mode is a mesh less the neutral
 one. The first 9,409 of 26,719 vertices are the face; the rest (head, neck, mouth socket, eyes, teeth) is
-dropped. Unit of the release: centimetre. Axes as ours: x to the person's left, y up, z forward.
+dropped. Unit of the release: centimetre. Axes as in ``morphable``: x to the person's left, y up, z forward.
 
 Source of the layout: Li et al., "Learning Formation of Physically-Based Face Attributes" (CVPR 2020) and the
 release's own ``vertex_indices.json``.
@@ -45,11 +45,10 @@ _MAX_TOTAL_BYTES = 4 << 30  # the whole repository unpacks to 0.6 GB
 
 
 def convert_ict(source: Path) -> FaceModel:
-    """The face of ICT-FaceKit from a release: its folder, a tar (any compression) or a zip of the repository.
+    """Read the face of ICT-FaceKit from a release: its folder, a tar (any compression) or a zip of the repository.
 
-    ``source_sha256`` is a hash over the names and contents of the files used, so it is the same for every
-    kind of container. Raises ``RunError`` that names ``source`` where files are missing, damaged or of
-    another layout.
+    ``source_sha256`` is a hash over the names and contents of the files used, so it does not depend on the container.
+    Raises ``RunError`` with ``source`` if files are missing, damaged or of another layout.
     """
     try:
         files, digest = _read_release(source)
@@ -61,7 +60,7 @@ def convert_ict(source: Path) -> FaceModel:
 
 
 def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
-    """The useful part of every file needed (OBJ: face vertices alone, but the neutral one whole), and the hash."""
+    """Read the needed part of each file (OBJ: face vertices only, except for the neutral mesh), and the hash of all."""
     files: dict[str, bytes] = {}
     hashes: dict[str, str] = {}
     for name, data in _members(source):
@@ -84,7 +83,7 @@ def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
 
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
-    """(file name, contents) of the OBJ and JSON files directly inside a folder called ``FaceXModel``."""
+    """Yield (file name, contents) of the OBJ and JSON files directly inside a folder called ``FaceXModel``."""
     if source.is_dir():
         folder = source if source.name == FOLDER else source / FOLDER
         for path in sorted(folder.glob("*")):
@@ -177,7 +176,7 @@ def _build(files: dict[str, bytes], digest: str) -> FaceModel:
 
 
 def _face_vertex_lines(name: str, data: bytes) -> bytes:
-    """The first 9,409 ``v x y z`` lines as bare numbers."""
+    """Numbers of the first 9,409 ``v x y z`` lines, without the letters."""
     start = data.find(b"\nv ") + 1
     lines = data[start:].split(b"\n", NUM_FACE_VERTICES)[:NUM_FACE_VERTICES]
     if start == 0 or len(lines) < NUM_FACE_VERTICES or not all(line.startswith(b"v ") for line in lines):
@@ -186,15 +185,15 @@ def _face_vertex_lines(name: str, data: bytes) -> bytes:
 
 
 def _parse_vertices(name: str, numbers: bytes) -> np.ndarray:
-    """[9409, 3] f64, centimetres."""
+    """Parse vertices [9409, 3] f64, centimetres."""
     values = np.array(numbers.split(), dtype=np.float64)
     if values.size != 3 * NUM_FACE_VERTICES or not np.isfinite(values).all():
-        raise ValueError(f"{name} does not hold three finite coordinates a vertex")
+        raise ValueError(f"{name} does not hold three finite coordinates per vertex")
     return values.reshape(-1, 3)
 
 
 def _triangles(data: bytes) -> torch.Tensor:
-    """[F, 3] i64: the polygons (mostly quads) that lie inside the face part, as fans of triangles."""
+    """Triangles [F, 3] i64 of the polygons (mostly quads) inside the face part, each split as a fan."""
     triangles: list[tuple[int, int, int]] = []
     for line in data[data.find(b"\nf ") + 1 :].split(b"\n"):
         if not line.startswith(b"f "):

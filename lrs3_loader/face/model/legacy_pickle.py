@@ -1,9 +1,9 @@
-"""Reading arrays out of pickles from the days of Python 2, without running anything they ask for.
+"""Read arrays from pickles of Python 2, without running anything they ask for.
 
-A pickle names the functions that are called while it is read, so an unknown one can do anything. Only what it takes to
-rebuild numpy arrays is admitted here; sparse matrices, ``chumpy.Ch`` (an array that tracked its derivatives; the
-package no longer installs) and torch tensors become stand-ins that merely hold their contents. All else is refused by
-name.
+A pickle names the functions that are called while it is read, so an untrusted one can do anything. Only the functions
+needed to rebuild numpy arrays are admitted here; sparse matrices, ``chumpy.Ch`` (an array that tracked its derivatives;
+the package no longer installs) and torch tensors become placeholders that only hold their contents. Anything else is
+refused by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scipy.sparse import csc_matrix, csr_matrix
 
 
 class _Held:
-    """Stands in for an object: holds what it was made with, and does nothing."""
+    """Placeholder for an object: holds its state and does nothing."""
 
     def __init__(self, *arguments: Any) -> None:
         self.state: Any = None
@@ -42,10 +42,10 @@ class _SparseRows(_Held):
 
 
 class _Tensor(_Held):
-    """Never turned into an array: its contents are a pickle of torch's own."""
+    """Placeholder that is never turned into an array: its contents are a pickle of torch's own."""
 
 
-_NUMPY = {  # by example: the modules that hold them have moved
+_NUMPY = {  # taken from examples, since numpy has moved their modules
     "_reconstruct": np.zeros(1).__reduce__()[0],
     "scalar": np.float64(0).__reduce__()[0],
     "_frombuffer": np.zeros(1).__reduce_ex__(5)[0],
@@ -66,7 +66,7 @@ _PYTHON_2 = {"copy_reg": "copyreg", "__builtin__": "builtins"}
 
 
 def load_arrays(data: bytes) -> Any:
-    """What a pickle holds: plain Python values, and arrays wherever it had some kind of array.
+    """Load a pickle: plain Python values, with every kind of array as a numpy array.
 
     Raises ``pickle.UnpicklingError`` (naming it) for anything that is not admitted, and for damaged data.
     """
@@ -77,9 +77,9 @@ def load_arrays(data: bytes) -> Any:
 
 
 def load_npy(data: bytes) -> Any:
-    """What an ``.npy`` file holds: its array, or the one Python object that was saved as such.
+    """Load an ``.npy`` file: its array, or the single Python object that was saved as one.
 
-    Raises as ``load_arrays``.
+    Raises ``pickle.UnpicklingError`` as ``load_arrays`` does.
     """
     stream = io.BytesIO(data)
     try:
@@ -111,7 +111,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _plain(value: Any) -> Any:
-    """``value`` with the stand-ins for arrays replaced by arrays, inside dicts and lists too."""
+    """Replace the placeholders for arrays in ``value`` by arrays, also inside dicts and lists."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -128,5 +128,5 @@ def _dense(held: _SparseColumns | _SparseRows) -> np.ndarray:
     kind = csc_matrix if isinstance(held, _SparseColumns) else csr_matrix
     shape = state["_shape"] if "_shape" in state else state["shape"]
     matrix = kind((state["data"], state["indices"], state["indptr"]), shape=shape)
-    matrix.check_format(full_check=True)  # else numbers out of range would write beside the array
+    matrix.check_format(full_check=True)  # otherwise indices out of range would write outside the array
     return matrix.toarray()

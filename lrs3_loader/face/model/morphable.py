@@ -1,19 +1,20 @@
-"""Linear 3D morphable face models (3DMM) in one neutral form, whatever they were converted from.
+"""Linear 3D morphable face models (3DMM) in one neutral format, independent of their source.
 
     vertices(id, exp) = mean + id_basis . id + exp_basis . exp
 
-Shape letters: V vertices, F triangles, I identity modes, E expression modes, ``...`` any leading dimensions.
+Blanz and Vetter, "A morphable model for the synthesis of 3D faces" (SIGGRAPH 1999).
+
+Letters: V vertices, F triangles, I identity modes, E expression modes, X texture modes, ``...`` any leading dimensions.
 
 Unit: decimetre (the outer corners of an adult's eyes are about 0.9 apart). Axes, for a face that looks into
 the camera: x to the right of the picture (the person's left), y up, z out of the face towards the camera.
 Origin: the centroid of the mean face's 68 landmark vertices, unless the model's published coefficients need
-another one. Triangles are wound counter-clockwise seen from outside. "mean" is the face of zero coefficients;
+another one. Triangles are counter-clockwise seen from outside. "mean" is the face of zero coefficients;
 for blendshape models such as ICT-FaceKit it is the generic neutral face.
 
 The file format is an ``.npz`` without pickles; its keys are the fields of ``FaceModel`` plus ``format``.
-Texts are arrays of unicode. What a model need not have is left out where there is none: ``exp_bounds``, the texture
-(``tex_mean``, ``tex_basis``) and the dense correspondence (``dense_triangle``, ``dense_barycentric`` and
-``dense_weight``).
+Texts are unicode arrays. Optional keys: ``exp_bounds``, the texture (``tex_mean``, ``tex_basis``) and the dense
+correspondence (``dense_triangle``, ``dense_barycentric`` and ``dense_weight``).
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ _DENSE = ("dense_triangle", "dense_barycentric", "dense_weight")
 
 @dataclass(frozen=True, eq=False)
 class FaceModel:
-    """One linear face model; tensors all on one device (see ``to``). Checked when built.
+    """One linear face model; all tensors are on one device (see ``to``).
 
-    Raises ``ValueError`` for shapes that do not fit together, indices out of range, values that are not
-    finite, and for a face in another unit or other axes than the module says (the 68 landmarks tell).
+    Raises ``ValueError`` for shapes that do not fit together, indices out of range, values that are not finite, and for
+    a face in another unit or other axes than the module's (as its 68 landmarks show).
     """
 
     name: str
@@ -59,7 +60,7 @@ class FaceModel:
     mean: torch.Tensor  # [V, 3] f32, decimetres
     id_basis: torch.Tensor  # [V, 3, I] f32, decimetres per unit of coefficient
     exp_basis: torch.Tensor  # [V, 3, E] f32, decimetres per unit of coefficient
-    id_sigma: torch.Tensor  # [I] f32 > 0, standard deviation of each coefficient over people (1 where it can be)
+    id_sigma: torch.Tensor  # [I] f32 > 0, standard deviation of each coefficient over people
     exp_sigma: torch.Tensor  # [E] f32 > 0, root mean square of each coefficient over speech
     triangles: torch.Tensor  # [F, 3] i64, vertex numbers from 0
     landmark_verts: torch.Tensor  # [68] i64, the vertex of each iBUG-68 landmark, in iBUG's order
@@ -67,7 +68,7 @@ class FaceModel:
     exp_names: tuple[str, ...]  # E names
     exp_bounds: torch.Tensor | None = None  # [2, E] f32, lowest and highest value (blendshapes: 0 and 1)
     unit: str = UNIT
-    dense: DensePoints | None = None  # where MediaPipe's 468 points lie
+    dense: DensePoints | None = None  # places of MediaPipe's 468 points
     tex_mean: torch.Tensor | None = None  # [V, 3] f32, mean colour: red, green, blue in 0..1
     tex_basis: torch.Tensor | None = None  # [V, 3, X] f32, colour per unit of coefficient; with tex_mean or not at all
 
@@ -93,7 +94,7 @@ class FaceModel:
         return self.mean.device
 
     def to(self, device: torch.device | str) -> FaceModel:
-        """The same model with its tensors on ``device``."""
+        """Copy of the model with its tensors on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in (*_FLOATS, *_INTS, *self._optional_floats())}
         return replace(self, **moved, dense=None if self.dense is None else self.dense.to(device))
 
@@ -102,17 +103,17 @@ class FaceModel:
 
     @cached_property
     def landmark_mean(self) -> torch.Tensor:
-        """[68, 3] the mean face's landmarks."""
+        """Landmarks [68, 3] of the mean face."""
         return self.mean[self.landmark_verts]
 
     @cached_property
     def landmark_id_basis(self) -> torch.Tensor:
-        """[68, 3, I] rows of ``id_basis`` at the landmarks."""
+        """Rows [68, 3, I] of ``id_basis`` at the landmarks."""
         return self.id_basis[self.landmark_verts]
 
     @cached_property
     def landmark_exp_basis(self) -> torch.Tensor:
-        """[68, 3, E] rows of ``exp_basis`` at the landmarks."""
+        """Rows [68, 3, E] of ``exp_basis`` at the landmarks."""
         return self.exp_basis[self.landmark_verts]
 
     def vertices(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
@@ -120,11 +121,11 @@ class FaceModel:
         return self.mean + _offsets(self.id_basis, id) + _offsets(self.exp_basis, exp)
 
     def landmarks(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-        """The 68 landmark vertices alone, [..., 68, 3] in decimetres; arguments as for ``vertices``."""
+        """The 68 landmark vertices [..., 68, 3] in decimetres; arguments as for ``vertices``."""
         return self.landmark_mean + self.landmark_offsets(id, exp)
 
     def landmark_offsets(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
-        """``landmarks`` less the mean face's, [..., 68, 3] in decimetres."""
+        """Offsets of ``landmarks`` from the mean face's, [..., 68, 3] in decimetres."""
         return _offsets(self.landmark_id_basis, id) + _offsets(self.landmark_exp_basis, exp)
 
     def idexp_lm3d(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
@@ -133,17 +134,17 @@ class FaceModel:
 
     @cached_property
     def dense_mean(self) -> torch.Tensor:
-        """[468, 3] the mean face's dense points; like all that is dense, ``ValueError`` for a model without them."""
+        """Dense points [468, 3] of the mean face. Raises ``ValueError`` for a model without dense correspondence."""
         return self._at_dense(self.mean)
 
     @cached_property
     def dense_id_basis(self) -> torch.Tensor:
-        """[468, 3, I] ``id_basis`` at the dense points."""
+        """Rows [468, 3, I] of ``id_basis`` at the dense points."""
         return self._at_dense(self.id_basis.flatten(1)).unflatten(-1, self.id_basis.shape[1:])
 
     @cached_property
     def dense_exp_basis(self) -> torch.Tensor:
-        """[468, 3, E] ``exp_basis`` at the dense points."""
+        """Rows [468, 3, E] of ``exp_basis`` at the dense points."""
         return self._at_dense(self.exp_basis.flatten(1)).unflatten(-1, self.exp_basis.shape[1:])
 
     def _at_dense(self, values: torch.Tensor) -> torch.Tensor:
@@ -152,9 +153,9 @@ class FaceModel:
         return self.dense.interpolate(values, self.triangles)
 
     def normals(self, vertices: torch.Tensor) -> torch.Tensor:
-        """Unit vertex normals [..., V, 3], outwards, of ``vertices`` [..., V, 3]: area-weighted sums.
+        """Outward unit normals [..., V, 3] at ``vertices`` [..., V, 3]: normalised area-weighted sums.
 
-        Sums by ``index_add``, whose order on a GPU may change the last bits from call to call.
+        On a GPU, the order of ``index_add`` may change the last bits from call to call.
         """
         corners = vertices[..., self.triangles, :]
         first, second, third = corners.unbind(-2)
@@ -165,7 +166,7 @@ class FaceModel:
         return torch.nn.functional.normalize(sums, dim=-1)
 
     def save(self, path: Path) -> None:
-        """Write the model as a neutral ``.npz``, whole or not at all; the same model gives the same bytes."""
+        """Write the model as a neutral ``.npz``, atomically; equal models give equal bytes."""
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
         arrays |= {name: np.array(getattr(self, name)) for name in _TEXTS}
         arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in _NAME_LISTS}
@@ -179,7 +180,10 @@ class FaceModel:
 
     @classmethod
     def load(cls, path: Path) -> FaceModel:
-        """Read a neutral ``.npz`` onto the CPU; ``RunError`` names the path and what is wrong with it."""
+        """Read a neutral ``.npz`` onto the CPU.
+
+        Raises ``RunError`` with the path and the reason if it cannot be read or is not a face model.
+        """
         try:
             arrays = _read_npz(path)
             return _from_arrays(arrays)
@@ -191,7 +195,7 @@ class FaceModel:
 
 
 def _offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
-    """``basis`` [V, 3, M] times ``coefficients`` [..., M] -> [..., V, 3]."""
+    """Offsets [..., V, 3]: ``basis`` [V, 3, M] times ``coefficients`` [..., M]."""
     if coefficients.shape[-1] != basis.shape[2]:
         raise ValueError(f"expected {basis.shape[2]} coefficients, got {tuple(coefficients.shape)}")
     flat = coefficients @ basis.reshape(-1, basis.shape[2]).T
@@ -252,7 +256,7 @@ def _check_values(model: FaceModel) -> None:
 
 
 def _check_geometry(model: FaceModel) -> None:
-    """Unit and axes, read off the mean face's landmarks: the usual mistakes of a converter show here."""
+    """Check unit and axes by the mean face's landmarks, where the usual mistakes of a converter show."""
     points = model.landmark_mean.cpu()
     eye_distance = float((points[45] - points[36]).norm())
     if not 0.4 < eye_distance < 1.6:
@@ -291,7 +295,7 @@ def _from_arrays(arrays: dict[str, np.ndarray]) -> FaceModel:
 
 
 def _dense(arrays: dict[str, np.ndarray]) -> DensePoints | None:
-    """The dense correspondence, which files older than it do not have."""
+    """Dense correspondence of a file; older files have none."""
     present = [name for name in _DENSE if name in arrays]
     if not present:
         return None

@@ -1,1 +1,1 @@
-"""A face model fitted to the colours of pictures."""
+"""Refine a fitted face model on the pixels of video frames."""
