@@ -45,13 +45,7 @@ class ModeProducts:
     @cached_property
     def id_exp(self) -> torch.Tensor:
         """[6 K, I E]."""
-        parts = []
-        for a, b in _AXES:
-            product = self._id[:, a, :, None] * self._exp[:, b, None, :]
-            if a != b:
-                product = product + self._id[:, b, :, None] * self._exp[:, a, None, :]
-            parts.append(product.float())
-        return torch.cat(parts).flatten(1)
+        return _pair_products(self._id[..., None], self._exp[:, :, None]).flatten(1)
 
     @cached_property
     def flat(self) -> torch.Tensor:
@@ -134,11 +128,16 @@ def _derivatives(state: State, residuals: Residuals, shape: tuple[int, int]) -> 
 
 def _upper(basis: torch.Tensor) -> torch.Tensor:
     first, second = torch.triu_indices(basis.shape[-1], basis.shape[-1], device=basis.device)
+    return _pair_products(basis[..., first], basis[..., second])
+
+
+def _pair_products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Symmetrised products over pairs of axes, f32: [K, 3, ...] and [K, 3, ...] (both broadcast) to [6 K, ...]."""
     parts = []
     for a, b in _AXES:
-        product = basis[:, a, first] * basis[:, b, second]
+        product = first[:, a] * second[:, b]
         if a != b:
-            product = product + basis[:, b, first] * basis[:, a, second]
+            product = product + first[:, b] * second[:, a]
         parts.append(product.float())
     return torch.cat(parts)
 

@@ -35,7 +35,7 @@ from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult
 from lrs3_loader.face.fit.windows import Window, WindowBatch, batches, split_into_windows
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera, project
 from lrs3_loader.face.geometry.rotation import matrix_to_euler
-from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel, linear_offsets
 
 __all__ = ["FitConfig", "FitInput", "FitResult", "LandmarkFitter"]
 
@@ -153,8 +153,8 @@ class LandmarkFitter:
         exp[is_key] = first.exp[is_key]
         if not bool(is_key.all()):
             basis = self._points.basis
-            offsets = (exp @ basis.exp.flatten(0, 1).T).unflatten(-1, (-1, 3))
-            turned, moved = self._closed_form_poses(measured, basis.neutral(first.id)[measured.clip_of] + offsets)
+            points = basis.neutral(first.id)[measured.clip_of] + linear_offsets(basis.exp, exp)
+            turned, moved = self._closed_form_poses(measured, points)
             rotation = torch.where(is_key[:, None, None], rotation, turned)
             translation = torch.where(is_key[:, None], translation, moved)
         return State(first.id, exp, rotation, translation)

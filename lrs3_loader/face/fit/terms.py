@@ -35,6 +35,7 @@ import torch
 
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.geometry.rotation import axis_angle_to_matrix
+from lrs3_loader.face.model.morphable import linear_offsets
 
 POSE_SIZE = 6
 _pad = torch.nn.functional.pad
@@ -51,7 +52,7 @@ class Basis:
 
     def neutral(self, id: torch.Tensor) -> torch.Tensor:
         """Landmarks [..., K, 3] for the identity ``id`` [..., I] without expression."""
-        return self.mean + (id @ self.id.flatten(0, 1).T).unflatten(-1, (-1, 3))
+        return self.mean + linear_offsets(self.id, id)
 
 
 @dataclass(frozen=True)
@@ -122,8 +123,7 @@ def _picked(chosen: torch.Tensor, new: State | Residuals, old: State | Residuals
 
 def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observations: Observations) -> Residuals:
     """Residuals of a state; ``neutral`` [B, K, 3] are the landmarks of its identities without expression."""
-    offsets = (state.exp @ basis.exp.flatten(0, 1).T).unflatten(-1, (-1, 3))
-    turned = (neutral[:, None] + offsets) @ state.rotation.transpose(-1, -2)
+    turned = (neutral[:, None] + linear_offsets(basis.exp, state.exp)) @ state.rotation.transpose(-1, -2)
     placed = turned + state.translation[..., None, :]
     depth = DISTANCE - placed[..., 2]
     normalized_xy = placed[..., :2] / depth[..., None]

@@ -35,6 +35,8 @@ FRONT_INDEX = "BFM_front_idx.mat"
 EXPRESSION_INDEX = "BFM_exp_idx.mat"
 INFO = "facemodel_info.mat"
 
+_SOURCE_FILES = (ORIGINAL, EXPRESSIONS, EXPRESSION_SIGMA, FRONT_INDEX, EXPRESSION_INDEX, INFO)
+
 LICENCE = "LicenseRef-BFM-2009 (research only, not to be passed on)"
 NUM_ID, NUM_EXP, NUM_TEX = 80, 64, 80
 UNITS_PER_DECIMETRE = 1e5  # the originals are in micrometres
@@ -74,7 +76,7 @@ def convert_bfm_2009(folder: Path) -> FaceModel:
     Raises ``RunError`` with the name of a file that is missing (and where to get it), damaged, or inconsistent.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder; bfm-2009 needs one with {', '.join(_used_files())}")
+        raise RunError(f"{folder} is not a folder; bfm-2009 needs one with {', '.join(_SOURCE_FILES)}")
     shape = _read_mat(folder / ORIGINAL, ORIGINAL, ("shapePC", "shapeEV", "shapeMU", "texPC", "texEV", "texMU"))
     front = _read_mat(folder / FRONT_INDEX, FRONT_INDEX, ("idx",))["idx"]
     trimmed = _read_mat(folder / EXPRESSION_INDEX, EXPRESSION_INDEX, ("trimIndex",))["trimIndex"]
@@ -97,12 +99,8 @@ def convert_bfm_2009(folder: Path) -> FaceModel:
         raise RunError(f"the files of BFM 2009 in {folder} do not fit together: {error}") from error
 
 
-def _used_files() -> tuple[str, ...]:
-    return (ORIGINAL, EXPRESSIONS, EXPRESSION_SIGMA, FRONT_INDEX, EXPRESSION_INDEX, INFO)
-
-
 def _digest(folder: Path) -> str:
-    listing = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_used_files()))
+    listing = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_SOURCE_FILES))
     return hashlib.sha256(listing.encode()).hexdigest()
 
 

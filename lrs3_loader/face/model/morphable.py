@@ -118,7 +118,7 @@ class FaceModel:
 
     def vertices(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
         """All vertices [..., V, 3] in decimetres for ``id`` [..., I] and ``exp`` [..., E]; both broadcast."""
-        return self.mean + _offsets(self.id_basis, id) + _offsets(self.exp_basis, exp)
+        return self.mean + linear_offsets(self.id_basis, id) + linear_offsets(self.exp_basis, exp)
 
     def landmarks(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
         """The 68 landmark vertices [..., 68, 3] in decimetres; arguments as for ``vertices``."""
@@ -126,7 +126,7 @@ class FaceModel:
 
     def landmark_offsets(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
         """Offsets of ``landmarks`` from the mean face's, [..., 68, 3] in decimetres."""
-        return _offsets(self.landmark_id_basis, id) + _offsets(self.landmark_exp_basis, exp)
+        return linear_offsets(self.landmark_id_basis, id) + linear_offsets(self.landmark_exp_basis, exp)
 
     def idexp_lm3d(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
         """GeneFace's ``idexp_lm3d`` [..., 68, 3]: landmark offsets from the mean face, decimetres times 10."""
@@ -194,7 +194,7 @@ class FaceModel:
             raise RunError(f"{path} is not a face model in this package's format: {detail}") from error
 
 
-def _offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+def linear_offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
     """Offsets [..., V, 3]: ``basis`` [V, 3, M] times ``coefficients`` [..., M]."""
     if coefficients.shape[-1] != basis.shape[2]:
         raise ValueError(f"expected {basis.shape[2]} coefficients, got {tuple(coefficients.shape)}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.face.model.morphable import FaceModel, linear_offsets
 
 SIDE_REACH = 1.0  # half widths of the landmarks, from their middle line
 ABOVE_REACH = 0.2  # heights of the landmarks, above the brows
@@ -46,11 +46,11 @@ class Region:
 
     def neutral(self, id: torch.Tensor) -> torch.Tensor:
         """Vertices [..., V, 3] of the identity ``id`` [..., I] without expression."""
-        return self.mean + (id.to(self.mean.dtype) @ self.id_basis.flatten(0, 1).T).unflatten(-1, (-1, 3))
+        return self.mean + linear_offsets(self.id_basis, id.to(self.mean.dtype))
 
     def expressed(self, neutral: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
         """Vertices [n, V, 3] of ``neutral`` [n, V, 3] with the expression ``exp`` [n, E]."""
-        return neutral + (exp.to(self.mean.dtype) @ self.exp_basis.flatten(0, 1).T).unflatten(-1, (-1, 3))
+        return neutral + linear_offsets(self.exp_basis, exp.to(self.mean.dtype))
 
     def normals(self, vertices: torch.Tensor) -> torch.Tensor:
         """Outward unit normals [n, V, 3] at ``vertices`` [n, V, 3]: area-weighted means, summed in a fixed order."""
