@@ -23,7 +23,7 @@ _AXES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 
 
 class ModeProducts:
-    """Products of pairs of a basis' modes at every landmark, f32, computed once for a model.
+    """Products of pairs of a model's modes at every landmark, f32, computed once for a model.
 
     Rows: axes first, then landmarks.
     """
@@ -34,32 +34,32 @@ class ModeProducts:
 
     @cached_property
     def exp_exp(self) -> torch.Tensor:
-        """[6 K, E (E + 1) / 2], the pairs in the order of ``torch.triu_indices``."""
+        """Products of expression modes [6 K, E (E + 1) / 2], pairs in the order of ``torch.triu_indices``."""
         return _upper(self._exp)
 
     @cached_property
     def id_id(self) -> torch.Tensor:
-        """[6 K, I (I + 1) / 2], the pairs in the order of ``torch.triu_indices``."""
+        """Products of identity modes [6 K, I (I + 1) / 2], pairs in the order of ``torch.triu_indices``."""
         return _upper(self._id)
 
     @cached_property
     def id_exp(self) -> torch.Tensor:
-        """[6 K, I E]."""
+        """Products of identity and expression modes [6 K, I E]."""
         return _pair_products(self._id[..., None], self._exp[:, :, None]).flatten(1)
 
     @cached_property
     def flat(self) -> torch.Tensor:
-        """[3 K, E + I] the bases, concatenated."""
+        """Both bases, concatenated [3 K, E + I]."""
         return torch.cat((self._exp, self._id), -1).transpose(0, 1).flatten(0, 1).float()
 
     @cached_property
     def exp_places(self) -> torch.Tensor:
-        """[E E] column of ``exp_exp`` for each entry of an expression block."""
+        """Column [E E] of ``exp_exp`` for each entry of an expression block."""
         return _places(self.num_exp, self._exp.device)
 
     @cached_property
     def id_places(self) -> torch.Tensor:
-        """[I I] column of ``id_id`` for each entry of an identity block."""
+        """Column [I I] of ``id_id`` for each entry of an identity block."""
         return _places(self.num_id, self._id.device)
 
 

@@ -102,7 +102,7 @@ class FitPoints:
             focal: [N] pixels.
 
         Returns:
-            [N, K] weight / variance, and [N] the share of that variance that is the same in all frames of a clip.
+            Weight / variance [N, K], and the share [N] of that variance that is the same in all frames of a clip.
         """
         config = self.config
         depth = DISTANCE - translation[:, 2]
