@@ -98,6 +98,7 @@ setup(
         "fsspec>=2024.2",
         "tyro>=1.0.10,<2",
         "tqdm>=4.66,<5",
+        "packaging>=23,<27",
         "pillow>=10.1,<14",
         "matplotlib>=3.8,<4",
         "jinja2>=3.1.2,<4",

@@ -1,22 +1,23 @@
-"""Model files: `check` says which are here, `fetch` gets what may be fetched freely, `convert` reads face models."""
+"""Model files: `check` lists those on this machine, `fetch` downloads the free ones, `convert` reads face models."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from lrs3_loader.assets.check import check_assets, format_table, is_complete
 from lrs3_loader.assets.locate import HUBERT, Assets
+from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
 
 
 @dataclass(frozen=True)
 class Check:
-    """Print a table of all model files; exit code 1 if something that a run needs is missing or damaged."""
+    """Print a table of all model files; exit code 1 if one that a run needs is missing or damaged."""
 
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
@@ -33,7 +34,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Fetch:
-    """Get MediaPipe's face landmarker and ICT-FaceKit, checking what arrives; nothing is fetched twice."""
+    """Download MediaPipe's face landmarker and ICT-FaceKit, and check their hashes; existing files are kept."""
 
     assets: Path | None = None
     """Put them into this folder (made if needed) rather than the cache."""
@@ -49,6 +50,22 @@ class Fetch:
 
 
 @dataclass(frozen=True)
+class ConvertDetails:
+    """Files that go with the face model, and FLAME's jaw."""
+
+    task: Path | None = None
+    """The face_landmarker.task to find dense correspondence with (looked for as for a run when not given)."""
+    dense_index: Path | None = None
+    """An existing dense correspondence instead: 468 vertex numbers (.npy, text), or the .npz that comes with FLAME."""
+    flame_embedding: Path | None = None
+    """FLAME's 68 landmarks, landmark_embedding.npy (looked for next to the model when not given)."""
+    flame_jaw: bool = True
+    """Include FLAME's jaw joint in the expressions; off for models whose expressions already move the jaw."""
+    assets: Path | None = None
+    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+
+
+@dataclass(frozen=True)
 class Convert:
     """Convert a published face model into a file for --face-model; none of them is part of this package."""
 
@@ -58,26 +75,16 @@ class Convert:
     """The file or folder to read."""
     out: Path
     """The file to write, FILE.npz."""
-    task: Path | None = None
-    """The face_landmarker.task to find dense correspondence with (looked for as for a run when not given)."""
-    dense_index: Path | None = None
-    """An existing dense correspondence instead: 468 vertex numbers (.npy, text), or the .npz that comes with FLAME."""
-    flame_embedding: Path | None = None
-    """Where FLAME's 68 landmarks lie, landmark_embedding.npy (looked for beside the model when not given)."""
-    flame_jaw: bool = True
-    """Fold FLAME's jaw joint into the expressions; off for models whose expressions have the jaw's movement already."""
-    assets: Path | None = None
-    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+    details: Annotated[ConvertDetails, rarely("details")] = field(default_factory=ConvertDetails)
 
     def __call__(self) -> int:
-        from lrs3_loader.face.model.convert import (
-            convert_face_model,
-            describe_model,
-            save_face_model,
-        )
+        from lrs3_loader.face.model.convert import convert_face_model, describe_model, save_face_model
 
-        task = self.task or Assets(self.assets).canonical_task()
-        model = convert_face_model(self.kind, self.source, task, self.dense_index, self.flame_embedding, self.flame_jaw)
+        given = self.details
+        task = given.task or Assets(given.assets).canonical_task()
+        model = convert_face_model(
+            self.kind, self.source, task, given.dense_index, given.flame_embedding, given.flame_jaw
+        )
         save_face_model(model, self.out)
         print(describe_model(model))
         if model.dense is None:

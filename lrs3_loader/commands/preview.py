@@ -4,20 +4,49 @@ lrs3-loader preview clip.mp4 --out preview.mp4
 
 lrs3-loader preview runs/demo pretrain/DemoHead000/00001 --out preview.png
 
-A clip file is extracted on the spot; RUN KEY shows a sample as it was written, over the video where the corpus is
-still there. An .mp4 holds all frames, a .png a few of them and the curves.
+A clip file is extracted on the spot; RUN KEY shows a sample as it was written, drawn over its video if the corpus is
+still available. An .mp4 shows all frames, a .png a few frames and the curves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
+from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where to find files, and what computes."""
+
+    assets: Path | None = None
+    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+    corpus: Path | None = None
+    """Where the run's corpus is now, if it was moved."""
+    device: str = "auto"
+    """For a clip file: auto, cpu, cuda or cuda:N."""
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How the preview is drawn."""
+
+    small: bool = False
+    """Write a .png of 256 colours, a quarter of the size."""
+    panel: int = 320
+    """Side of a panel in pixels (even, at least 64)."""
+    mesh: Literal["simple", "wireframe", "pytorch3d"] = "simple"
+    """How the mesh is drawn: shaded, as a wireframe, or shaded by pytorch3d (seconds per frame on a CPU)."""
+
+    def __post_init__(self) -> None:
+        if self.panel < 64 or self.panel % 2:
+            raise ValueError(f"panel must be even and at least 64, got {self.panel}")
 
 
 @dataclass(frozen=True)
@@ -28,33 +57,19 @@ class Args:
     """The .mp4 or .png to write."""
     key: Annotated[str | None, tyro.conf.Positional] = None
     """Which sample of the run: <split>/<speaker>/<utterance>."""
-    assets: Path | None = None
-    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
     face_model: str | None = None
     """ict, demo, or a model file FILE.npz (ict for a clip, the run's own for a sample when not given)."""
-    corpus: Path | None = None
-    """Where the run's corpus is now, if it was moved."""
     video: bool = True
-    """Show the video of a run's sample where it is there; --no-video shows what was extracted, and nobody's face."""
+    """Show the video of a run's sample if available; --no-video shows only extracted values, and nobody's face."""
     hubert: str | None = None
     """For a clip file: the speech encoder to show as well, a Hugging Face name or a folder."""
-    device: str = "auto"
-    """For a clip file: auto, cpu, cuda or cuda:N."""
-    small: bool = False
-    """A .png of 256 colours, a quarter of the size."""
-    panel: int = 320
-    """Side of a panel in pixels (even, at least 64)."""
-    mesh: Literal["simple", "wireframe", "pytorch3d"] = "simple"
-    """How the mesh is drawn: shaded, its wires alone, or shaded by pytorch3d (seconds a frame on a CPU)."""
-
-    def __post_init__(self) -> None:
-        if self.panel < 64 or self.panel % 2:
-            raise ValueError(f"panel must be even and at least 64, got {self.panel}")
+    sources: Annotated[Sources, rarely("files and device")] = field(default_factory=Sources)
+    drawing: Annotated[Drawing, rarely("drawing")] = field(default_factory=Drawing)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "preview", argv)
-    if args.source.is_file() and (args.key is not None or args.corpus is not None):
+    if args.source.is_file() and (args.key is not None or args.sources.corpus is not None):
         raise cli.UsageError("KEY and --corpus go with the folder of a run, not with a clip file")
     if args.source.is_dir() and args.hubert is not None:
         raise cli.UsageError("--hubert goes with a clip file: a run's sample holds its own speech features")
@@ -65,9 +80,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lrs3_loader.viz import preview
 
     preview.check_output(args.out)
-    assets = Assets(args.assets)
+    assets = Assets(args.sources.assets)
     if args.source.is_file():
-        device = pick_device(args.device)
+        device = pick_device(args.sources.device)
         subject = preview.from_file(args.source, args.face_model or "ict", assets, device, args.hubert)
     elif not args.source.exists():
         raise RunError(f"no such clip or run: {args.source}")
@@ -76,8 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise RunError(f"{args.source} holds {len(keys)} clips: give a KEY as well, such as {', '.join(keys[:3])}")
     else:
         subject = preview.from_run(
-            args.source, args.key, assets, face_model=args.face_model, corpus=args.corpus, video=args.video
+            args.source, args.key, assets, face_model=args.face_model, corpus=args.sources.corpus, video=args.video
         )
-    preview.write_preview(subject, args.out, args.panel, args.mesh, args.small)
+    drawing = args.drawing
+    preview.write_preview(subject, args.out, drawing.panel, drawing.mesh, drawing.small)
     print(args.out)
     return cli.EXIT_OK

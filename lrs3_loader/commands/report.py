@@ -4,19 +4,30 @@ lrs3-loader report runs/demo
 
 lrs3-loader report /data/lrs3-shards --sample 5000 --page lrs3.html
 
-The page shows no picture of anybody: only what was extracted. An unfinished run is shown as far as it goes.
+The page shows extracted values only, and nobody's face. Of an unfinished run it shows the shards written so far.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
+from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
+
+
+@dataclass(frozen=True)
+class ModelSources:
+    """Where to find the run's face model."""
+
+    assets: Path | None = None
+    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+    face_model: str | None = None
+    """The run's face model, if it was moved: ict, demo or FILE.npz."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +39,8 @@ class Args:
     sample: int | None = None
     """Measure this many clips, evenly spread over the run, rather than all."""
     gallery: int = 6
-    """Clips to draw: the worst fit and other extremes first."""
-    assets: Path | None = None
-    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
-    face_model: str | None = None
-    """Where the run's face model is now, if not where it was: ict, demo or FILE.npz."""
+    """Number of clips to draw: the worst fit and other extremes first."""
+    models: Annotated[ModelSources, rarely("model files")] = field(default_factory=ModelSources)
 
     def __post_init__(self) -> None:
         if self.sample is not None and self.sample < 1:
@@ -59,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             page,
             sample=args.sample,
             gallery=args.gallery,
-            load_model=lambda: model_of_run(folder, args.face_model, Assets(args.assets), fetch=False),
+            load_model=lambda: model_of_run(folder, args.models.face_model, Assets(args.models.assets), fetch=False),
             progress=bar.update,
         )
     for problem in findings.damaged:

@@ -1,10 +1,10 @@
-"""Train a network to tell whether lips and sound belong together, from the shards of a run.
+"""Train a lip-sync network, which tells whether mouth movement and audio belong together, on the shards of a run.
 
 lrs3-loader train-syncnet --demo --out runs/syncnet
 
 torchrun --nproc_per_node 4 -m lrs3_loader train-syncnet /data/lrs3-shards --out runs/syncnet
 
-Run the same command again to go on where it was. Then: lrs3-loader verify RUN --sync runs/syncnet/checkpoint.pt
+Run the same command again to resume. Then: lrs3-loader verify RUN --sync runs/syncnet/checkpoint.pt
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Args:
     """Folder of the finished run to train on."""
     demo: bool = False
     """Render and extract a corpus of synthetic talking heads (in OUT/demo-run) and train on that."""
-    train: TrainConfig = field(default_factory=TrainConfig)
+    train: Annotated[TrainConfig, rarely("network and optimiser")] = field(default_factory=TrainConfig)
     data: Annotated[DemoData, rarely("demo corpus")] = field(default_factory=DemoData)
 
 

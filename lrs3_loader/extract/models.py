@@ -1,9 +1,10 @@
-"""All models of one rank, loaded onto one device, and what is to be recorded of them."""
+"""All models of one rank, loaded onto one device, and the record of them that a run keeps."""
 
 from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +25,34 @@ from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
 
 
+@dataclass(frozen=True)
+class ModelPaths:
+    """The files of all models that a config needs."""
+
+    landmarker: Path
+    face_model: Path | None  # None: the demo model, which is generated
+    speech_encoder: str  # a folder, or a name on the Hugging Face hub
+    deep3d: tuple[Path, Path] | None  # checkpoint and standard face, if the config asks for the regression
+
+    @classmethod
+    def find(cls, config: RunConfig, assets: Assets) -> ModelPaths:
+        """Find all files before any is loaded.
+
+        Raises:
+            RunError: one is missing or damaged; the message tells how to get it.
+        """
+        checkpoint = config.regression.checkpoint
+        return cls(
+            landmarker=assets.landmarker(),
+            face_model=None if config.face.face_model == "demo" else assets.face_model_path(config.face.face_model),
+            speech_encoder=assets.speech_encoder(config.speech.model),
+            deep3d=None if checkpoint is None else assets.deep3d(checkpoint),
+        )
+
+
 @dataclass(frozen=True, eq=False)
 class Models:
-    """Everything that turns frames and sound into numbers."""
+    """All models that turn frames and audio into features."""
 
     landmarker_files: LandmarkerFiles
     landmarker: FaceLandmarker
@@ -41,20 +67,20 @@ class Models:
         """Load every model that a resolved config needs.
 
         Raises:
-            RunError: a model file is missing, damaged, or does not go with the others; the message says what to do.
+            RunError: a model file is missing, damaged, or does not match the others; the message says what to do.
         """
         require_extras(config.face)
-        path = assets.landmarker()
-        files = load_landmarker_files(path)
+        paths = ModelPaths.find(config, assets)
+        files = load_landmarker_files(paths.landmarker)
         try:
             landmarker = make_landmarker(files, config.landmarks, device)
         except ValueError as error:
             raise RunError(
-                f"{path} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
+                f"{paths.landmarker} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
             ) from error
-        speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
+        speech_config = dataclasses.replace(config.speech, model=paths.speech_encoder)
         try:
-            face_model = load_face_model(config.face, assets).to(device)
+            face_model = (FaceModel.load(paths.face_model) if paths.face_model else demo.demo_head()).to(device)
             if config.regression.idexp != "fit":
                 check_face_model(face_model)
             return cls(
@@ -64,19 +90,19 @@ class Models:
                 speech=SpeechEncoder.load(speech_config, device),
                 face_model=face_model,
                 fitter=make_fitter(config.face, face_model),
-                regressor=load_regressor(config.regression, assets, device),
+                regressor=load_regressor(config.regression, paths.deep3d, device),
             )
         except ValueError as error:
-            raise RunError(f"a model does not fit: {error}") from error
+            raise RunError(f"a model cannot be used with this configuration: {error}") from error
 
     @property
     def needs_pixels(self) -> bool:
-        """Whether the fitter needs each clip's ``image.crops``."""
+        """True if the fitter needs the face crops of each clip, not only its landmarks."""
         return isinstance(self.fitter, PhotometricFitter)
 
     @property
     def record(self) -> dict[str, Any]:
-        """What made the numbers, for ``run.json``: names, hashes, licences. Decides whether a run can be resumed."""
+        """Names, hashes and licences of the models, for ``run.json``; a run is resumed only with equal ones."""
         model = self.face_model
         record: dict[str, Any] = {
             "landmarker": {"name": self.landmarker_files.name, "sha256": self.landmarker_files.sha256},
@@ -97,7 +123,7 @@ class Models:
 
     @property
     def names(self) -> dict[str, Any]:
-        """The same in short, for each sample's metadata."""
+        """Names of the models, for the metadata of each sample."""
         names: dict[str, Any] = {
             "landmarker": self.landmarker_files.name,
             "face_model": self.face_model.name,
@@ -108,7 +134,7 @@ class Models:
         return names
 
     def conventions(self, config: RunConfig) -> dict[str, str]:
-        """How the numbers are to be read, for each sample's metadata."""
+        """Conventions that the features follow, for the metadata of each sample."""
         conventions = {"pose": POSE_CONVENTION, "face_track": TRACK_RULE}
         if self.regressor is not None:
             conventions |= {"coeff": COEFF_CONVENTION, "idexp_lm3d": config.regression.idexp}
@@ -116,7 +142,7 @@ class Models:
 
 
 def make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torch.device) -> FaceLandmarker:
-    """The landmarker with as many of its networks as the config needs."""
+    """Build the landmarker with those of its networks that the config needs."""
     assert config.frame_batch is not None, "the config was not resolved"
     if not config.store_blendshapes:
         files = dataclasses.replace(files, blendshapes=None)
@@ -124,28 +150,30 @@ def make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torc
 
 
 def require_extras(config: FaceConfig) -> None:
-    """Raise ``RunError`` where an optional package that the config needs is missing; cheap, to be asked first."""
+    """Check that the optional packages that the config needs are installed; raises ``RunError`` otherwise."""
     if config.fit == "photometric":
         require_pytorch3d("--fit photometric")
 
 
 def make_fitter(config: FaceConfig, model: FaceModel) -> LandmarkFitter:
-    """The fitter a config names."""
+    """Build the fitter that the config names."""
     kind = PhotometricFitter if config.fit == "photometric" else LandmarkFitter
     return kind(model, FitConfig.named(config.fit, model))
 
 
-def load_regressor(config: RegressionConfig, assets: Assets, device: torch.device) -> Deep3DRegressor | None:
-    """Deep3DFaceRecon's regression, where the config names its checkpoint."""
-    if config.checkpoint is None:
+def load_regressor(
+    config: RegressionConfig, paths: tuple[Path, Path] | None, device: torch.device
+) -> Deep3DRegressor | None:
+    """Load Deep3DFaceRecon's regression from its checkpoint and standard face, if there is one."""
+    if paths is None:
         return None
     assert config.batch is not None, "the config was not resolved"
-    files = load_deep3d_files(*assets.deep3d(config.checkpoint))
+    files = load_deep3d_files(*paths)
     return Deep3DRegressor(files, device, batch_size=config.batch, dtype=getattr(torch, config.dtype))
 
 
 def load_face_model(config: FaceConfig, assets: Assets) -> FaceModel:
-    """The face model a config names: ``demo`` is generated, anything else is a file."""
+    """Load the face model that a config names: ``demo`` is generated, any other is a file."""
     if config.face_model == "demo":
         return demo.demo_head()
     return FaceModel.load(assets.face_model_path(config.face_model))

@@ -59,13 +59,27 @@ def test_help_does_not_wait_for_torch(name: str, tmp_path: Path) -> None:
     assert "'torch'" not in modules
 
 
-def test_flags_that_are_set_often_come_first(tmp_path: Path) -> None:
-    shown = call([*MODULE, "extract", "--help"], tmp_path).stdout
+@pytest.mark.parametrize(
+    ("command", "often", "rarely"),
+    [
+        ("extract", "--corpus", "--frame-batch"),
+        ("doctor", "--corpus", "--frame-batch"),
+        ("report", "--page", "--assets"),
+        ("preview", "--face-model", "--panel"),
+        ("export geneface", "--splits", "--flip-lm5"),
+        ("export import-geneface", "--hubert-store", "--shard-frames"),
+        ("assets convert", "--out", "--dense-index"),
+        ("train-syncnet", "--device", "--learning-rate"),
+    ],
+)
+def test_flags_that_are_set_often_come_first(command: str, often: str, rarely: str, tmp_path: Path) -> None:
+    shown = call([*MODULE, *command.split(), "--help"], tmp_path).stdout
     titles = re.findall(r"─ (.+) options ─", shown)
     rare = [title.startswith("rarely set: ") for title in titles]
     assert True in rare
     assert rare == sorted(rare)
-    assert shown.index("--corpus") < shown.index("--hubert") < shown.index("rarely set")
+    first_rare = shown.index("rarely set: ")
+    assert shown.rindex(f"{often} ") < first_rare < shown.index(rarely)
 
 
 @pytest.mark.parametrize(

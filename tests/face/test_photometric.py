@@ -353,7 +353,7 @@ def test_extraction_keeps_crops_and_writes_the_figures(pytorch3d: Any, assets: P
     """Two clips, one in two chunks; the second is lost in between and its crops with it."""
     config = demo_config()
     models = Models.load(config, Assets(assets), torch.device("cpu"))
-    assert models.wants_pixels
+    assert models.needs_pixels
     assert models.record["renderer"]["name"] == "pytorch3d"
     small = PhotometricConfig(drawing_size=20, num_rounds=1, num_keyframes=4)
     fitter = PhotometricFitter(models.face_model, photometric=small)
