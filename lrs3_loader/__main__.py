@@ -14,14 +14,14 @@ from lrs3_loader import __version__
 #: Name -> what it does. The module in ``lrs3_loader.commands`` has the name with ``_`` for ``-``.
 COMMANDS = {
     "extract": "extract a corpus of talking-face clips into shards",
-    "doctor": "look for what would spoil a run, and say what to do about it",
-    "verify": "re-read every shard of a run and say what is missing or damaged",
+    "doctor": "check that a run can work, and say how to fix what cannot",
+    "verify": "check every shard of a run, and list missing or damaged ones",
     "report": "write a run as one self-contained HTML page",
     "preview": "draw landmarks, mesh and curves of one clip",
-    "export": "turn a run into GeneFace's format, and back",
+    "export": "convert a run to GeneFace's format, and back",
     "bundle": "pack a run into an archive in parts, and unpack it",
-    "assets": "check, fetch and convert model files",
-    "train-syncnet": "train a network to tell whether lips and sound belong together",
+    "assets": "check, download and convert model files",
+    "train-syncnet": "train a lip-sync network on a run",
 }
 
 

@@ -1,5 +1,5 @@
-"""The commands of ``lrs3-loader``, a module each: ``main(argv)`` parses, calls the package, returns the exit code.
+"""Commands of ``lrs3-loader``, one module each: ``main(argv)`` parses, calls the package and returns the exit code.
 
-Nothing that takes long to import (torch above all) is imported before the arguments have been parsed, so that help and
-complaints about arguments come at once; the doctor must work where torch does not even import.
+Slow imports, torch above all, happen after the arguments are parsed, so that help and errors in arguments appear at
+once; the doctor must work even if torch cannot be imported.
 """

@@ -1,4 +1,4 @@
-"""Move whole sets: a run or a binarised folder as an archive in parts, and back.
+"""Pack a run or any folder into an archive in parts, and unpack it.
 
 lrs3-loader bundle pack runs/demo --to parts --part-size 2GiB
 
@@ -28,7 +28,7 @@ class Pack:
     to: Path = Path()
     """Folder for the parts."""
     part_size: str = "2GiB"
-    """Size of each part but the last: 500MB, 2GiB, or a number of bytes."""
+    """Size of each part except the last: 500MB, 2GiB, or a number of bytes."""
     name: str | None = None
     """Name of the archive (the folder's when not given)."""
 
@@ -52,7 +52,7 @@ class Unpack:
     parts: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """The parts in any order (X.zip.part_*, X.zip_part_aa, X.zip.001, X.tar.part_0000), or a manifest."""
     out: Path
-    """Folder for what is in them, such as data/binary/lrs3."""
+    """Folder to unpack into, such as data/binary/lrs3."""
 
     def __call__(self) -> int:
         from lrs3_loader.interop.bundle.bundle import unpack_archive
@@ -61,7 +61,7 @@ class Unpack:
             done = unpack_archive(self.parts, self.out, bar.update)
         print(
             f"{done.num_written} files, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
-            f"{done.num_there} were there"
+            f"{done.num_there} already existed"
         )
         return cli.EXIT_OK
 

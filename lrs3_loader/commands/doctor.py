@@ -1,10 +1,10 @@
-"""Look for what would spoil a run: versions, GPU, decoders, shared memory, limits, disk, model files.
+"""Check that a run can work: versions, GPU, decoders, shared memory, limits, disk, model files.
 
 lrs3-loader doctor
 
 lrs3-loader doctor --corpus /data/lrs3 --out /data/lrs3-shards --ranks 4
 
-Exit code 1 if something has to be put right first. The remedy stands below each problem.
+Exit code 1 if something has to be fixed first. The remedy is printed below each problem.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from lrs3_loader.launch import cli
 @dataclass(frozen=True)
 class Args:
     out: Path = Path()
-    """Folder of the run to be."""
+    """Folder of the planned run."""
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
     ranks: int = 1
     """Ranks that will run on this machine (torchrun's --nproc_per_node)."""
     json: bool = False
-    """Print the findings as JSON, with all versions: for scripts, and to go into the report of a bug."""
+    """Print the findings as JSON, with all versions: for scripts and bug reports."""
     run: Annotated[RunConfig, tyro.conf.arg(name="")] = field(default_factory=RunConfig)
     workers: Annotated[WorkerConfig, rarely("decode processes")] = field(default_factory=WorkerConfig)
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checks = doctor.check_software()
     checks += doctor.check_machine(args.out, args.ranks * args.workers.num_workers)
     checks += [doctor.check_torch_loads()] if doctor.is_fit(checks) else []
-    checks += try_out(args) if doctor.is_fit(checks) else []
+    checks += run_trials(args) if doctor.is_fit(checks) else []
     checks = [replace(check, remedy=cli.as_called(check.remedy)) for check in checks]
     if args.json:
         print(doctor.checks_json(checks, doctor.list_versions()))
@@ -53,8 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.EXIT_OK if doctor.is_fit(checks) else cli.EXIT_PROBLEM
 
 
-def try_out(args: Args) -> list[doctor.CheckResult]:
-    """What needs the packages themselves."""
+def run_trials(args: Args) -> list[doctor.CheckResult]:
+    """Run the checks that import torch and the decoders."""
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.corpus.scan import corpus_root, scan_corpus
     from lrs3_loader.doctor import disk_space, trial

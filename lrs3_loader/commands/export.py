@@ -1,4 +1,4 @@
-"""Turn a run into other people's formats, and their sets into runs.
+"""Export a run to other formats, and import GeneFace sets as runs.
 
 lrs3-loader export geneface runs/demo data/binary/lrs3
 
@@ -61,7 +61,7 @@ class Geneface:
 
 @dataclass(frozen=True)
 class ImportGeneface:
-    """Turn a binarised GeneFace set into shards and ledger. Run the same command again to resume."""
+    """Convert a binarised GeneFace set into a run. Run the same command again to resume."""
 
     source: Annotated[Path, tyro.conf.Positional]
     """Folder with train.data, val.data or both."""
@@ -85,12 +85,12 @@ class ImportGeneface:
 
 @dataclass(frozen=True)
 class Stats:
-    """Write the mean and deviation of every field beside a run's shards, as stats.json."""
+    """Write the mean and standard deviation of every field to stats.json in the run's folder."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     partial: bool = False
-    """Take the shards there are of a run that is not finished."""
+    """Use the shards written so far of an unfinished run."""
 
     def __call__(self) -> int:
         from lrs3_loader.stream import stats

@@ -1,4 +1,4 @@
-"""Re-read every shard of a run against its ledger and say what is missing or damaged.
+"""Compare every shard of a run with its ledger, and list missing or damaged ones.
 
 lrs3-loader verify runs/demo
 
@@ -45,19 +45,19 @@ def main(argv: Sequence[str] | None = None) -> int:
             tqdm.write(f"{shard.name}: {problem}")
     totals = folder.totals()
     print(
-        f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards sound: "
+        f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards intact: "
         f"{totals.num_samples} samples, {len(totals.rejects)} rejects"
     )
     print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
     if num_bad:
-        print(f"{num_bad} shards are missing or damaged; run the extraction again to make them")
+        print(f"{num_bad} shards are missing or damaged; run the extraction again to rewrite them")
     elif args.sync is not None:
         measure_sync(folder, args.sync)
     return cli.EXIT_PROBLEM if num_bad else cli.EXIT_OK
 
 
 def measure_sync(folder: RunFolder, path: Path) -> None:
-    """Write the run's offsets and print how they lie."""
+    """Measure and write the offset of each clip, and print a summary."""
     from lrs3_loader.io.storage import local_path
     from lrs3_loader.run.offsets import OFFSETS_FILE
     from lrs3_loader.syncnet import measure
@@ -65,7 +65,7 @@ def measure_sync(folder: RunFolder, path: Path) -> None:
 
     clips = measure.measure_offsets(folder, SyncNetCheckpoint.load(path))
     offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    path = local_path(folder.path, "writing offsets beside the shards") / OFFSETS_FILE
+    path = local_path(folder.path, "writing offsets next to the shards") / OFFSETS_FILE
     measure.write_offsets(path, offsets)
     print(measure.describe_offsets(offsets))
     print(f"offset and confidence of each clip: {path}")

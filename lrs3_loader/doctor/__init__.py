@@ -1,12 +1,12 @@
-"""Looks for what would spoil a run before it starts: each problem with its remedy.
+"""Checks before a run that it can work; reports each problem with its remedy.
 
-check         one finding, and how findings are printed
-software      versions, and whether torch, torchvision and torchaudio belong together and load
-machine       shared memory, limits, free disk; standard library alone
-room          how large a corpus's shards will be, against the free disk
+check_result  result of one check, and how results are printed
+software      versions, and whether torch, torchvision and torchaudio match and load
+machine       shared memory, limits, free disk; uses only the standard library
+disk_space    estimated size of the shards, compared with the free disk space
 trial         a real decode in a decode process, the GPU, the model files
 
-``extract.py`` runs ``stop_if_unfit`` first: what can be known without torch, and then whether torch loads.
+``lrs3-loader extract`` runs ``stop_if_unfit`` first: the checks that need no torch, then whether torch loads.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ logger = logging.getLogger(__name__)
 
 
 def stop_if_unfit(out: Location, num_workers: int) -> None:
-    """CheckResult versions and the machine, and that the torch packages load, on every rank; rank 0 reports for all.
+    """Check versions, the machine and that the torch packages load, on every rank; only rank 0 reports.
 
     Raises:
-        RunError: the run cannot work here (``SystemExit`` on the other ranks of the launch).
+        RunError: a run cannot work on this machine (``SystemExit`` on the other ranks of the launch).
     """
     rank, ranks_here = (
         int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))

@@ -1,4 +1,4 @@
-"""One finding of the doctor, and how findings are printed."""
+"""Result of one check, and how results are printed."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Level = Literal["ok", "warn", "fail"]
 
 @dataclass(frozen=True)
 class CheckResult:
-    """What was looked at, what was found, and what to do about it."""
+    """Result of one check: its name, what was found, and what to do about it."""
 
     name: str
-    level: Level  # warn: a run works, but slower or not to its end; fail: it does not work
+    level: Level  # warn: a run works, but may be slow or stop early; fail: it does not work
     text: str
     remedy: str = ""
 
@@ -25,18 +25,18 @@ class CheckResult:
 
 
 def is_fit(checks: Sequence[CheckResult]) -> bool:
-    """Whether a run can work."""
+    """True if a run can work: no check failed."""
     return all(check.level != "fail" for check in checks)
 
 
 def checks_json(checks: Sequence[CheckResult], versions: Mapping[str, str | None]) -> str:
-    """The findings as a JSON object: ``fit`` (whether a run can work), ``versions``, and ``checks`` in their order."""
+    """Format results as a JSON object: ``fit`` (see ``is_fit``), ``versions``, and ``checks`` in their order."""
     record = {"fit": is_fit(checks), "versions": dict(versions), "checks": [asdict(check) for check in checks]}
     return json.dumps(record, indent=1)
 
 
 def format_checks(checks: Sequence[CheckResult]) -> str:
-    """A line a check, remedies below their problems, and a verdict."""
+    """Format results as one line per check, each remedy below its problem, and a verdict."""
     width = max(len(check.name) for check in checks)
     lines = []
     for check in checks:
@@ -44,5 +44,5 @@ def format_checks(checks: Sequence[CheckResult]) -> str:
         if check.remedy:
             lines.append(f"{'':<4}  {'':<{width}}  -> {check.remedy}")
     failed, warned = (sum(check.level == level for check in checks) for level in ("fail", "warn"))
-    verdict = f"{failed} to put right" if failed else "fit to run"
+    verdict = f"{failed} to fix" if failed else "fit to run"
     return "\n".join([*lines, verdict + (f", {warned} worth a look" if warned else "")])

@@ -1,4 +1,4 @@
-"""How large a corpus's shards will be, against the room on the disk: an estimate from file sizes and field widths."""
+"""Estimates the size of a corpus's shards from file sizes and field widths; compares it with the free disk space."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, S
 
 logger = logging.getLogger(__name__)
 
-#: Of each member: a tar header, a .npy header, and half a block of padding.
+#: Overhead per member: a tar header, a .npy header, and half a block of padding.
 MEMBER_BYTES = 512 + 128 + 256
-META_BYTES = 3_000  # of a sample's json
-BOX_BYTES = 32  # of each frame's box in the json, where there are transcripts
-_WIDTHS = {"demo": 64, "base": 768}  # of speech encoders, by a word in their name
+META_BYTES = 3_000  # size of a sample's json
+BOX_BYTES = 32  # per frame: its box in the json, for clips with a transcript
+_WIDTHS = {"demo": 64, "base": 768}  # of speech encoders, by a word in their names
 _USUAL_WIDTH = 1024
 _DEMO_MODES, _ICT_MODES, _USUAL_MODES = (16, 14), (100, 53), (100, 64)  # identity, expression
 
 
 def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, transcript: bool) -> float:
-    """About the size of a sample of T = ``num_frames`` in its tar."""
+    """Estimate the bytes that a sample of T = ``num_frames`` takes in its tar."""
     identity, expression = _num_modes(config.face.face_model, assets)
     sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "L": 478, "I": identity, "E": expression}
     sizes["D"] = _speech_width(config.speech.model, assets)
@@ -53,10 +53,10 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, 
 def estimate_bytes(
     config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets | None
 ) -> tuple[float, float]:
-    """About how many bytes the shards of ``clips`` will take, and of how many frames."""
+    """Estimate the number of bytes of all shards of ``clips``, and the number of frames."""
     bytes_per_frame = calibrate(clips, root)
     lengths = [min(estimate_frames(clip, bytes_per_frame), config.decode.max_frames) for clip in clips]
-    # Linear in the length, so two sizes tell all.
+    # The size is linear in the length, so two lengths suffice.
     fixed, with_boxes, without = (
         bytes_per_clip(config, frames, assets, transcript)
         for frames, transcript in ((0.0, False), (1.0, True), (1.0, False))
@@ -71,7 +71,7 @@ def estimate_bytes(
 def check_disk_space(
     config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets | None = None
 ) -> CheckResult:
-    """Whether what these clips will make fits on the disk of ``out`` (what is there of the run already counts)."""
+    """Check that the shards of these clips fit on the disk of ``out``; shards already written count."""
     num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
     place = first_existing(out)
     disk = os.statvfs(place)
@@ -81,11 +81,11 @@ def check_disk_space(
     text = f"{len(clips):,} clips, about {hours:.3g} hours: {_size(needed)} to write, {_size(free)} free"
     if free >= 1.1 * needed:
         return CheckResult("room", "ok", text)
-    return CheckResult("room", "warn", text, "free some, choose another --out, or store less (--help lists the fields)")
+    return CheckResult("room", "warn", text, "free some space, choose another --out, or store fewer fields")
 
 
 def warn_if_short_of_space(config: RunConfig, shards: Sequence[Shard], out: Location, assets: Assets) -> None:
-    """Say so in the log where a plan's shards may not fit on the disk (object storage has no end)."""
+    """Log a warning if the shards of a plan may not fit on the disk; object storage is not checked."""
     if not isinstance(out, Path):
         return
     clips = [clip for shard in shards for clip in shard.clips]

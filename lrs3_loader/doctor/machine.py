@@ -1,4 +1,4 @@
-"""Shared memory, limits of the process, cores and free disk: what the standard library tells in no time."""
+"""Checks of shared memory, process limits and free disk; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
 
 SHARED_MEMORY = Path("/dev/shm")
-#: Decoded chunks wait there: three a worker, 24 MB for five seconds of 224x224 pictures, up to 256 MiB for long clips.
+#: Three decoded chunks per worker wait there: 24 MB for five seconds of 224x224 frames, up to 256 MiB for long clips.
 SHARED_BYTES_PER_WORKER = 128 << 20
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 512
@@ -19,13 +19,13 @@ MIN_FREE_BYTES = 1 << 30
 
 
 def check_machine(out: Location, num_workers: int) -> list[CheckResult]:
-    """Of this machine, for a run in ``out`` with this many decode workers over all ranks here."""
+    """Check this machine for a run in ``out`` with ``num_workers`` decode workers over all its ranks."""
     checks = [check_shared_memory(num_workers), check_open_files(), check_processes(), check_address_space()]
     return [*checks, check_disk(out)] if isinstance(out, Path) else checks
 
 
 def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> CheckResult:
-    """Decode workers hand their frames over through it; a container often has 64 MB."""
+    """Check the shared memory, through which decode workers pass their frames; a container often has 64 MB."""
     name = str(place)
     try:
         found = os.statvfs(place)
@@ -46,7 +46,7 @@ def _shm_remedy(num_bytes: int) -> str:
 
 
 def check_open_files() -> CheckResult:
-    """The hard limit counts: a run raises the soft one to it."""
+    """Check the hard limit of open files; a run raises the soft limit to it."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     return _limit("open files", hard, MIN_OPEN_FILES, "raise it: ulimit -Hn 65536, or LimitNOFILE= of the service")
 
@@ -57,7 +57,7 @@ def check_processes() -> CheckResult:
 
 
 def check_address_space() -> CheckResult:
-    """CUDA and memory-mapped files reserve far more than they use."""
+    """Check that the address space is unlimited: CUDA and memory-mapped files reserve far more than they use."""
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return CheckResult("address space", "ok", "unlimited")
@@ -66,17 +66,17 @@ def check_address_space() -> CheckResult:
 
 
 def check_disk(out: Path) -> CheckResult:
-    """That the folder of the run, or the one it will be made in, can be written and is not full."""
+    """Check that the folder of the run, or its first existing parent, is writable and not full."""
     place = first_existing(out)
     if not place.is_dir() or not os.access(place, os.W_OK | os.X_OK):
-        return CheckResult("disk", "fail", f"{place} is no folder that can be written to", "choose another --out")
+        return CheckResult("disk", "fail", f"{place} is not a writable folder", "choose another --out")
     found = os.statvfs(place)
     free = found.f_bavail * found.f_frsize
     text = f"{free / 1e9:.1f} GB free in {place}"
     if found.f_files and not found.f_favail:
         return CheckResult("disk", "fail", f"no inodes left in {place}", "remove files, or choose another --out")
     if free < MIN_FREE_BYTES:
-        return CheckResult("disk", "warn", text, "free some, or choose another --out")
+        return CheckResult("disk", "warn", text, "free some space, or choose another --out")
     return CheckResult("disk", "ok", text)
 
 

@@ -1,4 +1,4 @@
-"""Tries things out: a clip made here and clips of the corpus through a decode process, the GPU, the model files."""
+"""Checks by trial: decodes a generated clip and clips of the corpus, computes on the GPU, looks at the model files."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk
 
 NUM_FRAMES = 30
 TONE_HZ = 200.0
-NUM_CLIPS = 3  # of the corpus
-MAX_GREY_ERROR = 6.0  # of 255: what H.264 does to a flat picture
+NUM_CLIPS = 3  # of the corpus to try
+MAX_GREY_ERROR = 6.0  # of 255; H.264 changes a uniform frame by less
 DEADLINE_SECONDS = 30.0
 MIN_GPU_BYTES = 6 << 30
 
 
 def check_decoders() -> CheckResult:
-    """Encode a clip whose frame k has a known grey and whose sound is a tone, and get both back through a worker."""
+    """Encode a clip of grey frames and a tone, decode it in a worker process, and compare."""
     greys = np.linspace(40, 215, NUM_FRAMES)
     time = np.arange(NUM_FRAMES * SAMPLES_PER_FRAME) / SAMPLE_RATE
     tone = sum(0.2 / k * np.sin(2 * np.pi * k * TONE_HZ * time) for k in (1, 2, 3))
     try:
         with tempfile.TemporaryDirectory(prefix="lrs3-loader-") as folder:
             path = Path(folder) / "clip.mp4"
-            pictures = (np.full((64, 64, 3), round(grey), dtype=np.uint8) for grey in greys)
-            write_mp4(path, pictures, np.asarray(tone, dtype=np.float32))
+            frames = (np.full((64, 64, 3), round(grey), dtype=np.uint8) for grey in greys)
+            write_mp4(path, frames, np.asarray(tone, dtype=np.float32))
             clip = Clip("doctor/trial/clip", path.name, path.stat().st_size)
             (found,) = _decode([clip], Path(folder), DecodeConfig())
     except (RunError, OSError, ImportError) as error:
@@ -46,12 +46,12 @@ def check_decoders() -> CheckResult:
     problem = _compare(found, greys)
     if problem:
         return CheckResult("decoders", "fail", problem, _reinstall())
-    text = f"{NUM_FRAMES} frames, their sound and its pitch came back right from a decode process"
+    text = f"{NUM_FRAMES} frames, their audio and its pitch were decoded correctly in a worker process"
     return CheckResult("decoders", "ok", text)
 
 
 def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
-    """What is wrong with the decoded trial clip, or nothing."""
+    """Describe what is wrong with the decoded trial clip; empty if nothing is."""
     if isinstance(found, Reject):
         return f"the trial clip was rejected ({found.reason}): {found.message}"
     assert found.head is not None
@@ -59,7 +59,7 @@ def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
         return f"{len(found.frames)} frames came back of {len(greys)}"
     error = float(np.abs(found.frames.float().mean((1, 2, 3)).numpy() - greys).max())
     if error > MAX_GREY_ERROR:
-        return f"pictures came back changed, by {error:.0f} of 255"
+        return f"frames came back changed, by {error:.0f} of 255"
     voiced = found.head.f0_hz[found.head.f0_hz > 0]
     if not len(voiced) or abs(float(voiced.median()) - TONE_HZ) > 2:
         return f"a tone of {TONE_HZ:.0f} Hz came back as {float(voiced.median()) if len(voiced) else 0:.0f} Hz"
@@ -67,7 +67,7 @@ def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
 
 
 def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> CheckResult:
-    """Decode a few clips of a corpus, evenly spaced."""
+    """Check that a few evenly spaced clips of a corpus can be decoded."""
     step = max(1, len(clips) // NUM_CLIPS)
     chosen = clips[step // 2 :: step][:NUM_CLIPS]
     try:
@@ -77,13 +77,13 @@ def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> 
     rejects = [result for result in found if isinstance(result, Reject)]
     if rejects:
         text = f"{len(rejects)} of {len(chosen)} clips would be rejected, such as {rejects[0].clip.key} "
-        remedy = "look at the file; a clip costs only itself, but if most fail the corpus is laid out otherwise"
+        remedy = "look at the file; other clips are not affected, but if most fail, check --layout"
         return CheckResult("corpus", "warn", text + f"({rejects[0].reason}: {rejects[0].message})", remedy)
     return CheckResult("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
 
 
 def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list[DecodedChunk | Reject]:
-    """The first chunk, or the reject, of each clip."""
+    """Decode in a worker process; returns the first chunk, or the reject, of each clip."""
     workers = WorkerConfig(num_workers=1, deadline_seconds=DEADLINE_SECONDS, attempts=1)
     first: dict[str, DecodedChunk | Reject] = {}
     with ClipLoader(((None, clip) for clip in clips), root, config, workers, pitch=f0_praat) as loader:
@@ -97,7 +97,7 @@ def _reinstall() -> str:
 
 
 def check_gpu() -> CheckResult:
-    """Every GPU multiplies two matrices; none at all is worth a word, one that the driver cannot drive is a failure."""
+    """Check that every GPU multiplies two matrices: no GPU is a warning, one that cannot be used a failure."""
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
             built = (
@@ -115,9 +115,11 @@ def check_gpu() -> CheckResult:
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
             first_line = str(error).splitlines()[0]
-            return CheckResult("gpu", "fail", f"cuda:{index} does not compute: {first_line}", _gpu_remedy())
+            return CheckResult("gpu", "fail", f"cuda:{index} cannot compute: {first_line}", _gpu_remedy())
         if not right:
-            return CheckResult("gpu", "fail", f"cuda:{index} computes wrong", "take it out with CUDA_VISIBLE_DEVICES")
+            return CheckResult(
+                "gpu", "fail", f"cuda:{index} computes wrong results", "exclude it with CUDA_VISIBLE_DEVICES"
+            )
         if properties.total_memory < MIN_GPU_BYTES:
             remedy = "use --frame-batch 64 --hubert-batch-seconds 40"
             return CheckResult("gpu", "warn", f"{names[-1]} has little memory", remedy)
@@ -125,13 +127,11 @@ def check_gpu() -> CheckResult:
 
 
 def _gpu_remedy() -> str:
-    return (
-        "another process may fill it (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES chooses others"
-    )
+    return "its memory may be full (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES selects others"
 
 
 def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:
-    """The model files that a run reads; what is missing but can be fetched is worth a word."""
+    """Check the model files that a run reads: missing ones that can be downloaded are warnings."""
     checks = []
     for row in check_assets(assets, face_model, speech):
         if not row.required:
@@ -143,7 +143,7 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResu
         elif row.state == "missing":
             checks.append(CheckResult(row.name, "warn", f"not on this machine ({row.needed_for})", row.instructions))
         elif row.state == "differs":
-            remedy = f"fine where it is meant so; otherwise delete it and run: {FETCH_COMMAND}"
+            remedy = f"fine if intended; otherwise delete it and run: {FETCH_COMMAND}"
             checks.append(CheckResult(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
         else:
             checks.append(CheckResult(row.name, "ok", f"{row.path}"))

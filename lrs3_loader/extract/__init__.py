@@ -1,1 +1,1 @@
-"""One shard's clips -> features."""
+"""Feature extraction: decoded clips of one shard -> features."""

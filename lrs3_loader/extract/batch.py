@@ -1,7 +1,7 @@
-"""Frames of many clips, cut into batches of one fixed size.
+"""Batches of a fixed number of frames, cut from the frames of many clips.
 
-A batch has the same shape whoever's frames are in it, so kernels are chosen once and numbers do not depend on how
-clips happen to be cut. Batches never cross a shard: that is what makes a shard's bytes its own.
+All batches have one shape, so kernels are chosen once and numbers do not depend on how clips are cut. Batches never
+cross a shard, so the bytes of a shard do not depend on other shards.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Owner = TypeVar("Owner")
 class FrameSpan(Generic[Owner]):
     """Consecutive frames of one clip inside a batch."""
 
-    owner: Owner  # whatever the caller keeps per clip
+    owner: Owner  # any object that the caller keeps for the clip
     start: int  # index in the clip of the first frame here
     frames: torch.Tensor  # [n, H, W, 3] u8
 

@@ -1,4 +1,4 @@
-"""Decoded frames on their way to the GPU, ahead of the models and beside them."""
+"""Copies decoded frames to the GPU ahead of the models, and in parallel with them."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CHUNKS_AHEAD = 4  # waiting on the GPU: at most a GiB, and usually a tenth of th
 def upload(
     items: Iterable[tuple[Tag, DecodedChunk | Reject]], device: torch.device
 ) -> Generator[tuple[Tag, DecodedChunk | Reject], None, None]:
-    """The same chunks in the same order, their frames on the device.
+    """Yield the same items in the same order, with their frames on ``device``.
 
-    On a GPU a thread draws the items and copies their frames through pinned memory on a stream of its own, while the
-    caller's stream works on those before. On a CPU they are passed on as they are.
+    On a GPU a thread reads the items and copies their frames through pinned memory on its own stream, while the
+    caller's stream works on earlier items. On a CPU they are passed on as they are.
     """
     if device.type != "cuda":
         yield from items

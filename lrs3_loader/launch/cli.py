@@ -1,4 +1,4 @@
-"""What the command-line tools share: parsing, log lines, and turning errors into one clear line and an exit code."""
+"""Shared by all commands: argument parsing, logging, and turning errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ Args = TypeVar("Args")
 
 
 class UsageError(Exception):
-    """The arguments do not go together."""
+    """Arguments that are valid one by one, but not together."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """The process was asked to end (Ctrl-C or SIGTERM)."""
+    """Raised when the process is asked to end, by Ctrl-C or SIGTERM."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)
@@ -49,11 +49,11 @@ def parse(
     argv: Sequence[str] | None = None,
     default: Args | None = None,
 ) -> Args:
-    """Command line -> dataclass. Wrong values end the program with exit code 2; rank 0 says why for all.
+    """Parse a command line into a dataclass. Wrong values end the program with exit code 2; only rank 0 prints why.
 
     Args:
-        description: what help says first. Commands of this package in it are shown as the program was called.
-        command: which of them is parsed (the program itself when not given).
+        description: the first paragraph of the help. Commands in it are spelled the way this program was called.
+        command: name of the command being parsed (the program itself when not given).
         argv: the words to parse (``sys.argv[1:]`` when not given).
     """
     prog = as_called(f"lrs3-loader {command}") if command else None
@@ -75,10 +75,10 @@ def parse(
 
 
 def as_called(text: str) -> str:
-    """``text`` with the commands that it names spelled the way this program was called.
+    """Spell the commands that ``text`` names the way this program was called.
 
     The package's texts name a command as ``lrs3-loader verify``, and ``torchrun ... -m lrs3_loader extract`` on several
-    ranks. Who called ``tools/extract.py`` reads ``python tools/verify.py``, and so on.
+    ranks. A user who called ``tools/extract.py`` reads ``python tools/verify.py``, and so on.
     """
     program = Path(sys.argv[0])
     if program.name == "__main__.py":
@@ -94,13 +94,13 @@ def as_called(text: str) -> str:
 
 
 def main(body: Callable[[], int]) -> NoReturn:
-    """Run a tool's body with log lines on stderr and end the process with its exit code.
+    """Run a command with log lines on stderr, and end the process with its exit code.
 
-    What the user has to put right becomes one line: exit code 2 for arguments, 1 for anything else.
+    Errors that the user can fix are printed as one line: exit code 2 for arguments, 1 for anything else.
     """
     _configure_logging()
     if "TORCHELASTIC_RUN_ID" in os.environ:
-        _die_with_parent()
+        _kill_on_parent_exit()
     interrupter = _Interrupter()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupter)
@@ -123,9 +123,11 @@ def _complain(error: Exception, code: int) -> int:
     return code
 
 
-def _die_with_parent() -> None:
-    """End this process when torchrun is killed: left alone, a rank would wait for a store that is gone, or go on
-    writing into a run that has been started again."""
+def _kill_on_parent_exit() -> None:
+    """End this process when torchrun is killed.
+
+    Otherwise a rank would wait for a store that is gone, or write into a run that has been started again.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -133,8 +135,8 @@ def _die_with_parent() -> None:
 class _Interrupter:
     """Raises ``Interrupted`` at the first signal.
 
-    A terminal and torchrun each pass on one Ctrl-C, so what follows at once is the same request; a signal that comes
-    ``PATIENCE_SECONDS`` later is impatience, and ends the process on the spot.
+    A terminal and torchrun each pass on one Ctrl-C, so signals that follow at once belong to the same request. A signal
+    more than ``PATIENCE_SECONDS`` later is a second request, and kills the process.
     """
 
     PATIENCE_SECONDS = 3.0

@@ -1,4 +1,4 @@
-"""A run of synthetic talking heads, large enough to train on: some minutes of rendering and extraction."""
+"""Makes a run of synthetic talking heads that is large enough to train on, within some minutes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lrs3_loader.syncnet.settings import DemoData
 
 
 def make_demo_run(folder: Path, data: DemoData, device: str, queue: WorkQueue) -> None:
-    """Render and extract the corpus, or what is missing of it.
+    """Render and extract the demo corpus, or resume doing so.
 
     Rank 0 renders and all ranks extract; rank 0 is the last to return, when the run is complete.
     """

@@ -1,10 +1,10 @@
-"""Which rank does which shard: leases from the store that torch.distributed already has.
+"""Assigns shards to ranks: leases drawn from the store that torch.distributed already has.
 
-Extraction needs no collectives, only this: a counter that every rank draws from. A fast rank draws more often, and a
-run begun on four GPUs can be finished on one, because nothing about the plan depends on who does what.
+Extraction needs no collectives, only a counter that every rank draws from. A fast rank draws more often, and a run
+started on four GPUs can be finished on one, because the plan does not depend on which rank does what.
 
-A lease costs one round trip to the store and is not given back: what a rank held when it went is found not to be
-published, by the next launch, by the next round of an elastic one, or by rank 0 when all else is done.
+A lease costs one round trip to the store and is not returned. Shards that a lost rank held are found unpublished by the
+next launch, by the next round of an elastic launch, or by rank 0 after all other shards are done.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from lrs3_loader.errors import RunError
 
 START_TIMEOUT_SECONDS = 1800.0  # for all ranks to start
-UNRESPONSIVE_SECONDS = 900.0  # a rank that has done nothing for this long is gone: no clip takes a tenth of it
+UNRESPONSIVE_SECONDS = 900.0  # a rank without progress for this long counts as lost; no clip takes a tenth of it
 _POLL_SECONDS = 0.2
 
 
@@ -50,7 +50,7 @@ class WorkQueue:
         self._store.set("launch", json.dumps(message))
 
     def announcement(self) -> dict[str, Any]:
-        """Wait for what rank 0 announced (it may be scanning a large corpus: hours are allowed)."""
+        """Wait for rank 0's announcement, for hours if need be: it may be scanning a large corpus."""
         self._store.wait(["launch"], timedelta(hours=6))
         message: dict[str, Any] = json.loads(self._store.get("launch"))
         if "pending" in message:
@@ -58,27 +58,27 @@ class WorkQueue:
         return message
 
     def leases(self, pending: Sequence[int], name: str = "tickets") -> Iterator[int]:
-        """Draw shard indices, one at a time, until none is left. Over all ranks each comes exactly once.
+        """Draw shard indices, one at a time, until none is left; each goes to exactly one rank.
 
-        Each ``name`` is a drawing of its own.
+        Each ``name`` has its own counter.
         """
         while (ticket := self._add(name, 1)) <= len(pending):
             self.heartbeat()
             yield pending[ticket - 1]
 
     def heartbeat(self) -> None:
-        """Say that this rank is at work (see ``wait_for_all``)."""
+        """Report that this rank is making progress (see ``wait_for_all``)."""
         self._add(f"beat/{self.rank}", 1)
 
     def leave(self) -> None:
-        """Say that this rank has nothing left to do."""
+        """Report that this rank has nothing left to do."""
         self._store.set(f"left/{self.rank}", "")
         self._add("ranks_left", 1)
 
     def wait_for_all(self, unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> list[int]:
-        """Wait until every rank has left or is unresponsive: gone with its machine, say. Returns the unresponsive ones.
+        """Wait until every rank has left or stopped responding; returns the ranks that stopped.
 
-        Without collectives nothing else would notice. A rank that comes back to life afterwards does no harm: it
+        Without collectives nothing else would notice a lost rank. If it recovers afterwards, it does no harm: it
         publishes the same bytes.
         """
         others = list(range(self.world_size))
@@ -103,12 +103,12 @@ class WorkQueue:
         except dist.DistError as error:
             raise RunError(
                 f"rank {self.rank} has lost the store of this launch ({str(error).splitlines()[0]}): the machine that "
-                "keeps it has gone; run the same command again to resume"
+                "holds it is gone; run the same command again to resume"
             ) from error
 
 
 class _HeartbeatMonitor:
-    """Which ranks' counts have stood still, by the clock of who watches."""
+    """Finds ranks whose heartbeat counts have not changed for a while, by this process's clock."""
 
     def __init__(self, unresponsive_seconds: float):
         self._unresponsive_seconds = unresponsive_seconds
@@ -127,7 +127,7 @@ class _HeartbeatMonitor:
 
 
 def _as_ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Rising indices as [start, stop): what is left of 100,000 shards is a few stretches of them."""
+    """Compress ascending indices into ranges [start, stop), so that a message about 100,000 shards stays short."""
     ranges: list[tuple[int, int]] = []
     for index in indices:
         if ranges and ranges[-1][1] == index:
@@ -138,30 +138,30 @@ def _as_ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
 
 
 def connect() -> WorkQueue:
-    """The queue of this launch: torchrun's own store, or a private one when started as a single process."""
+    """Return the queue of this launch, on torchrun's store, or on a private one for a single process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         return WorkQueue(dist.HashStore(), rank=0, world_size=1)
     try:
         store, rank, world_size = next(rendezvous("env://"))
         name = agree_on_round(store, rank, world_size)
     except (ValueError, dist.DistError) as error:
-        raise RunError(f"the ranks could not meet ({error}); start them with torchrun") from error
+        raise RunError(f"the ranks could not connect to one another ({error}); start them with torchrun") from error
     return WorkQueue(dist.PrefixStore(name, store), rank, world_size)
 
 
 def agree_on_round(
     store: dist.Store, rank: int, world_size: int, timeout_seconds: float = START_TIMEOUT_SECONDS
 ) -> str:
-    """Agree on a name for this round of the launch; returns when all its ranks are there.
+    """Agree on a name for this round of the launch; returns when all its ranks have started.
 
-    When a node joins or leaves, torchrun starts all ranks anew, and they may find the store of the round before, with
-    its tickets spent and its announcement still there. Nothing in their environment tells rounds apart (the count of
-    restarts stays the same, and differs between nodes). But a round begins after all processes of the one before have
-    ended: so a rank draws a number from the store's clock, and believes rank 0 only where it has drawn a later one.
-    Rank 0 draws again and again until everybody has come.
+    When a node joins or leaves, torchrun restarts all ranks, and they may find the store of the previous round, with
+    its counters used up and its announcement still set. Nothing in their environment tells rounds apart (the count of
+    restarts stays the same, and differs between nodes). But a round starts after all processes of the previous one have
+    ended, so each rank draws a number from a counter in the store, and accepts only an announcement by rank 0 with a
+    later number. Rank 0 repeats its announcement until all ranks have arrived.
 
     Raises:
-        RunError: not all ranks came in time.
+        RunError: not all ranks arrived in time.
     """
     deadline = time.monotonic() + timeout_seconds
     arrived = store.add("lrs3_loader/clock", 1)
@@ -178,4 +178,4 @@ def agree_on_round(
                 store.add(f"{name}/arrived", 1)
                 return str(name)
         time.sleep(_POLL_SECONDS)
-    raise RunError(f"not all of the {world_size} ranks came within {timeout_seconds:g} s; start them with torchrun")
+    raise RunError(f"not all of the {world_size} ranks started within {timeout_seconds:g} s; start them with torchrun")

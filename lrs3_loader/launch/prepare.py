@@ -1,4 +1,4 @@
-"""Rank 0's part before any work: begin a run, or make sure that this launch may go on with it."""
+"""Prepares a launch on rank 0: starts a new run, or checks that this launch can resume an existing one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,14 @@ SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "decord", "av", "pra
 def prepare(
     config: RunConfig, launch: LaunchConfig, assets: Assets, device: torch.device
 ) -> tuple[RunFolder, Extractor, list[int]]:
-    """Rank 0's part before any work: corpus, models, run folder, and the indices of the shards to do."""
+    """Prepare corpus, models and run folder on rank 0.
+
+    Returns:
+        the run's folder, the extractor with its models loaded, and the indices of the shards still to be done.
+
+    Raises:
+        RunError: the corpus, a model file or the folder cannot be used; the message says what to do.
+    """
     require_extras(config.face)
     if launch.demo:
         with writing(demo_corpus_folder(launch.out)):
@@ -78,7 +85,7 @@ def plan_corpus(config: RunConfig) -> tuple[Shard, ...]:
 def make_record(
     config: RunConfig, device: torch.device, models: dict[str, Any], shards: tuple[Shard, ...]
 ) -> dict[str, Any]:
-    """The contents of ``run.json``."""
+    """Build the contents of ``run.json``."""
     return {
         "format": 1,
         "config": as_json(config),
@@ -91,7 +98,7 @@ def make_record(
 
 
 def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
-    """The config with nothing left to the device: as the run was begun, or by the memory that is free now."""
+    """Fill in all values left to the device: those the run was started with, or by the memory that is free now."""
     if begun is not None and begun.record.get("device_type") == device.type:
         config = inherit_auto_values(config, begun.record["config"])
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
@@ -99,7 +106,7 @@ def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.de
 
 
 def check_compatible(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
-    """Whether this launch would write the same bytes as the one that began the run.
+    """Check that this launch would write the same bytes as the launch that started the run.
 
     Raises:
         RunError: the config, the models or the kind of device differ; the message lists each difference.
@@ -110,8 +117,8 @@ def check_compatible(folder: RunFolder, config: RunConfig, device: torch.device,
     if lines:
         listed = "\n  ".join(lines)
         raise RunError(
-            f"{folder.path} holds a run with other settings (there -> asked for):\n  {listed}\n"
-            "give the same settings to resume it, or another --out to begin a new one"
+            f"{folder.path} holds a run with other settings (saved -> given now):\n  {listed}\n"
+            "give the same settings to resume it, or another --out to start a new one"
         )
     if folder.record["software"] != software():
         changed = ", ".join(differences(folder.record["software"], software()))
@@ -119,6 +126,6 @@ def check_compatible(folder: RunFolder, config: RunConfig, device: torch.device,
 
 
 def software() -> dict[str, str]:
-    """Versions of everything that can change a number."""
+    """Return the versions of all software that can change a number."""
     versions = {name: metadata.version(name) for name in SOFTWARE}
     return {"lrs3_loader": __version__, "python": platform.python_version(), **versions}

@@ -1,4 +1,4 @@
-"""One progress display for the whole run, on rank 0, fed by counters that all ranks share."""
+"""Progress of the whole run, displayed on rank 0, from counters that all ranks share."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ logger = logging.getLogger(__name__)
 PLAIN_LINE_SECONDS = 30.0  # between lines where there is no terminal
 
 
-#: What ranks count. Slots are the places in batches, those that were filled up with nothing included.
+#: Names of the shared counters. Slots are the places in batches, padding included.
 COUNTERS = ("clips", "frames", "rejects", "frame_slots", "sound_samples", "sound_slots")
 
 
 class Tally:
-    """This rank's counts, passed on to the shared counters at most once a second. Any thread may add."""
+    """Counts of this rank, added to the shared counters at most once a second. Any thread may call ``add``."""
 
     def __init__(self, queue: WorkQueue):
         self._queue = queue
@@ -32,7 +32,7 @@ class Tally:
         self._lock = threading.Lock()
 
     def add(self, **amounts: int) -> None:
-        """``add(frames=125, clips=1)``: names are those of ``COUNTERS``."""
+        """Add to counters by name, such as ``add(frames=125, clips=1)``; see ``COUNTERS``."""
         with self._lock:
             for name, amount in amounts.items():
                 self._waiting[name] += amount
@@ -51,9 +51,9 @@ class Tally:
 
 
 class ProgressDisplay:
-    """Shows clips, frames/s, times real time, rejects and time left while its block runs.
+    """Context manager that shows clips, frames/s, speed in real time, rejects and remaining time.
 
-    A bar on a terminal; elsewhere a plain line every half minute.
+    On a terminal it draws a bar; elsewhere it logs a line every half minute.
     """
 
     def __init__(self, queue: WorkQueue, num_clips: int, num_clips_done: int):

@@ -1,4 +1,4 @@
-"""The whole way for one rank: prepare or resume the run, then lease, decode, extract, publish until nothing is left."""
+"""Runs one rank: prepares or resumes the run, then leases, decodes, extracts and publishes its shards."""
 
 from __future__ import annotations
 
@@ -28,28 +28,28 @@ from lrs3_loader.runtime.device import configure_torch, pick_device
 from lrs3_loader.runtime.pipelining import BackgroundTask
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 
-INDEX_EVERY = 1_000  # shards that all ranks publish between two savings of the index; whoever publishes that one saves
+INDEX_EVERY = 1_000  # the rank that publishes every thousandth shard saves the index
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one launch did; only rank 0 gets one."""
+    """Result of one launch, returned on rank 0."""
 
     folder: RunFolder
     totals: Totals
-    num_frames: int  # extracted by this launch
+    num_frames: int  # frames extracted by this launch
     seconds: float
-    padding: dict[str, float]  # share of the batches that held nothing, of frames and of sound
+    padding: dict[str, float]  # share of padding in the batches, by kind ("frames", "audio")
 
 
 def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | None:
-    """Do this rank's part of a run, and on rank 0 wait for the others and add it all up.
+    """Do this rank's part of a run; rank 0 waits for the others and returns the outcome.
 
     Raises:
-        RunError: something the user has to put right, or another launch writes to the same folder. When rank 0 fails
-            to start, the other ranks end silently.
+        RunError: something that the user can fix, or another launch is writing to the same folder. When rank 0 fails
+            to start, the other ranks exit without a message.
     """
     with contextlib.ExitStack() as held:
         return _run(config, launch, queue, held)
@@ -64,7 +64,7 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
     assets = Assets(launch.assets)
     if queue.rank == 0:
         try:
-            if isinstance(launch.out, Path):  # object storage knows no locks
+            if isinstance(launch.out, Path):  # object storage has no locks
                 held.enter_context(RunLock(launch.out))
             folder, extractor, pending = prepare(config, launch, assets, device)
             config = extractor.config
@@ -75,7 +75,7 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
     else:
         message = queue.announcement()
         if "error" in message:
-            raise SystemExit(1)  # rank 0 has said why
+            raise SystemExit(1)  # rank 0 reports the error
         pending = message["pending"]
         folder = RunFolder.open(launch.out)
         config = finalize_config(config, folder, device)
@@ -100,14 +100,12 @@ def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contex
             seconds = display.seconds
     except KeyboardInterrupt:
         num_left = len(folder.pending())
-        logger.info(
-            "stopped with %d of %d shards to go; run the same command again to resume", num_left, len(folder.shards)
-        )
+        logger.info("stopped, %d of %d shards left; run the same command again to resume", num_left, len(folder.shards))
         raise
     counted = {name: queue.add(name, 0) for name in COUNTERS}
     padding = {
         "frames": 1 - counted["frames"] / max(counted["frame_slots"], counted["frames"], 1),
-        "sound": 1 - counted["sound_samples"] / max(counted["sound_slots"], 1),
+        "audio": 1 - counted["sound_samples"] / max(counted["sound_slots"], 1),
     }
     totals = folder.totals()
     folder.save_index()
@@ -122,7 +120,7 @@ def extract_shards(
     extractor: Extractor,
     queue: WorkQueue,
 ) -> None:
-    """Decode, extract and publish each shard that is leased, until none is left."""
+    """Decode, extract and publish each leased shard, until no lease is left."""
     tally = Tally(queue)
 
     def clips() -> Iterator[tuple[Shard, Clip]]:

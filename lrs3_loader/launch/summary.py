@@ -1,4 +1,4 @@
-"""What a launch prints when it ends, and what is said of a run's rejects."""
+"""Text that a launch prints when it ends: totals, speed and rejects."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.types import FRAMES_PER_SECOND
 
-if TYPE_CHECKING:  # which brings all the models along
+if TYPE_CHECKING:  # importing it imports all models
     from lrs3_loader.launch.runner import Outcome
 
 NUM_EXAMPLES = 3  # rejects shown per reason
 
 
 def describe_outcome(outcome: Outcome) -> str:
-    """What was written, how fast, and which clips were rejected for what."""
+    """Describe what was written, how fast, and which clips were rejected for which reason."""
     totals = outcome.totals
     rate = outcome.num_frames / max(outcome.seconds, 1e-9)
     lines = [
@@ -26,12 +26,12 @@ def describe_outcome(outcome: Outcome) -> str:
     ]
     if outcome.padding:
         shares = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in outcome.padding.items())
-        lines.append(f"batches were filled up with nothing to {shares}")
+        lines.append(f"padding in batches: {shares}")
     return "\n".join(lines + describe_rejects(totals))
 
 
 def describe_rejects(totals: Totals) -> list[str]:
-    """A line per reason, most frequent first, and a few examples under each."""
+    """Return a line per reject reason, most frequent first, each followed by a few examples."""
     lines = []
     for reason, count in totals.reasons.most_common():
         lines.append(f"  {count} rejected: {reason}")
@@ -43,7 +43,7 @@ def describe_rejects(totals: Totals) -> list[str]:
 
 
 def describe_demo(folder: RunFolder) -> str:
-    """How well the demo's mouth opening was recovered, against the truth it was drawn from."""
+    """Describe how well the mouth opening of the demo corpus was recovered, compared with its true values."""
     from lrs3_loader.demo.corpus import TRUTH_FOLDER, mouth_recovery
 
     landmarks = {sample["__key__"]: sample["lm68"] for shard in folder.shards for sample in folder.samples(shard)}

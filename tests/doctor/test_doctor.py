@@ -166,7 +166,7 @@ def test_every_problem_has_a_remedy_and_the_verdict_counts() -> None:
         "          -> do this",
         "fit to run, 1 worth a look",
     ]
-    assert format_checks([good, odd, bad]).endswith("1 to put right, 1 worth a look")
+    assert format_checks([good, odd, bad]).endswith("1 to fix, 1 worth a look")
 
 
 def test_an_extraction_is_stopped_before_torch_is_imported(
@@ -278,7 +278,7 @@ def test_a_decoder_that_gives_wrong_pictures_is_found(monkeypatch: pytest.Monkey
     monkeypatch.setattr(trial, "_decode", darker)
     check = trial.check_decoders()
     assert check.level == "fail"
-    assert "pictures came back changed" in check.text
+    assert "frames came back changed" in check.text
 
 
 def test_the_gpu_or_why_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -328,4 +328,4 @@ def test_the_tool_prints_a_verdict(
         doctor, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
     )
     assert module.main() == 1
-    assert capsys.readouterr().out.splitlines()[-1].startswith("1 to put right")
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 to fix")

@@ -236,4 +236,4 @@ def test_the_command_says_it_in_one_line(tmp_path: Path) -> None:
     code, told = start([*tool, str(tmp_path / "out")])
     assert code == 1
     assert len(told) == 1
-    assert f"error: disk: {tmp_path}/out is no folder that can be written to. choose another --out" in told[0]
+    assert f"error: disk: {tmp_path}/out is not a writable folder. choose another --out" in told[0]

@@ -69,4 +69,4 @@ def test_the_same_bytes_as_on_disk_though_the_connection_breaks(
         [sys.executable, str(REPO / "tools" / "verify.py"), f"{bucket.url}/run"], capture_output=True, text=True
     )
     assert verified.returncode == 0, verified.stderr
-    assert "2 of 2 shards sound" in verified.stdout
+    assert "2 of 2 shards intact" in verified.stdout

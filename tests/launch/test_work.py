@@ -129,7 +129,7 @@ def test_a_round_is_not_taken_for_the_one_before() -> None:
 
 
 def test_ranks_that_do_not_come_are_missed() -> None:
-    with pytest.raises(RunError, match=r"not all of the 2 ranks came within 0\.3 s"):
+    with pytest.raises(RunError, match=r"not all of the 2 ranks started within 0\.3 s"):
         agree_on_round(dist.HashStore(), 0, 2, timeout_seconds=0.3)
     with pytest.raises(RunError, match="not all of the 2 ranks"):
         agree_on_round(dist.HashStore(), 1, 2, timeout_seconds=0.3)
