@@ -1,12 +1,12 @@
-"""A run: what was asked for, which clips it covers, and which shards are done. In a folder, or on object storage.
+"""A run in a folder or on object storage: its configuration, its clips, and its published shards.
 
 OUT/
   run.json         config, plan hash, model files, software
   manifest.jsonl   one line per clip, sorted, with the shard it belongs to
   shards/          pretrain-000000.tar ...
-  ledger/          pretrain-000000.json ... appears after its tar
-  index.jsonl      of large runs: what the ledgers say, in one file; may be deleted
-  tmp/             of local runs: shards in flight
+  ledger/          pretrain-000000.json ... each written after its tar
+  index.jsonl      large runs only: the contents of the ledgers in one file; may be deleted
+  tmp/             local runs only: shards being written
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ MANIFEST_FILE = "manifest.jsonl"
 
 
 class RunFolder:
-    """One output folder or URL. Create it with ``create``, find it again with ``open``."""
+    """A run: ``create`` begins one, ``open`` opens it again."""
 
     def __init__(self, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]):
         self.store: Store = store_at(path)
@@ -42,15 +42,17 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The last part of where it lies."""
+        """The last part of the path or URL."""
         return self.path.absolute().name if isinstance(self.path, Path) else self.path.rpartition("/")[2]
 
     @property
     def path(self) -> Location:
+        """Folder or URL of the run."""
         return self.store.root
 
     @classmethod
     def exists(cls, path: str | Path) -> bool:
+        """Return whether a run has begun there."""
         try:
             store_at(path).read(RECORD_FILE)
         except (FileNotFoundError, NotADirectoryError):
@@ -59,7 +61,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: str | Path, record: dict[str, Any], shards: Iterable[Shard]) -> RunFolder:
-        """Begin a run in an empty or new folder; ``run.json`` is written last and marks it as begun.
+        """Begin a run in a new or empty folder; ``run.json`` is written last.
 
         ``record["plan_sha256"]`` is the hash of these shards.
         """
@@ -76,10 +78,10 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
-        """Open a run that was begun before.
+        """Open an existing run.
 
         Raises:
-            RunError: no run there, or its files are damaged.
+            RunError: there is no run, or its files are damaged.
         """
         store = store_at(path)
         try:
@@ -95,43 +97,45 @@ class RunFolder:
 
     @property
     def run_hash(self) -> str:
-        """Names what decides the bytes: equal hashes, equal shards."""
+        """Hash of everything that decides the bytes of the shards."""
         return run_hash(self.record)
 
     def tar_path(self, shard: Shard) -> Path:
-        """Of a local run; ``tar_url`` is for any."""
+        """Return the path of a shard's tar; ``RunError`` if the run is remote."""
         return local_path(self.path, "opening tars by path") / tar_name(shard.name)
 
     def ledger_path(self, shard: Shard) -> Path:
+        """Return the path of a shard's ledger; ``RunError`` if the run is remote."""
         return local_path(self.path, "opening ledgers by path") / ledger_name(shard.name)
 
     def tar_url(self, shard: Shard) -> str:
-        """Path or URL of a shard's tar."""
+        """Return the path or URL of a shard's tar."""
         return self.store.where(tar_name(shard.name))
 
     def tar_size(self, shard: Shard) -> int:
-        """Bytes of a shard's tar (``FileNotFoundError`` where there is none)."""
+        """Return the bytes of a shard's tar; ``FileNotFoundError`` if there is none."""
         return self.store.size(tar_name(shard.name))
 
     def ledger(self, shard: Shard) -> Ledger:
-        """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
+        """Return the ledger of a shard; ``FileNotFoundError`` if it is not published."""
         return read_ledger(self.store, shard.name)
 
     def ledgers(self) -> Iterator[Ledger]:
-        """All ledgers there are, in plan order, many read at a time."""
+        """Yield the ledgers of all published shards in the order of the plan, reading many at a time."""
         names = [ledger_name(shard) for shard in self.shards.names]
         for name, data in self.store.read_many(names):
             yield Ledger.parse(data, self.store.where(name))
 
     def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
-        """The samples of a published shard (see ``shards.read_shard``); its tar is fetched first where it is remote."""
+        """Yield the samples of a published shard (see ``shards.read_shard``); a remote tar is downloaded first."""
         with self.store.local_copy(tar_name(shard.name)) as folder:
             yield from read_shard(folder / tar_name(shard.name))
 
     def summaries(self) -> list[LedgerSummary]:
-        """Of the shards whose ledger is there and whose tar has the size it says, sorted by name.
+        """Return the summaries of the published shards, sorted by name.
 
-        Two listings and what ``LedgerIndex`` reads, none of a tar: ``check`` is the one that reads all.
+        A shard is published if its ledger exists and its tar has the size that the ledger says. This lists two folders
+        and reads new ledgers, but no tar; ``check`` reads everything.
         """
         tars = self.store.listing(TAR_FOLDER)
         sizes = {name.removesuffix(".tar"): state.num_bytes for name, state in tars.items() if name.endswith(".tar")}
@@ -140,23 +144,23 @@ class RunFolder:
         return [found for found in ledgers if found.run == run and sizes.get(found.shard) == found.num_bytes]
 
     def published(self) -> set[str]:
-        """Names of those shards."""
+        """Return the names of the published shards."""
         return {summary.shard for summary in self.summaries()}
 
     def pending(self) -> list[int]:
-        """Indices of the shards still to be done, in plan order."""
+        """Return the indices of the shards that are not published, in the order of the plan."""
         done = self.published()
         return [index for index, name in enumerate(self.shards.names) if name not in done]
 
     def with_rejects(self, reasons: Sequence[str] = ()) -> list[int]:
-        """Indices of published shards that hold rejects (of the given reasons, if any)."""
+        """Return the indices of published shards with rejects, or with rejects for one of the given reasons."""
         wanted = set(reasons)
         found = {summary.shard: set(summary.reasons) for summary in self.summaries() if summary.rejects}
         chosen = {name for name, present in found.items() if not wanted or present & wanted}
         return [index for index, name in enumerate(self.shards.names) if name in chosen]
 
     def save_index(self) -> None:
-        """Keep what the ledgers last said in one file, where there are many."""
+        """Write the index of the ledgers, if there are many; see ``LedgerIndex``."""
         self._index.save()
 
     def publish(
@@ -166,15 +170,15 @@ class RunFolder:
         timings: dict[str, float],
         provenance: dict[str, Any],
     ) -> Ledger:
-        """Write one shard and its ledger, whole or not at all (see ``shards.publish_shard``)."""
+        """Write one shard and its ledger atomically; see ``shards.publish_shard``."""
         return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
 
     def clear_scratch(self) -> None:
-        """Remove what killed processes left in flight. Only for rank 0, before any rank writes."""
+        """Remove unfinished files of killed processes. Only rank 0 may call this, before any rank writes."""
         self.store.clear_scratch()
 
     def check(self) -> Iterator[tuple[Shard, list[str]]]:
-        """Re-read every shard against its ledger; yields each shard with what is wrong with it."""
+        """Compare every shard with its ledger; yield each shard with a list of problems."""
         for shard in self.shards:
             try:
                 ledger = self.ledger(shard)
@@ -190,7 +194,7 @@ class RunFolder:
             yield shard, problems
 
     def totals(self) -> Totals:
-        """Sums over all published shards."""
+        """Return the sums over all published shards."""
         found = self.summaries()
         return Totals(
             num_shards=len(found),
@@ -211,7 +215,7 @@ def _checked_manifest(path: Path, digest: str, where: str) -> Manifest:
     except OSError as error:
         raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
     except ValueError:
-        pass  # the next line says which line it is
+        pass  # read_manifest names the line
     try:
         read_manifest(path)
     except RunError as error:
@@ -221,7 +225,7 @@ def _checked_manifest(path: Path, digest: str, where: str) -> Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class Totals:
-    """What a run amounts to so far."""
+    """Sums over the published shards of a run."""
 
     num_shards: int
     num_planned_shards: int
@@ -233,18 +237,18 @@ class Totals:
 
 
 def demo_corpus_folder(out: Location) -> Path:
-    """Where the corpus of a demo run lives: inside its output folder."""
+    """Return the folder of a demo run's corpus, inside its output folder."""
     return local_path(out, "a demo run") / "demo-corpus"
 
 
 def run_hash(record: dict[str, Any]) -> str:
-    """Hash of the parts of ``run.json`` that decide bytes: config, plan, model files (not software versions)."""
+    """Hash the parts of ``run.json`` that decide the bytes of shards: config, plan and model files, not software."""
     deciding = {name: record[name] for name in ("config", "plan_sha256", "models", "device_type")}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Where two nested configs differ, a line each: ``name: old -> new``."""
+    """Compare two nested configs; return a line ``name: old -> new`` for each difference."""
     if isinstance(old, dict) and isinstance(new, dict):
         names = sorted(old.keys() | new.keys())
         lines = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]

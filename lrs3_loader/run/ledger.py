@@ -1,4 +1,4 @@
-"""The ledger: what is recorded when a shard is published."""
+"""The ledger of a shard: the record of its samples and rejects that makes it published."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ LEDGER_FOLDER = "ledger"
 
 @dataclass(frozen=True)
 class Ledger:
-    """What is recorded when a shard is published."""
+    """The record of a published shard."""
 
     shard: str
     run: str  # hash of the run's config and plan
@@ -26,14 +26,16 @@ class Ledger:
     samples: tuple[tuple[str, int], ...]  # (key, T) in the order of the tar
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
     timings: dict[str, float]  # seconds per stage
-    provenance: dict[str, Any]  # software, device and rank that made it, and when
+    provenance: dict[str, Any]  # software, device and rank that made it, and the time
 
     @property
     def num_frames(self) -> int:
+        """25 fps frames of all samples together."""
         return sum(frames for _, frames in self.samples)
 
     @property
     def reasons(self) -> Counter[str]:
+        """Number of rejects by reason."""
         return Counter(reason for _, reason, _ in self.rejects)
 
     def to_json(self) -> str:
@@ -41,15 +43,15 @@ class Ledger:
 
     @classmethod
     def read(cls, path: Path) -> Ledger:
-        """Read a ledger file: ``parse``, or ``FileNotFoundError`` where there is none."""
+        """Read a ledger file; see ``parse``. ``FileNotFoundError`` if there is none."""
         return cls.parse(path.read_bytes(), str(path))
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Ledger:
-        """The contents of a ledger file; ``where`` is what messages call it.
+        """Parse the contents of a ledger file, which messages call ``where``.
 
         Raises:
-            RunError: they are no ledger.
+            RunError: the contents are not a ledger.
         """
         try:
             plain = json.loads(data)
@@ -68,11 +70,11 @@ class Ledger:
 
 
 def ledger_name(shard: str) -> str:
-    """Where its ledger lies."""
+    """Return the name of a shard's ledger, relative to its run."""
     return f"{LEDGER_FOLDER}/{shard}.json"
 
 
 def read_ledger(store: Store, shard: str) -> Ledger:
-    """The ledger of a published shard (``FileNotFoundError`` where there is none)."""
+    """Read the ledger of a shard; ``FileNotFoundError`` if it is not published."""
     name = ledger_name(shard)
     return Ledger.parse(store.read(name), store.where(name))

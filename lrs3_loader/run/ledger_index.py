@@ -1,9 +1,8 @@
-"""What all ledgers of a run say, without reading all of them each time.
+"""Summaries of all ledgers of a run, cached in one file.
 
-Ledgers decide what is done, but a run of 100,000 shards has as many, and a launch cannot begin by reading them one by
-one. What is asked of all at once is kept beside them in ``index.jsonl``, a line a shard. That file is never believed on
-its own: a line counts where the listing of ``ledger/`` shows the very file that it was taken from, by size and stamp
-(time or tag); every other ledger is read. It may be deleted at any time, and small runs have none.
+A run of 100,000 shards has as many ledgers, too many to read at each launch. ``index.jsonl`` holds a summary of each,
+one per line. A line is used only if the listing of ``ledger/`` still shows the file that it was made from, by size and
+stamp (time or tag); other ledgers are read. The file may be deleted at any time, and small runs have none.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "index.jsonl"
-SAVE_FROM = 1_000  # ledgers; fewer are read as fast
+SAVE_FROM = 1_000  # ledgers; fewer are read as quickly without an index
 
 
 @dataclass(frozen=True)
 class LedgerSummary:
-    """Of one ledger: all but its list of samples, timings and provenance."""
+    """A ledger without its list of samples, timings and provenance."""
 
     shard: str
     run: str
@@ -36,15 +35,17 @@ class LedgerSummary:
 
     @classmethod
     def of(cls, ledger: Ledger) -> LedgerSummary:
+        """Summarise a ledger."""
         return cls(ledger.shard, ledger.run, ledger.num_bytes, len(ledger.samples), ledger.num_frames, ledger.rejects)
 
     @property
     def reasons(self) -> Counter[str]:
+        """Number of rejects by reason."""
         return Counter(reason for _, reason, _ in self.rejects)
 
 
 class LedgerIndex:
-    """Summaries of a run's ledgers, kept up to date by listing them."""
+    """Gives summaries of the ledgers of a run, and reads only new ones."""
 
     def __init__(self, store: Store):
         self._store = store
@@ -52,12 +53,12 @@ class LedgerIndex:
         self._num_unsaved = 0
 
     def summaries(self) -> list[LedgerSummary]:
-        """Of all ledgers there are now, sorted by shard.
+        """Return a summary of every ledger, sorted by shard.
 
-        One listing, one read of the index in the life of this object, and one read for each ledger that is new.
+        Lists the folder, reads the index at the first call, and reads each new ledger once.
 
         Raises:
-            RunError: a file in the folder is no ledger.
+            RunError: a file in the folder is not a ledger.
         """
         files = self._store.listing(LEDGER_FOLDER)
         files = {name: files[name] for name in sorted(files) if name.endswith(".json")}
@@ -75,7 +76,7 @@ class LedgerIndex:
         return [known[name][1] for name in files if name in known]  # one may have been removed since it was listed
 
     def save(self) -> None:
-        """Write what was last seen, where there are enough ledgers to be worth it and something has changed."""
+        """Write the index if the run has many ledgers and some have changed."""
         if self._known is None or len(self._known) < SAVE_FROM or not self._num_unsaved:
             return
         with self._store.write(INDEX_FILE) as file:

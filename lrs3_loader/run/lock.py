@@ -1,13 +1,13 @@
-"""One launch at a time in a run folder: the file ``run.lock``, which its holder keeps touching.
+"""Admits one launch at a time to a run folder, by the file ``run.lock`` with a heartbeat.
 
-Only rank 0 takes it, for all ranks of its launch on however many machines. What tells a live holder from a dead one:
+Rank 0 takes the lock for all ranks of its launch. A live holder is told from a dead one by
 
-1. A kernel lock (``flock``) on the file, which goes with its process however that ends. Where two processes share a
-   kernel, or a network file system that carries such locks, it decides alone.
-2. Where there are no such locks: on the same boot of the same machine, whether the process is still there.
-3. On another machine: whether the holder goes on counting. It adds one to a number in the file every few seconds, and
-   whoever wants the folder watches that number for ``STALE_SECONDS`` of its own steady clock. No time of day is ever
-   compared, so a clock that jumps, or two machines that disagree on the hour, change nothing.
+1. a kernel lock (``flock``) on the file, which ends with its process. It suffices where two processes share a kernel,
+   or a network file system that supports such locks;
+2. where there are no such locks, but the same boot of the same machine: whether the process exists;
+3. on another machine: the heartbeat. The holder increments a number in the file every few seconds, and whoever wants
+   the folder watches that number for ``STALE_SECONDS`` of its own monotonic clock. Times of day are never compared, so
+   clocks that jump or disagree do not matter.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from lrs3_loader.io.files import cannot_write
 logger = logging.getLogger(__name__)
 
 FILE_NAME = "run.lock"
-HEARTBEAT_SECONDS = 5.0  # between two counts of a holder
-STALE_SECONDS = 60.0  # a holder elsewhere that has not counted for this long is dead
-SETTLE_SECONDS = 1.0  # where nothing else decides between two that take a lock at once: the last to write has it
-_RECORD_BYTES = 1024  # written in place, always whole
+HEARTBEAT_SECONDS = 5.0  # between two heartbeats of a holder
+STALE_SECONDS = 60.0  # a holder on another machine without a heartbeat for this long is dead
+SETTLE_SECONDS = 1.0  # where two take a lock at once and nothing else decides, the last to write has it
+_RECORD_BYTES = 1024  # the file is overwritten in place
 #: Attributes of ``Holder`` by the names that they have in the file: older versions write and read these.
 _ATTRIBUTES = {"space": "pid_namespace", "born": "start_ticks"}
 _FIELDS = {attribute: field for field, attribute in _ATTRIBUTES.items()}
@@ -46,22 +46,22 @@ _NO_LOCKS_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 @dataclass(frozen=True)
 class Holder:
-    """Who has a run folder, as its lock file says."""
+    """The process that holds a run folder, as its lock file says."""
 
-    token: str  # of this one holding
+    token: str  # identifies this lock, not only its process
     host: str
-    boot: str  # this boot of the machine: who shares it shares a kernel
-    pid_namespace: str  # the process namespace there: who shares it, too, can look for the process
+    boot: str  # id of the boot of the machine: processes with the same one share a kernel
+    pid_namespace: str  # pid namespace: processes with the same one see each other
     pid: int
-    start_ticks: int  # when the process began, in ticks after the boot: process ids come again
-    launch: str  # torchrun's id of the launch where it has one, else nothing
-    attempt: int  # its elastic restarts
-    since: str  # for people to read
-    count: int = 0
+    start_ticks: int  # start of the process in ticks after the boot, because process ids are reused
+    launch: str  # torchrun's id of the launch, if any
+    attempt: int  # number of its elastic restarts
+    since: str  # time of day, for messages only
+    count: int = 0  # of heartbeats
 
     @classmethod
     def me(cls) -> Holder:
-        """This process."""
+        """Return a record of this process."""
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         return cls(
             token=uuid.uuid4().hex,
@@ -77,7 +77,7 @@ class Holder:
 
     @classmethod
     def parse(cls, data: bytes) -> Holder | None:
-        """What a lock file says; None where it says nothing, or something else."""
+        """Parse the contents of a lock file; None if they are not a record."""
         try:
             plain = json.loads(data)
             holder = cls(**{_ATTRIBUTES.get(name, name): value for name, value in plain.items()})
@@ -87,12 +87,13 @@ class Holder:
         return holder if kinds_fit else None
 
     def encode(self) -> bytes:
+        """Return the contents of the lock file."""
         plain = {_FIELDS.get(name, name): value for name, value in asdict(self).items()}
         return json.dumps(plain).encode().ljust(_RECORD_BYTES - 1) + b"\n"
 
     @property
     def is_alive_here(self) -> bool:
-        """Whether its process is there; only for a holder on the same boot."""
+        """True if the process exists; only valid on the same boot and in the same pid namespace."""
         return _start_ticks(self.pid) == self.start_ticks
 
     def __str__(self) -> str:
@@ -100,15 +101,17 @@ class Holder:
 
 
 class RunLock:
-    """Holds a run folder while its block runs; makes the folder where there is none yet.
+    """A context manager that holds a run folder, and makes it if it does not exist.
 
     Args:
-        folder: the run's.
-        on_lost: called, in a thread, if another launch has taken the folder (this process had been stopped, or cut off
-            from the disk, for over ``stale_seconds``). Ends this process by SIGTERM when not given.
+        folder: folder of the run.
+        heartbeat_seconds: interval of the heartbeat.
+        stale_seconds: a holder on another machine without a heartbeat for this long is dead.
+        on_lost: called in a thread if another launch has taken the folder, because this process was stopped or cut off
+            from the disk for more than ``stale_seconds``. Default: end this process by SIGTERM.
 
-    Raises (on entering):
-        RunError: another launch has it, or the folder cannot be written.
+    Raises:
+        RunError: on entering, if another launch holds the folder, or it cannot be written.
     """
 
     def __init__(
@@ -158,7 +161,7 @@ class RunLock:
                 self.path.parent.rmdir()
 
     def _take(self) -> bool:
-        """Try once. False: the file went away or changed hands meanwhile, so look again."""
+        """Try once to take the lock; return False if the file was removed or replaced meanwhile."""
         self._close()
         self._handle = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         has_locks = self._lock_file()
@@ -168,7 +171,7 @@ class RunLock:
         return False
 
     def _lock_file(self) -> bool:
-        """Take the kernel's lock. False: this file system has none."""
+        """Take the kernel lock; return False if this file system has none."""
         begun = time.monotonic()
         while True:
             try:
@@ -177,9 +180,9 @@ class RunLock:
             except BlockingIOError:
                 holder = _read(self.path)
                 patience = 0.0
-                if holder is None:  # it has only just begun, or just ended
+                if holder is None:  # it is just beginning or ending
                     patience = SETTLE_SECONDS
-                elif self._is_same_launch(holder):  # restarted by torchrun, and still ending
+                elif self._is_same_launch(holder):  # restarted by torchrun, still ending
                     patience = self._stale_seconds
                 if time.monotonic() - begun >= patience:
                     raise self._refusal(holder) from None
@@ -190,7 +193,7 @@ class RunLock:
                 return False
 
     def _succeed(self, last: Holder | None, has_locks: bool) -> bool:
-        """Follow ``last`` as the holder, if it is dead; the kernel's lock, where there is one, is ours."""
+        """Take over from the last holder if it is dead; this process has the kernel lock, if there is one."""
         is_here = last is None or (
             last.boot == self._holder.boot and (has_locks or last.pid_namespace == self._holder.pid_namespace)
         )
@@ -207,12 +210,12 @@ class RunLock:
         return self._is_ours(_read(self.path))
 
     def _watch(self, last: Holder) -> bool:
-        """Whether ``last`` stays silent for long enough. False: the file went away.
+        """Wait until the last holder is known to be dead; return False if the file was removed meanwhile.
 
         Raises:
-            RunError: it counts on.
+            RunError: there was a heartbeat.
         """
-        logger.warning("%s: held by %s; waiting %.0f s for a sign of life", self.path, last, self._stale_seconds)
+        logger.warning("%s: held by %s; waiting %.0f s for its heartbeat", self.path, last, self._stale_seconds)
         until = time.monotonic() + self._stale_seconds
         while time.monotonic() < until:
             time.sleep(min(1.0, self._heartbeat_seconds))
@@ -237,7 +240,7 @@ class RunLock:
 
     def _write(self) -> None:
         os.pwrite(self._handle, self._holder.encode(), 0)
-        os.ftruncate(self._handle, _RECORD_BYTES)  # of whatever else was there
+        os.ftruncate(self._handle, _RECORD_BYTES)  # the file may have held something longer
         os.fsync(self._handle)
 
     def _heartbeat(self) -> None:
@@ -250,7 +253,7 @@ class RunLock:
                     return
                 self._holder = replace(self._holder, count=self._holder.count + 1)
                 self._write()
-            except OSError as error:  # writing a shard meets the same and stops the run
+            except OSError as error:  # writing a shard fails as well and stops the run
                 logger.debug("%s: %s", self.path, error)
 
     def _close(self) -> None:
@@ -260,7 +263,7 @@ class RunLock:
 
 
 def _read(path: Path) -> Holder | None:
-    """What a lock file says now. Opened anew: a network file system looks for news only then."""
+    """Read a lock file. It is opened each time, because network file systems look for changes only then."""
     try:
         return Holder.parse(path.read_bytes())
     except FileNotFoundError:
@@ -282,7 +285,7 @@ def _pid_namespace() -> str:
 
 
 def _start_ticks(pid: int) -> int | None:
-    """When a process began, in ticks after the boot; None where there is none, or it has ended already."""
+    """Return the start of a process in ticks after the boot; None if it does not exist or has ended."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:

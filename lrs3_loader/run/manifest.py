@@ -1,8 +1,7 @@
-"""A plan on disk: one line of JSON per clip, sorted by key, with the shard it belongs to.
+"""The manifest, a plan on disk: one line of JSON per clip, sorted by key, with the shard it belongs to.
 
-A run is planned once; its manifest is what every later launch works from. At 100,000 shards it has millions of lines:
-a launch checks all of it by its hash and finds where each shard begins, but parses the lines of a shard when it needs
-them.
+A run is planned once, and all launches read its manifest. With 100,000 shards it has millions of lines: a launch checks
+its hash and finds where each shard begins, but parses the lines of a shard only when they are needed.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ _TYPES: dict[str, type] = {
 }
 _SHARD_NAME = re.compile(r"[^/\0]+-\d{6,}")
 _REQUIRED = ("shard", "key", "video_path", "num_bytes")
-_START = b'{"shard":"'  # of every line
+_START = b'{"shard":"'  # start of every line
 
 
 def manifest_lines(shards: Iterable[Shard]) -> Iterator[str]:
-    """One line of ASCII JSON a clip, newline included; absent fields left out."""
+    """Yield one line of ASCII JSON per clip, with its newline and without empty fields."""
     encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
     for shard in shards:
         for clip in shard.clips:
@@ -47,7 +46,7 @@ def manifest_lines(shards: Iterable[Shard]) -> Iterator[str]:
 
 
 def plan_sha256(shards: Iterable[Shard]) -> str:
-    """Hash of a plan: the hash of its manifest."""
+    """Return the hash of a plan, which is the SHA-256 of its manifest."""
     digest = hashlib.sha256()
     for line in manifest_lines(shards):
         digest.update(line.encode("ascii"))
@@ -55,11 +54,11 @@ def plan_sha256(shards: Iterable[Shard]) -> str:
 
 
 def read_manifest(path: Path) -> tuple[Shard, ...]:
-    """Read back what ``manifest_lines`` wrote.
+    """Read and check every line of a manifest file.
 
     Raises:
-        RunError: the file cannot be read, or a line is not exactly such a line (unknown, missing or mistyped
-            fields, a cut-off end, keys out of order or twice); the message names the line.
+        RunError: the file cannot be read, or a line is invalid (unknown, missing or mistyped fields, cut off, keys not
+            in order or not unique); the message names the line.
     """
     clips: list[tuple[str, Clip]] = []
     try:
@@ -79,10 +78,10 @@ def read_manifest(path: Path) -> tuple[Shard, ...]:
 
 
 class Manifest(Sequence[Shard]):
-    """The shards of a plan, in order; each is parsed when it is asked for.
+    """The shards of a plan in order; a shard is parsed when it is accessed.
 
     Args:
-        data: what ``manifest_lines`` wrote, or a map of that file. Its hash should have been checked.
+        data: contents of a manifest file, or a memory map of it, whose hash has been checked.
     """
 
     def __init__(self, data: bytes | mmap.mmap):
@@ -103,22 +102,23 @@ class Manifest(Sequence[Shard]):
         self.names = tuple(names)
         self.counts = tuple(counts)  # clips of each shard
         self._bounds = tuple(pairwise([*starts, size]))
-        self._last: tuple[int, Shard] | None = None  # asked for again and again while its clips are drawn
+        self._last: tuple[int, Shard] | None = None  # the shard accessed last, often the next one as well
 
     @classmethod
     def of(cls, shards: Iterable[Shard]) -> Manifest:
-        """The manifest of a plan that is at hand."""
+        """Make the manifest of a plan."""
         return cls("".join(manifest_lines(shards)).encode("ascii"))
 
     def __reduce__(self) -> tuple[type[Manifest], tuple[bytes]]:
         return Manifest, (bytes(self._data),)
 
     def sha256(self) -> str:
-        """As ``plan_sha256`` of its shards."""
+        """Return the hash of the plan; equal to ``plan_sha256``."""
         return hashlib.sha256(self._data).hexdigest()
 
     @property
     def num_clips(self) -> int:
+        """Number of clips of all shards together."""
         return sum(self.counts)
 
     def __len__(self) -> int:
@@ -139,7 +139,7 @@ class Manifest(Sequence[Shard]):
 
 
 def open_manifest(path: Path) -> Manifest:
-    """Map a manifest file: ``ValueError`` where it does not begin its lines as ``manifest_lines`` does."""
+    """Open a manifest file as a memory map; ``ValueError`` if it is not a manifest."""
     with open(path, "rb") as file:
         if not file.seek(0, 2):
             return Manifest(b"")
@@ -147,7 +147,7 @@ def open_manifest(path: Path) -> Manifest:
 
 
 def _shard_of(line: bytes) -> tuple[str, bytes]:
-    """(name of the shard, how its lines begin)."""
+    """Return the name of a line's shard, and the bytes that all lines of this shard begin with."""
     end = line.find(b'",', len(_START))
     if not line.startswith(_START) or end < 0:
         raise ValueError(f"not a manifest line: {line[:80]!r}")
@@ -171,5 +171,5 @@ def _parse_line(line: str) -> tuple[str, Clip]:
         if isinstance(value, float) and not math.isfinite(value):
             raise ValueError(f"{name} must be finite, got {value}")
     if not _SHARD_NAME.fullmatch(values["shard"]):  # it becomes the name of a file
-        raise ValueError(f"{values['shard']!r:.200} is no name of a shard")
+        raise ValueError(f"{values['shard']!r:.200} is not the name of a shard")
     return values.pop("shard"), Clip(**values)

@@ -1,4 +1,4 @@
-"""Audio-video offsets of a run's clips, as they lie beside its shards."""
+"""Audio-video offsets of a run's clips, which ``verify --sync`` writes to ``sync.jsonl``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ MAX_OFFSET = 10
 
 
 def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
-    """The lines that ``verify --sync`` wrote, or None. Raises ``RunError`` where they are no such lines."""
+    """Read the offsets of a run; None if they were not measured, ``RunError`` if the file is damaged."""
     path = folder.store.where(OFFSETS_FILE)
     try:
         lines = [json.loads(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
@@ -22,5 +22,5 @@ def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise RunError(f"{path} is damaged ({error}); delete it, or measure anew with verify.py --sync") from error
+        raise RunError(f"{path} is damaged ({error}); delete it, or measure again with verify.py --sync") from error
     return lines

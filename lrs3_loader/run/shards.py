@@ -1,8 +1,8 @@
-"""Published shards: WebDataset tars whose bytes depend on their samples alone, and the ledger beside each.
+"""Writes, reads and checks shards: WebDataset tars whose bytes depend only on their samples, with a ledger each.
 
-A shard exists when its ledger does. The tar is written whole (see ``storage``) and hashed on the way, then the ledger.
-To publish a shard again, its old ledger is removed first, so that at no instant a ledger stands beside a tar that it
-does not describe.
+A shard is published when its ledger exists. The tar is written atomically (see ``io.storage``) and hashed meanwhile;
+then the ledger is written. To replace a shard, its old ledger is removed first, so that a ledger never describes
+another tar than the one that exists.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import tarfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -20,22 +19,21 @@ import webdataset
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
-from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.io.storage import Store
 from lrs3_loader.run.ledger import Ledger, ledger_name, read_ledger
+from lrs3_loader.run.tar import DamagedError, Sample, TarIndex
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
 
 TAR_FOLDER = "shards"
-MAX_MEMBER_BYTES = 4 << 30  # no array of a clip comes near this; a header that claims more is damage
 
 
 def tar_name(shard: str) -> str:
-    """Where a shard's tar lies in a run."""
+    """Return the name of a shard's tar, relative to its run."""
     return f"{TAR_FOLDER}/{shard}.tar"
 
 
 class _HashingFile:
-    """Passes bytes on to a file while it hashes and counts them."""
+    """Hashes and counts the bytes that are written to a file."""
 
     def __init__(self, file: IO[bytes]):
         self._file = file
@@ -53,7 +51,7 @@ class _HashingFile:
 
 
 def encode_sample(features: ClipFeatures) -> dict[str, Any]:
-    """A clip's features as WebDataset expects them: ``__key__``, ``json`` and one ``<field>.npy`` per array."""
+    """Convert features to a WebDataset sample: ``__key__``, ``json`` and one ``<field>.npy`` per array, as bytes."""
     sample: dict[str, Any] = {"__key__": features.clip.key}
     meta = json.dumps(features.meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
     sample["json"] = meta.encode()
@@ -65,7 +63,7 @@ def encode_sample(features: ClipFeatures) -> dict[str, Any]:
 
 
 class _UnchangedError(Exception):
-    """Leaves the block of ``Store.write`` without replacing anything."""
+    """Leaves the block of ``Store.write`` without replacing the file."""
 
 
 def publish_shard(
@@ -77,10 +75,14 @@ def publish_shard(
     timings: dict[str, float],
     provenance: dict[str, Any],
 ) -> Ledger:
-    """Write a shard's results, in plan order, as a tar and then its ledger; both appear whole or not at all.
+    """Write the results of a shard, in the order of the plan, as a tar and then its ledger, each atomically.
 
-    A shard that was published before by the same run and comes out the same is left as it is.
-    ``timings`` is read after the last result was drawn, so that the producer may fill it as it goes.
+    A shard that the same run has published before with the same contents is not changed.
+
+    Args:
+        run: hash of the run.
+        timings: seconds per stage; read after the last result, so the producer of the results may fill it.
+        provenance: software, device and rank.
 
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
@@ -127,7 +129,7 @@ def _write_tar(
 ) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...]]:
     samples: list[tuple[str, int]] = []
     rejects: list[tuple[str, str, str]] = []
-    # No clock, no user and no host in the headers.
+    # The headers hold no time, user or host.
     with webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
         for clip, result in zip(shard.clips, results, strict=True):
             if result.clip.key != clip.key:
@@ -140,44 +142,31 @@ def _write_tar(
     return tuple(samples), tuple(rejects)
 
 
-def read_shard(path: Path) -> Iterator[dict[str, Any]]:
-    """Samples of a tar, one at a time: ``{"__key__": str, "json": dict, "<field>": ndarray, ...}``.
+def read_shard(path: Path) -> Iterator[Sample]:
+    """Yield the samples of a published tar: ``{"__key__": str, "json": dict, "<field>": ndarray, ...}``.
 
-    Reads with ``tarfile`` alone and unpickles nothing.
+    Unlike ``TarIndex``, which reads tars of other programs as well, this accepts no member but json and arrays.
 
     Raises:
-        RunError: the tar is damaged, or a member is not what a shard holds; the message names both.
+        RunError: the tar is damaged, or holds a member that no shard has; the message names both.
     """
-    sample: dict[str, Any] = {}
     try:
-        with tarfile.open(path, "r|") as tar:
-            for member in tar:
-                key, _, field = member.name.partition(".")
-                if not member.isfile() or member.issparse() or not field or member.size > MAX_MEMBER_BYTES:
-                    raise RunError(f"{path}: unexpected member {member.name!r}")
-                if sample and sample["__key__"] != key:
-                    yield sample
-                    sample = {}
-                data = tar.extractfile(member)
-                assert data is not None  # regular files only
-                sample["__key__"] = key
-                sample[field.removesuffix(".npy")] = _decode(field, data.read())
-    except (tarfile.TarError, ValueError, EOFError, OSError, RecursionError) as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-    if sample:
-        yield sample
+        with TarIndex(path) as tar:
+            unknown = [f"{s.key}.{ext}" for s in tar.samples for ext in s.members if not _is_known(ext)]
+            if unexpected := tar.ignored + unknown:
+                raise DamagedError(f"{path}: unexpected member {unexpected[0]!r}")
+            for index in range(len(tar.samples)):
+                yield tar.read(index, None)
+    except DamagedError as error:
+        raise RunError(str(error)) from error
 
 
-def _decode(field: str, data: bytes) -> Any:
-    if field == "json":
-        return json.loads(data)
-    if field.endswith(".npy"):
-        return decode_npy(bytearray(data))
-    raise ValueError(f"unknown member kind .{field}")
+def _is_known(extension: str) -> bool:
+    return extension == "json" or extension.endswith(".npy")
 
 
 def check_tar(tar_path: Path, ledger: Ledger) -> list[str]:
-    """Whether a tar is the file its ledger describes (size, then hash): what is wrong, or nothing."""
+    """Compare size and hash of a tar with its ledger; return a list of problems."""
     size = tar_path.stat().st_size
     if size != ledger.num_bytes:
         return [f"{tar_path} has {size} bytes, its ledger says {ledger.num_bytes}"]
@@ -188,9 +177,10 @@ def check_tar(tar_path: Path, ledger: Ledger) -> list[str]:
 
 
 def check_shard(shard: Shard, store: Store, ledger: Ledger) -> list[str]:
-    """Everything wrong with a published shard, one sentence each; empty when it is sound.
+    """Check a published shard; return a list of problems, one sentence each.
 
-    Re-reads the tar whole: size, hash, members, shapes, and that samples and rejects are exactly the shard's clips.
+    Reads the whole tar and checks its size, hash, members and shapes, and that samples and rejects are exactly the
+    shard's clips.
     """
     name = tar_name(shard.name)
     with store.local_copy(name) as folder:

@@ -1,4 +1,4 @@
-"""``ShardStream``: what to read, in which order, from where on, and for whom, comes together here."""
+"""``ShardStream``, the dataset that users see; README.md in this folder shows what it is made of."""
 
 from __future__ import annotations
 
@@ -13,59 +13,76 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import differences
+from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
 from lrs3_loader.stream.sources import Locations
-from lrs3_loader.stream.tarindex import Sample
 from lrs3_loader.stream.tasks import Item, Task, crop, make_task
 
 CURSOR = "__cursor__"
 STATE_VERSION = 1
-#: New names of arguments by those they had before, which still work, in saved states as well.
+#: Present names of arguments by their deprecated ones, in calls and in saved states.
 _RENAMED = {"even": "equal_batches", "on_bad": "on_error", "lanes": "num_parallel_shards"}
 
 
 class ShardStream(IterableDataset[Item]):
-    """Batches of a run's shards, for ``torch.utils.data.DataLoader(stream, batch_size=None, num_workers=N)``.
+    """Training batches from a run's shards, in an exactly reproducible and resumable order.
 
-    One pass gives every chosen sample exactly once, over all ranks and workers together. Which samples make a batch,
-    and the order of the batches, follow from the samples, the settings, ``seed`` and epoch alone; rank r of W gets
-    every W-th batch, so W ranks see the same batches as one (but for at most W - 1 of the last, which are split so that
-    every rank has equally many). Call ``set_epoch`` before each pass, as with torch's ``DistributedSampler``.
+    Use it with ``torch.utils.data.DataLoader(stream, batch_size=None, num_workers=N)``, and call ``set_epoch`` before
+    each epoch, as with torch's ``DistributedSampler``.
+
+    One epoch yields every selected sample exactly once over all ranks and workers. The contents and the order of the
+    batches depend only on the samples, the arguments, ``seed`` and the epoch. Rank r of W gets every W-th batch, so W
+    ranks train on the same batches as one would; at most W - 1 of the last batches are split, so that all ranks have
+    equally many.
 
     Args:
-        run_or_urls: a run's folder, a tar, or many of these; local, or remote by any protocol of fsspec or webdataset
-            (``s3://``, ``https://``, ``pipe:``). A tar without a ledger is looked through first if local; if remote,
-            its samples become known only as they are read, and then there is no ``len``, no even sharing over ranks
-            (``equal_batches=False`` is needed), and resuming reads again what came before, with the same ranks and
-            workers.
-        task: ``"raw"`` (a sample at a time), ``"audio2motion"``, ``"syncnet"``, ``"postnet"``, or an object like those
-            in ``lrs3_loader.stream.tasks``, where the shapes and units of what they give are documented.
-        batch_size: samples of a batch; or
-        batch_frames: 25 fps frames of a batch, padding included.
-        shuffle: without it, samples come in the order of the plan.
-        shuffle_buffer: samples shuffled together, and sorted by length to make batches of like lengths. Of local tars
-            only the batch at hand is in memory; of remote ones, this many samples for each rank.
-        seed: of the shuffling and of what a task draws at random.
-        min_frames, max_frames: shorter and longer clips are left out (``num_filtered``).
-        crop_frames: longer clips give a random stretch of this many frames, drawn anew each epoch.
-        select: whether a clip takes part, by its key ``"<split>/<speaker>/<utterance>"``.
-        person: local run or tars of one person (task ``"postnet"`` only). Each item is then
-            ``{"corpus": batch, "person": batch}``; the person's clips are passed over again and again.
-        even: every rank has equally many batches, so that none waits for ever in a collective.
-        follow: read a run (folder or URL) while it is written: every shard of its plan, in that order, as soon as its
-            ledger appears; ends when the run is complete. Do not extract shards anew (``--retry-rejects``) meanwhile.
-        partial: take the shards there are of a run that is not finished.
-        on_error: ``"skip"`` leaves out bad tars and samples, names them in a log line and counts them (``errors``).
-        num_parallel_shards: stretches that are read side by side (for remote tars; 12 for each rank).
-        rank, world_size: default: ``torch.distributed``'s, or torchrun's environment.
-        poll_seconds: how often ``follow`` looks.
+        run_or_urls: one or several run folders or tars, local, or remote by any protocol of fsspec or webdataset
+            (``s3://``, ``https://``, ``pipe:``). The samples of a local tar without a ledger are found by reading its
+            headers. Those of a remote tar without a ledger are not known beforehand: there is no ``len``, several
+            ranks need ``equal_batches=False``, and resuming reads everything before the position again, with the same
+            number of ranks and workers.
+        task: what a batch holds: ``"raw"`` (one sample), ``"audio2motion"``, ``"syncnet"``, ``"postnet"``, or an
+            object with the methods of ``lrs3_loader.stream.Task``. ``help(lrs3_loader.stream.Audio2Motion)`` and
+            its like document names, shapes and units.
+        batch_size: samples per batch. Tasks other than ``"raw"`` need either this or ``batch_frames``.
+        batch_frames: 25 fps frames per batch, padding included; a longer clip is a batch by itself.
+        shuffle: shuffle shards and samples. If false, samples come in the order of the run.
+        shuffle_buffer: samples that are shuffled together and sorted by length, so that the clips of a batch have
+            similar lengths. Local tars need memory for one batch only, remote ones for this many samples per rank.
+        seed: seed of the shuffling and of the random choices of a task.
+        min_frames: skip shorter clips (25 fps frames). ``num_filtered`` counts what was skipped.
+        max_frames: skip longer clips.
+        crop_frames: cut longer clips to this many frames, at a random place in each epoch.
+        select: called with a clip's key ``"<split>/<speaker>/<utterance>"``; skip the clip if it returns false.
+        person: local run or tars of one person, for the task ``"postnet"`` only. Each item is then
+            ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
+        equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
+        follow: read a run (folder or URL) while it is being written: each shard as soon as it is published, in the
+            order of the plan, until the run is complete. Do not use ``--retry-rejects`` on the run meanwhile.
+        partial: read the published shards of an unfinished run.
+        on_error: ``"raise"`` a ``RunError`` on a damaged tar or sample, or ``"skip"`` it, log it once per tar and count
+            it in ``errors()``.
+        num_parallel_shards: remote shards that are read at the same time, all ranks together (default: 12 per rank).
+        rank: rank of this process, given together with ``world_size``. Default: from ``torch.distributed``, else from
+            torchrun's environment.
+        world_size: number of ranks.
+        poll_seconds: seconds between two looks at a run that is followed.
+        deprecated: earlier names of arguments: ``even`` (``equal_batches``), ``on_bad`` (``on_error``) and ``lanes``
+            (``num_parallel_shards``). They work and give a ``DeprecationWarning``.
 
     Raises:
-        ValueError: arguments that do not go together.
-        RunError: nothing to read, an unfinished run, a bad tar, or samples that ranks cannot share evenly.
+        ValueError: an argument is invalid, or two do not go together.
+        RunError: there is nothing to read, the run is unfinished, a tar is damaged, or the samples cannot be shared
+            equally among the ranks.
+
+    Example:
+        >>> stream = ShardStream("/data/lrs3-shards", "audio2motion", batch_frames=4000)
+        >>> stream.set_epoch(0)
+        >>> for batch in DataLoader(stream, batch_size=None, num_workers=4):
+        ...     state = stream.state_dict(batch)  # load_state_dict(state) resumes after this batch
     """
 
     def __init__(
@@ -117,56 +134,60 @@ class ShardStream(IterableDataset[Item]):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
         self._person = None if person is None else PersonClips(person, self._settings, self.task)
         opened = open_stream(run_or_urls, self._settings, self.task, self.rank, self.world_size)
-        self._source, self._shared, self._names, self._left_out = opened
+        self._source, self._shared, self._names, self._skipped_tars = opened
         self._generation = 0
-        self._start: Any = self._source.fresh(0)  # where the next pass of its epoch begins
-        self._pass_start = self._start  # where the pass under way began
-        self._last: Cursor | None = None  # what this process has given last
+        self._start: Any = self._epoch_start(0)  # position at which the next pass begins
+        self._pass_start = self._start  # position at which the current pass began
+        self._last: Cursor | None = None  # of the batch that this process yielded last
         self._require_agreement()
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the shuffling of the next pass. Persistent workers hear of it, too; a loaded position in another
-        epoch is dropped, one in this epoch is kept.
+        """Set the epoch of the next pass, which decides its shuffling; persistent workers see it as well.
+
+        A position loaded by ``load_state_dict`` is kept if it lies in this epoch, and dropped otherwise.
         """
         if epoch < 0:
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         if epoch != self._shared.epoch:
             self._shared.epoch = epoch
-            self._begin_at(self._source.fresh(epoch))
+            self._begin_at(self._epoch_start(epoch))
 
     @property
     def epoch(self) -> int:
+        """The epoch of the next pass."""
         return self._shared.epoch
 
     def __len__(self) -> int:
-        """Batches of this rank (with ``equal_batches``, of every rank) in a whole pass of the current epoch.
+        """Return the number of batches of this rank in the whole current epoch.
 
         Raises:
-            TypeError: not known: a run that is followed, or tars without a ledger.
+            TypeError: it is not known, because the run is followed or remote tars have no ledger.
         """
         return self._source.num_batches(self.epoch)
 
     def __iter__(self) -> Iterator[Item]:
-        """What is left of the epoch that is set, for this worker of this rank."""
+        """Yield the rest of the current epoch for this worker of this rank."""
         worker, num_workers = self._worker()
         epoch = self.epoch
         if self._start.epoch != epoch:
-            self._start = self._source.fresh(epoch)
+            self._start = self._epoch_start(epoch)
         self._pass_start, self._last = self._start, None
         for loaded in self._source.load_batches(self._pass_start, worker, num_workers):
             item = self._item(epoch, loaded)
-            item[CURSOR] = self._last = Cursor(epoch, loaded.place, worker, num_workers)
+            item[CURSOR] = self._last = Cursor(epoch, loaded.step, worker, num_workers)
             yield item
-        self._start = self._source.fresh(epoch)
+        self._start = self._epoch_start(epoch)
 
     def state_dict(self, batch: Item | None = None) -> dict[str, Any]:
-        """The position after a batch, as plain JSON values: load it to go on with exactly what comes after.
+        """Return the position after a batch, as plain JSON values for ``load_state_dict``.
+
+        The state of any rank serves all ranks, and any number of ranks and workers; only for remote tars without a
+        ledger does each rank need its own.
 
         Args:
-            batch: the last batch that was used. Needed where DataLoader workers read: they are ahead of what the main
-                process has seen. Without workers, and inside the workers of torchdata's ``StatefulDataLoader``, the
-                last one given is meant. Any rank's state will do for all ranks, and for another number of ranks and
-                workers (but not of tars without a ledger).
+            batch: the last batch that was used. It must be given when DataLoader workers read, because they are ahead
+                of the main process. Default: the batch yielded last, which is right without workers and inside the
+                workers of torchdata's ``StatefulDataLoader``.
 
         Raises:
             RunError: workers read, and no batch was given.
@@ -177,19 +198,22 @@ class ShardStream(IterableDataset[Item]):
                 raise RunError("DataLoader workers read this stream: pass the last batch used, state_dict(batch)")
             position = self._start
         elif batch is None and get_worker_info() is not None:
-            position = self._source.within(self._pass_start, cursor)
+            position = self._source.position_in_worker(self._pass_start, cursor)
         else:
             known = self._pass_start.epoch == cursor.epoch
-            position = self._source.after(self._pass_start if known else self._source.fresh(cursor.epoch), cursor)
+            position = self._source.position_after(
+                self._pass_start if known else self._epoch_start(cursor.epoch), cursor
+            )
         return {"version": STATE_VERSION, "stream": self._identity(), "position": position.to_json()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on after the batch that the state was saved with: the next pass gives what was left then.
+        """Set epoch and position: the next pass yields exactly the batches after the one that the state was saved with.
 
-        Sets the epoch. Load before the DataLoader starts its workers.
+        Load before the DataLoader starts its workers.
 
         Raises:
-            RunError: the state is of other samples, other settings or another version; the message says what differs.
+            RunError: the state was saved with other samples, other arguments or another version; the message names the
+                difference.
         """
         if state.get("version") != STATE_VERSION:
             raise RunError(f"this is no state of a ShardStream of version {STATE_VERSION}: {state.get('version')!r}")
@@ -205,7 +229,7 @@ class ShardStream(IterableDataset[Item]):
 
     @property
     def num_filtered(self) -> int | None:
-        """Clips that were not chosen (length, ``select``); None where they are not known beforehand."""
+        """Number of clips skipped by ``min_frames``, ``max_frames`` and ``select``; None if it is not known."""
         return self._source.num_filtered
 
     @property
@@ -220,20 +244,28 @@ class ShardStream(IterableDataset[Item]):
         return self.errors()
 
     def errors(self) -> dict[str, str]:
-        """What was bad so far, by tar: left out whole, or how many samples were lost (added up over passes)."""
+        """Return what ``on_error="skip"`` has skipped so far, over all epochs.
+
+        Returns:
+            for each damaged tar, by shard name or URL, the reason why all of it was skipped, or how many samples were.
+        """
         lost = {
             name: f"{count} {self._source.unit_lost}"
             for name, count in zip(self._names, self._shared.lost.tolist(), strict=True)
             if count
         }
-        return {**self._left_out, **lost}
+        return {**self._skipped_tars, **lost}
+
+    def _epoch_start(self, epoch: int) -> Any:
+        """Return the position at the start of an epoch; its type depends on the source."""
+        return self._source.epoch_start(epoch)
 
     def _begin_at(self, position: Any) -> None:
         self._start = self._pass_start = position
         self._last = None
 
     def _worker(self) -> tuple[int, int]:
-        """(worker, number of workers) that this process is."""
+        """Return the id of this worker and the number of workers; (0, 1) in the main process."""
         info = get_worker_info()
         if info is None:
             return 0, 1
@@ -245,14 +277,14 @@ class ShardStream(IterableDataset[Item]):
         return info.id, info.num_workers
 
     def _item(self, epoch: int, loaded: LoadedBatch) -> Item:
-        def draw(key: str) -> np.random.Generator:
+        def random_for(key: str) -> np.random.Generator:
             return np.random.default_rng([self._settings.seed, epoch, zlib.crc32(key.encode())])
 
-        item = self.task(self._cropped(loaded.samples, epoch), draw)
+        item = self.task(self._cropped(loaded.samples, epoch), random_for)
         if self._person is None:
             return item
-        beside = self._cropped(self._person.samples(epoch, loaded.number), epoch)
-        return {"corpus": item, "person": self.task(beside, draw)}
+        person = self._cropped(self._person.samples(epoch, loaded.number), epoch)
+        return {"corpus": item, "person": self.task(person, random_for)}
 
     def _cropped(self, samples: list[Sample], epoch: int) -> list[Sample]:
         length = self._settings.crop_frames
@@ -268,7 +300,7 @@ class ShardStream(IterableDataset[Item]):
         return {"task": self.task.name, **self._settings.identity(), **self._source.identity()}
 
     def _require_agreement(self) -> None:
-        """All ranks must have found the same: an unfinished run, or copies of one, may look different to each."""
+        """Check that all ranks found the same samples: they may see different states or copies of an unfinished run."""
         alone = self.world_size == 1 or not (dist.is_available() and dist.is_initialized())
         if alone or dist.get_world_size() != self.world_size:
             return
@@ -283,7 +315,7 @@ class ShardStream(IterableDataset[Item]):
 
 
 def _renamed(deprecated: dict[str, Any]) -> dict[str, Any]:
-    """Arguments given by their old names, by their new ones."""
+    """Return arguments that were given by deprecated names under their present names, with a warning for each."""
     for name in deprecated:
         if name not in _RENAMED:
             raise TypeError(f"ShardStream() got an unexpected keyword argument {name!r}")

@@ -6,36 +6,36 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.run.tar import DamagedError, Sample
 from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.plans import Plan
-from lrs3_loader.stream.position import Position, after, remaining_batches
+from lrs3_loader.stream.position import Position, position_after, remaining_batches
 from lrs3_loader.stream.readers import Reader
 from lrs3_loader.stream.schedule import BatchIds
 from lrs3_loader.stream.shared_state import SharedState
-from lrs3_loader.stream.tarindex import DamagedError, Sample
 
 
 class Cursor(NamedTuple):
-    """Travels with each batch: which one it is."""
+    """Identifies a batch after it has been read; each batch carries one, under the key ``CURSOR``."""
 
     epoch: int
-    place: int  # among those its rank had left when the pass began (unlisted tars: its worker)
+    step: int  # number among the batches that its rank (sequential tars: its worker) had left as the pass began
     worker: int
     num_workers: int
 
 
 class LoadedBatch(NamedTuple):
-    """The samples of one batch, read."""
+    """The samples of one batch."""
 
-    place: int
-    number: int  # among all batches of the epoch, of all ranks
+    step: int  # see ``Cursor``
+    number: int  # among the batches of all ranks in this epoch
     samples: list[Sample]
 
 
 class IndexedBatches:
-    """One rank's passes over a plan."""
+    """The batches of one rank, from a plan."""
 
-    unit_lost = "samples lost"
+    unit_lost = "samples lost"  # unit of the counts in ``ShardStream.errors``
 
     def __init__(
         self,
@@ -57,58 +57,61 @@ class IndexedBatches:
 
     @property
     def num_filtered(self) -> int | None:
+        """Number of clips that the filter skipped; None if not all are known."""
         return self.plan.catalog.num_filtered if self.plan.is_final else None
 
     def identity(self) -> dict[str, Any]:
+        """Return what must be equal when a saved position is loaded."""
         return self.plan.identity()
 
-    def fresh(self, epoch: int) -> Position:
+    def epoch_start(self, epoch: int) -> Position:
+        """Return the position at the start of an epoch."""
         return Position(epoch).for_world_size(self._world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Position:
-        """A saved position, to be gone on from by this many ranks."""
-        self.plan.adopt(identity)
+        """Return a position from its JSON and the identity saved with it, for the present number of ranks."""
+        self.plan.restore(identity)
         return Position.from_json(plain).for_world_size(self._world_size)
 
     def num_batches(self, epoch: int) -> int:
-        """Batches of this rank in a whole pass.
+        """Return the number of batches of this rank in a whole epoch.
 
         Raises:
-            TypeError: not known before the run is complete (what ``len`` must raise for ``list`` to go on without).
-            RunError: the batches cannot be shared evenly.
+            TypeError: it is not known before the run is complete. (``list`` ignores this error of a ``len``.)
+            RunError: the ranks cannot have equally many.
         """
         if not self.plan.is_final:
             raise TypeError(
                 "the length of an epoch is not known while a run is followed; ranks end together all the same"
             )
         batches = self.plan.batches(epoch, log_waits=False)
-        return sum(1 for _ in remaining_batches(batches, self.fresh(epoch), self._rank, self._equal_batches))
+        return sum(1 for _ in remaining_batches(batches, self.epoch_start(epoch), self._rank, self._equal_batches))
 
     def load_batches(self, start: Position, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
-        """What one worker has left, in order."""
+        """Yield the batches that one worker has left, in order."""
         first = 0
         if start.worker is not None:
             saved_worker, saved_num, first = start.worker
             if (saved_worker, saved_num) != (worker, num_workers):
                 raise RunError(
                     f"this state was saved by worker {saved_worker} of {saved_num}, loaded by {worker} of "
-                    f"{num_workers}: go on with the same num_workers, or save with state_dict(batch)"
+                    f"{num_workers}: resume with the same num_workers, or save with state_dict(batch)"
                 )
         self._shared.skipped[worker::num_workers] = False
         batches = self.plan.batches(start.epoch, log_waits=self._rank == 0 and worker == 0)
         mine = (
             scheduled
             for scheduled in remaining_batches(batches, start, self._rank, self._equal_batches)
-            if scheduled.place % num_workers == worker and scheduled.place >= first
+            if scheduled.step % num_workers == worker and scheduled.step >= first
         )
         known, reader = self.plan.reader(mine, self._fields)
         try:
             for scheduled in known:
                 samples = self._read(reader, scheduled.batch)
                 if samples:
-                    yield LoadedBatch(scheduled.place, scheduled.number, samples)
+                    yield LoadedBatch(scheduled.step, scheduled.number, samples)
                 else:
-                    self._pass_over(scheduled.place)
+                    self._skip_batch(scheduled.step)
         finally:
             reader.close()
 
@@ -121,19 +124,19 @@ class IndexedBatches:
                 self._error_policy.lost(self.plan.catalog.locate(sample_id)[0], error)
         return samples
 
-    def _pass_over(self, place: int) -> None:
+    def _skip_batch(self, step: int) -> None:
         if self._world_size > 1 and self._equal_batches:
             raise RunError(
-                "a whole batch was lost to bad tars, so this rank would fall behind the others: make the tars anew "
+                "a whole batch was lost to bad tars, so this rank would fall behind the others: extract the tars again "
                 "(lrs3-loader verify names them), or pass equal_batches=False if ranks may end apart"
             )
-        self._shared.skipped[place] = True
+        self._shared.skipped[step] = True
 
-    def after(self, start: Position, cursor: Cursor) -> Position:
-        """The position once the batch with this cursor has come out of a pass begun at ``start``."""
-        return after(start, self._rank, cursor.place, cursor.num_workers, self._shared.skipped)
+    def position_after(self, start: Position, cursor: Cursor) -> Position:
+        """Return the position after the batch with this cursor, in a pass that began at ``start``."""
+        return position_after(start, self._rank, cursor.step, cursor.num_workers, self._shared.skipped)
 
-    def within(self, start: Position, cursor: Cursor) -> Position:
-        """The same for one worker by itself, whose state is kept along with those of the others."""
-        worker = (cursor.worker, cursor.num_workers, cursor.place + cursor.num_workers)
+    def position_in_worker(self, start: Position, cursor: Cursor) -> Position:
+        """Return the position after that batch for one worker alone, whose state is saved with those of the others."""
+        worker = (cursor.worker, cursor.num_workers, cursor.step + cursor.num_workers)
         return Position(start.epoch, start.segments, worker)

@@ -1,14 +1,13 @@
-"""From what the user asks for to what a stream passes over."""
+"""Finds the samples that a ``ShardStream`` was asked for, and plans its batches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.follow import wait_for_run
-from lrs3_loader.stream.indexed import Cursor, IndexedBatches, LoadedBatch
+from lrs3_loader.stream.indexed import IndexedBatches
 from lrs3_loader.stream.plans import FollowedPlan, IndexedPlan, Plan
 from lrs3_loader.stream.sequential import SequentialBatches
 from lrs3_loader.stream.settings import StreamSettings
@@ -16,58 +15,24 @@ from lrs3_loader.stream.shared_state import SharedState
 from lrs3_loader.stream.sources import Listing, Locations, list_sources, split_locations
 from lrs3_loader.stream.tasks import Task
 
-
-class BatchSource(Protocol):
-    """One rank's passes over whatever a stream reads. Positions are its own kind: anything with an ``epoch``."""
-
-    unit_lost: str  # what is counted of a bad tar
-
-    @property
-    def num_filtered(self) -> int | None: ...
-
-    def identity(self) -> dict[str, Any]:
-        """What a saved position depends on."""
-        ...
-
-    def fresh(self, epoch: int) -> Any:
-        """The position at the beginning of an epoch."""
-        ...
-
-    def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Any:
-        """A saved position, saved along with that identity."""
-        ...
-
-    def num_batches(self, epoch: int) -> int:
-        """Batches of this rank in a whole pass; ``TypeError`` where it is not known."""
-        ...
-
-    def load_batches(self, start: Any, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
-        """What one worker has left from a position on, in order."""
-        ...
-
-    def after(self, start: Any, cursor: Cursor) -> Any:
-        """The position once the batch with this cursor has come out of a pass begun at ``start``."""
-        ...
-
-    def within(self, start: Any, cursor: Cursor) -> Any:
-        """The same for one worker by itself, whose state is kept along with those of the others."""
-        ...
+#: The batches of one rank. Both kinds have the same methods; their positions differ, but for ``epoch`` and ``to_json``.
+BatchSource = IndexedBatches | SequentialBatches
 
 
 class Opened(NamedTuple):
-    """What a stream is made of."""
+    """The parts that a stream is made of."""
 
     source: BatchSource
     shared: SharedState
     names: list[str]  # of the tars
-    left_out: dict[str, str]  # bad tars by name, with the reason
+    skipped_tars: dict[str, str]  # name -> reason
 
 
 def open_stream(locations: Locations, settings: StreamSettings, task: Task, rank: int, world_size: int) -> Opened:
-    """Find what there is and plan it.
+    """Find the samples of a stream and plan the batches of one rank.
 
     Raises:
-        ValueError, RunError: as ``ShardStream``.
+        ValueError, RunError: see ``ShardStream``.
     """
     if settings.follow:
         followed = _follow(locations, settings, task, rank, world_size)
@@ -80,15 +45,15 @@ def open_stream(locations: Locations, settings: StreamSettings, task: Task, rank
     if not len(plan.catalog):
         raise RunError(f"none of the {plan.catalog.num_filtered} clips in {locations} is long enough and selected")
     names = [source.name for source in listing.sources]
-    opened = _opened(plan, names, listing.bad, settings, task, rank, world_size)
-    opened.source.num_batches(0)  # what cannot be shared evenly is refused here, not in a worker later on
+    opened = _opened(plan, names, listing.skipped, settings, task, rank, world_size)
+    opened.source.num_batches(0)  # raises here, not later in a worker, if the ranks cannot have equally many
     return opened
 
 
 def _opened(
     plan: Plan,
     names: list[str],
-    left_out: dict[str, str],
+    skipped_tars: dict[str, str],
     settings: StreamSettings,
     task: Task,
     rank: int,
@@ -97,7 +62,7 @@ def _opened(
     shared = SharedState(plan.max_batches, len(names))
     error_policy = ErrorPolicy(settings.on_error == "skip", names, shared)
     source = IndexedBatches(plan, task.fields, rank, world_size, settings.equal_batches, shared, error_policy)
-    return Opened(source, shared, names, left_out)
+    return Opened(source, shared, names, skipped_tars)
 
 
 def _follow(locations: Locations, settings: StreamSettings, task: Task, rank: int, world_size: int) -> FollowedPlan:
@@ -121,4 +86,4 @@ def _open_sequential(listing: Listing, settings: StreamSettings, task: Task, ran
     error_policy = ErrorPolicy(settings.on_error == "skip", names, shared)
     urls = [source.url for source in listing.sources]
     source = SequentialBatches(urls, task, settings, rank, world_size, error_policy)
-    return Opened(source, shared, names, listing.bad)
+    return Opened(source, shared, names, listing.skipped)

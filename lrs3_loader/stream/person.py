@@ -1,4 +1,4 @@
-"""One person's clips beside a corpus: passed over again and again, a batch for each batch of the corpus."""
+"""Batches of one person's clips, one for each batch of a corpus; the clips are repeated as often as needed."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from dataclasses import replace
 from typing import Any
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.run.tar import DamagedError, Sample
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.readers import LocalReader
 from lrs3_loader.stream.schedule import make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Locations, list_sources
-from lrs3_loader.stream.tarindex import DamagedError, Sample
 from lrs3_loader.stream.tasks import Task
 
 
 class PersonClips:
-    """Which samples go with batch number ``g`` of the corpus: a pure function of seed, epoch and g."""
+    """Gives the samples for batch number ``g`` of the corpus, which depend only on seed, epoch and g."""
 
     def __init__(self, locations: Locations, settings: StreamSettings, task: Task):
         """Settings and task are those of the corpus stream; ``select`` log_waits of the corpus and is not applied.
 
         Raises:
-            RunError: nothing there, no clip is long enough, or not a local run or tar.
+            RunError: there is nothing to read, no clip is long enough, or a location is remote.
         """
         listing = list_sources(locations, partial=False, skip_errors=False)
         if not (listing.is_local and listing.is_indexed):
@@ -36,36 +36,36 @@ class PersonClips:
         self._rewind(-1)
 
     def __getstate__(self) -> dict[str, Any]:
-        self._rewind(-1)  # a pass half-way cannot be pickled, and need not be
+        self._rewind(-1)  # an unfinished pass need not be pickled
         return self.__dict__
 
     def _rewind(self, epoch: int) -> None:
         self._epoch = epoch
-        self._turn = 0  # how many times the clips were passed over before
-        self._first = 0  # number of the first batch of this turn
+        self._pass = 0  # complete passes over the clips so far
+        self._first = 0  # number of the first batch of this pass
         self._batches: list[list[int]] = []
 
     def samples(self, epoch: int, number: int) -> list[Sample]:
-        """Numbers of an epoch may be asked for in any order; rising order costs least.
+        """Return the samples for a batch of the corpus; rising numbers are the fastest order to ask for them.
 
         Raises:
-            RunError: a tar is bad.
+            RunError: a tar is damaged.
         """
         if epoch != self._epoch or number < self._first:
             self._rewind(epoch)
-            self._batches = self._pass_over()
+            self._batches = self._next_pass()
         while number >= self._first + len(self._batches):
             self._first += len(self._batches)
-            self._turn += 1
-            self._batches = self._pass_over()
+            self._pass += 1
+            self._batches = self._next_pass()
         try:
             return [self._reader.read(0, sample_id) for sample_id in self._batches[number - self._first]]
         except DamagedError as error:
             raise RunError(f"{error}. Run the extraction of the person's clips again") from error
 
-    def _pass_over(self) -> list[list[int]]:
+    def _next_pass(self) -> list[list[int]]:
         settings, catalog = self._settings, self._catalog
-        order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, self._epoch + self._turn)
-        stretches = shuffle_blocks(order, settings.shuffle_buffer)
-        seed = [settings.seed, self._epoch, self._turn]
-        return [ids.tolist() for ids in make_batches(stretches, catalog.frames, self._rule, seed)]
+        order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, self._epoch + self._pass)
+        blocks = shuffle_blocks(order, settings.shuffle_buffer)
+        seed = [settings.seed, self._epoch, self._pass]
+        return [ids.tolist() for ids in make_batches(blocks, catalog.frames, self._rule, seed)]

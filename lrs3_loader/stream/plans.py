@@ -1,10 +1,13 @@
-"""The schedule of an epoch over all ranks, and what reads it: for a finished run, and for one that is followed."""
+"""Plans schedule the batches of an epoch for all ranks: ``IndexedPlan`` for finished runs, ``FollowedPlan`` for others.
+
+A plan gives the same schedule on every rank and in every worker.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -17,45 +20,19 @@ from lrs3_loader.stream.schedule import BatchIds, BatchRule, interleave, make_ba
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Listing
 
-REMOTE_PARTITIONS = 12  # of each rank: whole partitions fall to each worker for 1, 2, 3, 4, 6 or 12 of them
-
-
-class Plan(Protocol):
-    """Schedules epochs, the same on every rank and in every worker."""
-
-    catalog: Catalog
-    max_batches: int  # no epoch has more
-    is_final: bool  # the samples are all known
-
-    def identity(self) -> dict[str, Any]:
-        """What must not change between saving a position and going on from it."""
-        ...
-
-    def adopt(self, identity: dict[str, Any]) -> None:
-        """Take over from a saved identity what may differ from one launch to the next."""
-        ...
-
-    def batches(self, epoch: int, log_waits: bool) -> Iterable[BatchIds]:
-        """The batches of an epoch in order; may wait, and says so if this reader is the one that log_waits."""
-        ...
-
-    def reader(
-        self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
-    ) -> tuple[Iterable[ScheduledBatch], Reader]:
-        """The turns again, and what reads their samples."""
-        ...
+REMOTE_PARTITIONS = 12  # per rank: 1, 2, 3, 4, 6 or 12 workers get equally many
 
 
 class IndexedPlan:
-    """All samples are known beforehand."""
+    """Schedules samples that are all known beforehand."""
 
-    is_final = True
+    is_final = True  # all samples are known
 
     def __init__(
         self, listing: Listing, clip_filter: ClipFilter, rule: BatchRule, settings: StreamSettings, world_size: int
     ):
         self.catalog = Catalog(clip_filter).extend(listing.sources)
-        self.max_batches = len(self.catalog)
+        self.max_batches = len(self.catalog)  # in any epoch
         self._samples = self.catalog.sha256()
         self._is_local = listing.is_local
         self._rule = rule
@@ -65,23 +42,22 @@ class IndexedPlan:
         self._cached: tuple[int, list[BatchIds]] = (-1, [])
 
     def identity(self) -> dict[str, Any]:
+        """Return what must be equal when a saved position is loaded."""
         return {"samples": self._samples, "num_parallel_shards": self._num_partitions}
 
-    def adopt(self, identity: dict[str, Any]) -> None:
-        """Use the number of partitions of a saved position, unless the user has chosen another."""
-        if (
-            self._settings.num_parallel_shards is None
-            and identity.get("num_parallel_shards", self._num_partitions) != self._num_partitions
-        ):
-            self._num_partitions = identity["num_parallel_shards"]
+    def restore(self, identity: dict[str, Any]) -> None:
+        """Use the number of partitions of a saved position, unless the user has chosen one."""
+        if self._settings.num_parallel_shards is None:
+            self._num_partitions = identity.get("num_parallel_shards", self._num_partitions)
             self._cached = (-1, [])
 
     def batches(self, epoch: int, log_waits: bool) -> list[BatchIds]:
+        """Return the batches of an epoch in order."""
         if self._cached[0] != epoch:
             settings, catalog = self._settings, self.catalog
             order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, epoch)
             partitions = max(1, min(self._num_partitions, len(order)))
-            # A rank holds the pools of all its partitions at once: together they are its shuffle buffer.
+            # A rank holds a shuffle block of each of its partitions: together they are its shuffle buffer.
             block_size = -(-settings.shuffle_buffer // -(-partitions // self._world_size))
             seed = [settings.seed, epoch]
             self._cached = (epoch, list(interleave(order, partitions, block_size, catalog.frames, self._rule, seed)))
@@ -90,6 +66,7 @@ class IndexedPlan:
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
+        """Return the batches that were given, and a reader of their samples."""
         if self._is_local:
             return scheduled, LocalReader(self.catalog, fields)
         known = list(scheduled)
@@ -97,7 +74,7 @@ class IndexedPlan:
 
 
 class FollowedPlan:
-    """A run that may still be written: its shards in the order of the run's plan, none shuffled into another."""
+    """Schedules a run while it is written: shards in the order of the run's plan, shuffled only within themselves."""
 
     is_final = False
 
@@ -111,12 +88,14 @@ class FollowedPlan:
         self._is_local = isinstance(folder.path, Path)
 
     def identity(self) -> dict[str, Any]:
+        """Return what must be equal when a saved position is loaded."""
         return {"run": self.folder.run_hash}
 
-    def adopt(self, identity: dict[str, Any]) -> None:
-        """Nothing here follows from the number of ranks."""
+    def restore(self, identity: dict[str, Any]) -> None:
+        """Do nothing: this schedule does not depend on the number of ranks."""
 
     def batches(self, epoch: int, log_waits: bool) -> Iterator[BatchIds]:
+        """Yield the batches of an epoch in order, waiting for shards; ``log_waits`` says so in the log."""
         catalog = self.catalog = Catalog(self._clip_filter)
         seed = [self._settings.seed, epoch, 0]
         ids = make_batches(self._shuffle_blocks(catalog, log_waits), catalog.frames, self._rule, seed)
@@ -129,6 +108,10 @@ class FollowedPlan:
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
+        """Return the batches that were given, and a reader of their samples."""
         if self._is_local:
             return scheduled, LocalReader(self.catalog, fields)
         return scheduled, FetchingReader(self.catalog, fields)
+
+
+Plan = IndexedPlan | FollowedPlan

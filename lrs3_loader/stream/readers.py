@@ -1,4 +1,4 @@
-"""Sample id -> sample: by its place in a local tar, or by reading a remote one front to back."""
+"""Readers return the sample of an id: from its position in a local tar, or by reading a remote tar sequentially."""
 
 from __future__ import annotations
 
@@ -8,40 +8,26 @@ import tarfile
 from collections import OrderedDict
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from webdataset import tariterators
 
 from lrs3_loader.io.storage import store_at
+from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, decode_sample, is_selected
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import BatchIds
-from lrs3_loader.stream.tarindex import DamagedError, Sample, TarIndex, decode_sample, is_wanted
 
 logger = logging.getLogger(__name__)
 
 Members = dict[str, bytearray]  # of one sample, by extension
 
-MAX_OPEN_TARS = 128  # of one reader; a shuffle buffer seldom spans more shards
-MAX_FETCHED_TARS = 4  # of one reader; a run that is followed comes shard by shard
-
-
-class Reader(Protocol):
-    """Reads the samples of a catalog."""
-
-    def read(self, partition: int, sample_id: int) -> Sample:
-        """One sample.
-
-        Raises:
-            DamagedError: it cannot be had; the message names the tar.
-        """
-        ...
-
-    def close(self) -> None: ...
+MAX_OPEN_TARS = 128  # per reader; a shuffle buffer seldom spans more shards
+MAX_FETCHED_TARS = 4  # per reader; a run that is followed is read shard by shard
 
 
 class LocalReader:
-    """Reads any sample of local tars, in any order; keeps the tars used last open."""
+    """Reads the samples of local tars in any order, and keeps the tars that were used last open."""
 
     _most_open = MAX_OPEN_TARS
 
@@ -52,15 +38,16 @@ class LocalReader:
         self._broken: dict[int, str] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": OrderedDict()}  # files stay with the process that opened them
+        return {**self.__dict__, "_open": OrderedDict()}  # open files are not pickled
 
     def read(self, partition: int, sample_id: int) -> Sample:
-        number, place = self._catalog.locate(sample_id)
+        """Return a sample; raises ``DamagedError``, which names the tar, if that is not possible."""
+        number, position = self._catalog.locate(sample_id)
         index = self._index(number)
         key = self._catalog.key(sample_id)
-        if place >= len(index.samples) or index.samples[place].key != key:
-            raise DamagedError(f"{index.path}: sample {place} is not {key}: the tar is not the one that was listed")
-        return index.read(place, self._fields)
+        if position >= len(index.samples) or index.samples[position].key != key:
+            raise DamagedError(f"{index.path}: sample {position} is not {key}: the tar is not the one that was listed")
+        return index.read(position, self._fields)
 
     def _index(self, number: int) -> TarIndex:
         if number in self._broken:
@@ -87,16 +74,16 @@ class LocalReader:
 
 
 class FetchingReader(LocalReader):
-    """The same for tars on object storage: each is fetched whole, and kept for a while.
+    """Reads the samples of tars on object storage in any order: downloads each tar whole and keeps it for a while.
 
-    Every reader fetches for itself, so those of one run fetch its tars as often as there are readers.
+    Every reader downloads for itself, so each tar of a run is downloaded once per reader.
     """
 
     _most_open = MAX_FETCHED_TARS
 
     def _open_tar(self, url: str) -> TarIndex:
         root, _, name = url.rpartition("/")
-        with store_at(root).local_copy(name) as folder:  # open, it outlives its name
+        with store_at(root).local_copy(name) as folder:  # the open file outlives its name
             try:
                 return TarIndex(folder / name)
             except DamagedError as error:
@@ -104,7 +91,7 @@ class FetchingReader(LocalReader):
 
 
 class StreamReader:
-    """Reads remote tars front to back, one connection for each partition, holding what comes before its batch is due.
+    """Reads remote tars sequentially, with one connection per partition, and holds samples until their batch is read.
 
     All batches that will be read must be given; samples of no batch are skipped. A partition holds at most its block of
     the shuffle buffer, and what was carried over from the block before.
@@ -115,10 +102,11 @@ class StreamReader:
         wanted: dict[int, list[int]] = {}
         for partition, ids in batches:
             wanted.setdefault(partition, []).extend(ids.tolist())
-        for partition, in_turn in wanted.items():
-            self._partitions[partition] = _Partition(catalog, fields, in_turn)
+        for partition, ordered in wanted.items():
+            self._partitions[partition] = _Partition(catalog, fields, ordered)
 
     def read(self, partition: int, sample_id: int) -> Sample:
+        """Return a sample; raises ``DamagedError``, which names the tar, if that is not possible."""
         return self._partitions[partition].read(sample_id)
 
     def close(self) -> None:
@@ -147,7 +135,7 @@ class _Partition:
         return decode_sample(source.url, key, data, self._fields)
 
     def _walk(self, shards: dict[int, dict[str, int]]) -> Generator[tuple[int, Members | DamagedError], None, None]:
-        """Every wanted sample, as raw members or as the reason why it cannot be had."""
+        """Yield every wanted sample: its undecoded members, or the error why it cannot be read."""
         for number, wanted in shards.items():
             url = self._catalog.sources[number].url
             problem = DamagedError(f"{url}: samples that were listed are not in it")
@@ -167,11 +155,15 @@ class _Partition:
         self._arrivals.close()
 
 
+#: Reads the samples of a catalog: ``read(partition, sample_id)`` and ``close()``.
+Reader = LocalReader | StreamReader
+
+
 def tar_samples(url: str, fields: tuple[str, ...] | None) -> Generator[tuple[str, Members], None, None]:
-    """(key, raw members by extension) of a tar read front to back by webdataset.
+    """Read a tar sequentially with webdataset; yield the key and the undecoded members of each sample.
 
     Raises:
-        DamagedError: it cannot be opened or read to its end.
+        DamagedError: the tar cannot be opened or read to its end.
     """
     try:
         stream = open_remote(url)
@@ -179,16 +171,16 @@ def tar_samples(url: str, fields: tuple[str, ...] | None) -> Generator[tuple[str
         raise DamagedError(f"{url} cannot be opened: {error}") from error
     try:
         files = tariterators.tar_file_expander(
-            [{"url": url, "stream": stream}], select_files=lambda name: is_wanted(_extension(name), fields)
+            [{"url": url, "stream": stream}], select_files=lambda name: is_selected(_extension(name), fields)
         )
         for sample in tariterators.group_by_keys(files):
-            # Copied into bytes that may be changed, as arrays read from local tars may.
+            # A copy in writable memory, like that of arrays from local tars.
             yield sample["__key__"], {ext: bytearray(data) for ext, data in sample.items() if not ext.startswith("__")}
-        stream.close()  # of a command: says whether it failed
+        stream.close()  # raises if a command failed
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DamagedError(f"{url} is damaged: {error.args[0] if error.args else error!r}") from error
     finally:
-        with contextlib.suppress(OSError):  # left half-read: the command's complaint of it means nothing
+        with contextlib.suppress(OSError):  # a command fails if it is not read to its end
             stream.close()
 
 

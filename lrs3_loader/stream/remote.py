@@ -1,4 +1,7 @@
-"""Opening what is not a local file: fsspec where it has what the protocol needs, else webdataset (``pipe:``, curl)."""
+"""Opens remote tars and runs for sequential reading: by fsspec where it supports the protocol, else by webdataset.
+
+webdataset runs shell commands (``pipe:``) and fetches URLs with curl. ``io.storage`` does all other remote access.
+"""
 
 from __future__ import annotations
 
@@ -21,32 +24,33 @@ from lrs3_loader.run.ledger import ledger_name
 
 logger = logging.getLogger(__name__)
 
-_NUM_REQUESTS = 16  # small files fetched at once
-_CURL_NOT_FOUND = 22  # what curl -f ends with on 404
+_NUM_REQUESTS = 16  # small files fetched at a time
+_CURL_NOT_FOUND = 22  # exit status of curl -f for error 404
 
 
 def is_remote(location: str) -> bool:
+    """Return whether a location is a URL or a command (``pipe:``)."""
     return location.startswith("pipe:") or is_url(location)
 
 
 def _protocol_of(url: str) -> str | None:
-    """The protocol of a URL, if fsspec speaks it here."""
+    """Return the protocol of a URL if the fsspec installed here supports it."""
     protocol = url.split("://", 1)[0].split("::", 1)[0]
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
-        logger.debug("left to webdataset: %s (%s)", url, error)
+        logger.debug("webdataset opens %s (%s)", url, error)
         return None
     return protocol
 
 
 def open_remote(url: str) -> IO[bytes]:
-    """Open a URL for reading front to back.
+    """Open a URL for sequential reading.
 
-    ``pipe:COMMAND`` runs a shell command and reads what it writes: pass no URL that you would not run.
+    ``pipe:COMMAND`` runs a shell command and reads its output: do not pass URLs from untrusted sources.
 
     Raises:
-        OSError: it cannot be opened (``FileNotFoundError`` where the protocol can tell).
+        OSError: it cannot be opened; ``FileNotFoundError`` where the protocol tells that it does not exist.
     """
     if not url.startswith("pipe:") and _protocol_of(url) is not None:
         return fsspec.open(url, "rb").open()
@@ -58,10 +62,10 @@ def open_remote(url: str) -> IO[bytes]:
 
 @contextmanager
 def remote_run(location: str) -> Iterator[RunFolder]:
-    """A run behind a URL: as it is where fsspec speaks the protocol, else its small files copied while this lasts.
+    """Open a run at a URL: in place if fsspec supports the protocol, else as a temporary copy of all but its tars.
 
     Raises:
-        RunError: no run there, or it cannot be reached.
+        RunError: there is no run, or it cannot be reached.
     """
     if _protocol_of(location) is not None:
         yield RunFolder.open(location)
@@ -83,7 +87,7 @@ def _copy_run(location: str, scratch: Path) -> RunFolder:
 
 
 def _fetch(url: str, path: Path) -> bool:
-    """Copy a small file; False where there is none."""
+    """Copy a small file; return False if it does not exist."""
     try:
         source = open_remote(url)
     except FileNotFoundError:

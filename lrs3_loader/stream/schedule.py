@@ -1,14 +1,14 @@
-"""Which samples make up which batch: pure functions of lengths, seed and epoch, without any reading.
+"""Decides which samples make up which batch: pure functions of lengths, seed and epoch that read nothing.
 
-    order of shards -> partitions -> shuffle blocks -> batches -> interleaved -> as many on every rank
+    order of shards -> partitions -> shuffle blocks -> batches -> interleaved -> equally many for every rank
 
 A *sample id* numbers the samples of a stream. A *shuffle block* is what the shuffle buffer holds at a time: its samples
 are shuffled, sorted by length and cut into batches of similar lengths, and the batches are shuffled. A *partition* is a
 part of the sample order that is read sequentially, side by side with the others; local files need only one, because
 any sample can be read by itself.
 
-Every rank and worker computes the same schedule and takes its share of the batches. That is what makes it exact:
-nothing is negotiated while reading, and a position is a number of batches.
+Every rank and worker computes the same schedule and reads its share of the batches. Nothing is negotiated while
+reading, and a position is a number of batches.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Frames = Callable[[np.ndarray], np.ndarray]  # sample ids [n] -> 25 fps frames o
 
 
 class BatchIds(NamedTuple):
-    """Ids of the samples of one batch, and the partition they are read in."""
+    """The sample ids of one batch, and the partition that they are read from."""
 
     partition: int
     ids: np.ndarray  # [n], n > 0
@@ -35,18 +35,19 @@ class BatchIds(NamedTuple):
 
 @dataclass(frozen=True)
 class BatchRule:
-    """When a batch is full."""
+    """Decides when a batch is full."""
 
-    batch_size: int | None  # at most this many samples; exactly one of the two is given
-    batch_frames: int | None  # number of samples times frames of the longest, padding included; one clip may exceed it
+    batch_size: int | None  # most samples of a batch; exactly one of this and batch_frames is given
+    batch_frames: int | None  # most frames, padding included; a longer clip is a batch by itself
     multiple: int  # frames of a batch are padded to a multiple of this
-    shuffle: bool  # False: batches are cut from the samples as they come, in order
+    shuffle: bool  # False: samples and batches stay in order
 
     def padded(self, frames: np.ndarray) -> np.ndarray:
+        """Round lengths up to the multiple that clips are padded to."""
         return -(-frames // self.multiple) * self.multiple
 
     def cut(self, ids: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
-        """Cut a row of samples into batches; the last may be short of full."""
+        """Cut samples (ids [n] and frames [n]) into batches; the last may not be full."""
         if self.batch_size is not None:
             return [ids[start : start + self.batch_size] for start in range(0, len(ids), self.batch_size)]
         assert self.batch_frames is not None
@@ -60,7 +61,7 @@ class BatchRule:
 
 
 def shuffled_order(shard_sizes: Sequence[int], shuffle: bool, seed: int, epoch: int) -> np.ndarray:
-    """All sample ids [n], shard by shard, the shards in the order of this epoch."""
+    """Return all sample ids [n], shard by shard, with the shards in the order of the epoch."""
     stops = np.cumsum(shard_sizes, dtype=np.int64)
     order = np.arange(len(shard_sizes))
     if shuffle:
@@ -70,7 +71,7 @@ def shuffled_order(shard_sizes: Sequence[int], shuffle: bool, seed: int, epoch: 
 
 
 def shuffle_blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Consecutive stretches of at most ``size`` ids."""
+    """Cut ids [n] into consecutive blocks of at most ``size``."""
     for start in range(0, len(ids), size):
         yield ids[start : start + size]
 
@@ -78,11 +79,11 @@ def shuffle_blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def make_batches(
     blocks: Iterable[np.ndarray], frames: Frames, rule: BatchRule, seed: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Batches of ids, block by block; the last may be short.
+    """Yield batches of ids, block by block; the last may not be full.
 
     Samples that do not fill a batch are carried into the next block.
 
-    ``seed`` is a row of numbers >= 0; the number of the block is appended to it.
+    The random generator of a block is seeded with ``seed``, numbers >= 0, and the number of the block.
     """
     carried = np.zeros(0, np.int64)
     for number, block in enumerate(blocks):
@@ -123,7 +124,7 @@ def interleave(
 
 
 def split_largest(batches: Iterable[BatchIds], count: int) -> list[BatchIds]:
-    """Cut batches in two, the largest and last first, until there are ``count`` of them or all hold one sample."""
+    """Split batches in two, the largest first, until there are ``count`` of them or all hold one sample."""
     result = list(batches)
     while len(result) < count:
         index = max(range(len(result)), key=lambda k: (len(result[k].ids), k), default=-1)
@@ -136,12 +137,12 @@ def split_largest(batches: Iterable[BatchIds], count: int) -> list[BatchIds]:
 
 
 def equalize_batches(batches: Iterable[BatchIds], world_size: int) -> Iterator[BatchIds]:
-    """The same samples in a number of batches that ``world_size`` divides: a few of the last are split in two.
+    """Yield the batches, with a few of the last split in two so that ``world_size`` divides their number.
 
-    Holds back no more than the splitting may need, so it works on a schedule whose end is not known yet.
+    Holds back no more batches than may have to be split, so the end of the schedule need not be known yet.
 
     Raises:
-        RunError: too few samples for that.
+        RunError: there are too few samples.
     """
     if world_size == 1:
         yield from batches

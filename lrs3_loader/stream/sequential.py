@@ -1,8 +1,8 @@
-"""Batches of tars of which nothing is known beforehand: remote ones without a ledger.
+"""Batches of remote tars without a ledger, whose samples are known only as they are read.
 
-Each reader (one DataLoader worker of one rank) has tars of its own, or its share of the samples of one where there are
-fewer tars than readers. Order and batches are the same every time for the same readers, so a position is again a
-number of batches; but to get there, everything before it must be read once more.
+Each reader (one DataLoader worker of one rank) has its own tars or, where there are fewer tars than readers, its share
+of the samples of one. The same readers always give the same batches, so a position is a number of batches; to resume
+there, everything before it is read again.
 """
 
 from __future__ import annotations
@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.run.tar import DamagedError, Sample, decode_sample
 from lrs3_loader.stream.catalog import ClipFilter
 from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.readers import tar_samples
 from lrs3_loader.stream.schedule import BatchRule, make_batches, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
-from lrs3_loader.stream.tarindex import DamagedError, Sample, decode_sample
 from lrs3_loader.stream.tasks import Task, frames_of
 
 
 @dataclass(frozen=True)
 class SequentialPosition:
-    """Batches that each worker of one rank has delivered."""
+    """The number of batches that each worker of one rank has delivered."""
 
     epoch: int
     rank: int
     world_size: int
-    delivered: tuple[int, ...] = ()  # one number a worker; empty: none yet, by any number of workers
+    delivered: tuple[int, ...] = ()  # by worker; empty at the start of an epoch
 
     def to_json(self) -> dict[str, Any]:
         readers = [self.rank, self.world_size]
@@ -40,9 +40,9 @@ class SequentialPosition:
 
 
 class SequentialBatches:
-    """One rank's passes over such tars."""
+    """The batches of one rank; see ``IndexedBatches`` for the methods."""
 
-    unit_lost = "times given up half-way"
+    unit_lost = "times given up half-way"  # unit of the counts in ``ShardStream.errors``
 
     def __init__(
         self,
@@ -69,20 +69,20 @@ class SequentialBatches:
     def identity(self) -> dict[str, Any]:
         return {"urls": list(self._urls)}
 
-    def fresh(self, epoch: int) -> SequentialPosition:
+    def epoch_start(self, epoch: int) -> SequentialPosition:
         return SequentialPosition(epoch, self._rank, self._world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> SequentialPosition:
-        """A saved position, for the same rank of as many.
+        """Return a position from its JSON.
 
         Raises:
-            RunError: it is another rank's, or of another number of ranks.
+            RunError: it was saved by another rank, or with another number of ranks.
         """
         rank, world_size = plain["readers"]
         if (rank, world_size) != (self._rank, self._world_size):
             raise RunError(
                 f"this state is of rank {rank} of {world_size}, loaded by rank {self._rank} of {self._world_size}: "
-                "tars without a ledger can only be gone on with by the same ranks, each with its own state"
+                "reading tars without a ledger can be resumed only by the same ranks, each with its own state"
             )
         return SequentialPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
 
@@ -90,7 +90,7 @@ class SequentialBatches:
         raise TypeError("the length of an epoch is not known: these tars have no ledger")
 
     def load_batches(self, start: SequentialPosition, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
-        """What one worker has left, in order; what it has delivered before is read and dropped.
+        """Yield the batches that one worker has left; those it has delivered before are read and dropped.
 
         Raises:
             RunError: the position was saved with another number of workers.
@@ -98,7 +98,7 @@ class SequentialBatches:
         if start.delivered and len(start.delivered) != num_workers:
             raise RunError(
                 f"this state was saved with {len(start.delivered)} workers, now there are {num_workers}: "
-                "tars without a ledger can only be gone on with by as many"
+                "reading tars without a ledger can be resumed only by as many"
             )
         done = start.delivered[worker] if start.delivered else 0
         reader = self._rank + self._world_size * worker
@@ -110,29 +110,29 @@ class SequentialBatches:
                 yield LoadedBatch(number - done, number, samples)
 
     def _tars(self, epoch: int, reader: int, num_readers: int) -> list[tuple[int, int, int]]:
-        """(number of the tar, part, number of parts) that one of many readers takes in an epoch."""
+        """Return (number of the tar, part of its samples, number of parts) of all that one reader reads."""
         order = shuffled_order([1] * len(self._urls), self._settings.shuffle, self._settings.seed, epoch).tolist()
         if len(order) >= num_readers:
             return [(tar, 0, 1) for tar in order[reader::num_readers]]
         place = reader % len(order)
         return [(order[place], reader // len(order), len(range(place, num_readers, len(order))))]
 
-    def after(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
-        """The position once the batch with this cursor has come out: the DataLoader takes from each worker in turn."""
+    def position_after(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
+        """Return the position after the batch with this cursor; the DataLoader takes from each worker in turn."""
         before = start.delivered or (0,) * cursor.num_workers
-        delivered = [done + cursor.place + (worker <= cursor.worker) for worker, done in enumerate(before)]
+        delivered = [done + cursor.step + (worker <= cursor.worker) for worker, done in enumerate(before)]
         return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
 
-    def within(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
-        """The same for one worker by itself, whose state is kept along with those of the others."""
+    def position_in_worker(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
+        """Return the position after that batch for one worker alone, whose state is saved with those of the others."""
         before = start.delivered or (0,) * cursor.num_workers
-        delivered = [done + (cursor.place + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
+        delivered = [done + (cursor.step + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
         return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
 
 
 @dataclass
 class _Batches:
-    """Samples of one reader's tars -> its batches. Holds one pool of samples and what is carried over."""
+    """Makes the batches of one reader from its tars; holds one shuffle block and the samples carried over."""
 
     urls: Sequence[str]
     tars: list[tuple[int, int, int]]
@@ -146,15 +146,15 @@ class _Batches:
             yield [self.held.pop(number)[0] for number in ids.tolist()]
 
     def _shuffle_blocks(self, size: int) -> Iterator[np.ndarray]:
-        pool: list[int] = []
+        block: list[int] = []
         for number, found in zip(count(), self._samples()):
             self.held[number] = found
-            pool.append(number)
-            if len(pool) == size:
-                yield np.array(pool)
-                pool = []
-        if pool:
-            yield np.array(pool)
+            block.append(number)
+            if len(block) == size:
+                yield np.array(block)
+                block = []
+        if block:
+            yield np.array(block)
 
     def _samples(self) -> Iterator[tuple[Sample, int]]:
         for tar, part, num_parts in self.tars:
@@ -177,7 +177,7 @@ class _Batches:
 
 
 def _num_frames(sample: Sample) -> int:
-    """T, or 0 for a sample without any array that has a time axis."""
+    """Return the number of 25 fps frames of a sample, or 0 if none of its arrays has a time axis."""
     try:
         return frames_of(sample)
     except ValueError:

@@ -1,4 +1,4 @@
-"""What decides the order of a stream's samples, checked."""
+"""The checked arguments of a ``ShardStream``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lrs3_loader.stream.tasks import Task
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """See ``ShardStream`` for what each means."""
+    """Arguments of ``ShardStream``, which documents them. Invalid ones raise ``ValueError``."""
 
     batch_size: int | None = None
     batch_frames: int | None = None
@@ -51,10 +51,10 @@ class StreamSettings:
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         if self.follow and self.partial:
-            raise ValueError("follow waits for all of a run and partial for none of it: give one of the two")
+            raise ValueError("follow waits for all shards of a run and partial for none: give one of the two")
 
     def identity(self) -> dict[str, Any]:
-        """What a saved position depends on."""
+        """Return the arguments that must be equal when a saved position is loaded."""
         names = (
             "batch_size",
             "batch_frames",
@@ -68,7 +68,7 @@ class StreamSettings:
         return {name: getattr(self, name) for name in names}
 
     def rule(self, task: Task) -> BatchRule:
-        """When a batch of this task is full."""
+        """Return the rule that decides when a batch of this task is full."""
         if not task.batched:
             if self.batch_size is not None or self.batch_frames is not None:
                 raise ValueError(
@@ -80,7 +80,7 @@ class StreamSettings:
         return BatchRule(self.batch_size, self.batch_frames, task.multiple, self.shuffle)
 
     def clip_filter(self, task: Task) -> ClipFilter:
-        """Which clips take part."""
+        """Return the filter of the clips that this task can use."""
         shortest = max(self.min_frames, task.min_frames)
         for name in ("max_frames", "crop_frames"):
             value = getattr(self, name)
@@ -90,7 +90,7 @@ class StreamSettings:
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of ranks: as given, else of ``torch.distributed``, else torchrun's environment, else one."""
+    """Return rank and number of ranks: those given, else those of ``torch.distributed``, of torchrun, or (0, 1)."""
     if (rank is None) != (world_size is None):
         raise ValueError("give both rank and world_size, or neither")
     if rank is None or world_size is None:

@@ -1,7 +1,7 @@
-"""What there is to read: a run, tars with or without a ledger, local or remote -> shards and their samples.
+"""Finds the tars of a stream and their samples, in runs or given one by one, local or remote.
 
-A run's ledgers say which samples each tar holds and how long they are, before a tar is opened. Local tars without a
-ledger are scanned once. Remote ones without a ledger stay unlisted: their samples are known only as they are read.
+The ledgers of a run tell the samples of each tar and their lengths before a tar is opened. The headers of local tars
+without a ledger are read once. The samples of remote tars without a ledger are known only as they are read.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.shards import tar_name
+from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.stream.remote import is_remote, remote_run
-from lrs3_loader.stream.tarindex import DamagedError, TarIndex
 from lrs3_loader.types import Shard
 
 logger = logging.getLogger(__name__)
 
-_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz")  # compressed ones can only be streamed from afar
+_TAR_ENDINGS = (".tar", ".tgz", ".tar.gz")  # compressed tars can only be read sequentially, through a URL
 
 Locations = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One tar, and what is known of it."""
+    """A tar and, where they are known, its samples."""
 
-    name: str  # of the shard, or the tar's path or URL
-    url: str  # local path, or what webdataset or fsspec opens
-    samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known before it is read
+    name: str  # name of the shard, or path or URL of the tar
+    url: str  # local path, URL or ``pipe:`` command
+    samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known
 
     @property
     def is_local(self) -> bool:
@@ -44,14 +44,14 @@ class Source:
 
 @dataclass
 class Listing:
-    """All tars of a stream, in order."""
+    """The tars of a stream, in order."""
 
     sources: list[Source] = field(default_factory=list)
-    bad: dict[str, str] = field(default_factory=dict)  # name -> why it was left out
+    skipped: dict[str, str] = field(default_factory=dict)  # name -> why it was skipped
 
     @property
     def is_indexed(self) -> bool:
-        """Every sample is known beforehand."""
+        """True if all samples are known beforehand."""
         return all(source.samples is not None for source in self.sources)
 
     @property
@@ -60,7 +60,7 @@ class Listing:
 
 
 def split_locations(locations: Locations) -> list[str]:
-    """One or many paths or URLs, with braces expanded (``shards/a-{000000..000009}.tar``)."""
+    """Return a list of one or several paths or URLs, with braces expanded (``shards/a-{000000..000009}.tar``)."""
     given = [locations] if isinstance(locations, (str, Path)) else list(locations)
     if not given:
         raise ValueError("no run, path or URL was given")
@@ -76,12 +76,12 @@ def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> L
     """Find the tars and read their ledgers.
 
     Args:
-        locations: run folders or tars, local or remote, mixed as wanted.
-        partial: take what is published of a run that is not finished.
-        skip_errors: leave out (and name, in ``bad``) published tars that are missing, cut off or unreadable.
+        locations: run folders and tars, local or remote.
+        partial: list the published shards of a run that is not finished.
+        skip_errors: skip published tars that are missing, cut off or unreadable, and name them in ``skipped``.
 
     Raises:
-        RunError: nothing there, a run that is not finished, a bad tar (without ``skip_errors``).
+        RunError: there is nothing to read, a run is not finished, or a tar is damaged and not skipped.
     """
     listing = Listing()
     for location in split_locations(locations):
@@ -92,7 +92,7 @@ def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> L
         else:
             _list_run(location, listing, partial, skip_errors)
     if not listing.sources:
-        raise RunError("; ".join([f"there is nothing to read in {locations}", *listing.bad.values()]))
+        raise RunError("; ".join([f"there is nothing to read in {locations}", *listing.skipped.values()]))
     return listing
 
 
@@ -104,14 +104,14 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool)
         if source is not None:
             listing.sources.append(source)
         elif problem is not None:
-            _leave_out(shard.name, problem, listing, skip_errors)
+            _skip_or_raise(shard.name, problem, listing, skip_errors)
         else:
             missing.append(shard.name)
     _refuse_unfinished(location, missing, partial)
 
 
 def published_source(folder: RunFolder, shard: Shard) -> tuple[Source | None, str | None]:
-    """A shard of a run: (source, None), or (None, what is wrong with it), or (None, None) if not published."""
+    """Return (source, None) for a shard of a run, (None, problem), or (None, None) if it is not published."""
     try:
         ledger = folder.ledger(shard)
         if ledger.run != folder.run_hash:
@@ -137,7 +137,7 @@ def _refuse_unfinished(location: str, missing: list[str], partial: bool) -> None
     if missing and not partial:
         raise RunError(
             f"{location} is not finished: {len(missing)} shards are missing, the first is {missing[0]}. "
-            "Finish the run, follow it (follow=True), or take what is there (partial=True)"
+            "Finish the run, follow it (follow=True), or read the published shards (partial=True)"
         )
 
 
@@ -147,23 +147,20 @@ def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
         if not is_remote(location):
             samples = _local_samples(Path(location))
     except (DamagedError, RunError) as error:
-        _leave_out(location, str(error), listing, skip_errors)
+        _skip_or_raise(location, str(error), listing, skip_errors)
     else:
         listing.sources.append(Source(location, location, samples))
 
 
 def _local_samples(path: Path) -> tuple[tuple[str, int], ...]:
-    """(key, T) of each sample: from the ledger of the run that the tar lies in, else by looking into the tar."""
+    """Return (key, T) of each sample, from the ledger if the tar lies in a run, else from the tar."""
     ledger_path = path.parent.parent / "ledger" / f"{path.stem}.json"
     if path.parent.name == "shards" and ledger_path.is_file():
         ledger = Ledger.read(ledger_path)
         _check_size(str(path), lambda: path.stat().st_size, ledger)
         return ledger.samples
-    index = TarIndex(path)
-    try:
-        return tuple((found.key, index.num_frames(number)) for number, found in enumerate(index.samples))
-    finally:
-        index.close()
+    with TarIndex(path) as tar:
+        return tuple((sample.key, tar.num_frames(index)) for index, sample in enumerate(tar.samples))
 
 
 def _check_size(path: str, measure: Callable[[], int], ledger: Ledger) -> None:
@@ -175,8 +172,8 @@ def _check_size(path: str, measure: Callable[[], int], ledger: Ledger) -> None:
         raise DamagedError(f"{path} has {size} bytes, its ledger says {ledger.num_bytes}")
 
 
-def _leave_out(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
+def _skip_or_raise(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
     if not skip_errors:
         raise RunError(f"{why}. Run the extraction again to replace it, or skip it (on_error='skip')")
     logger.warning("skipping %s", why)
-    listing.bad[name] = why
+    listing.skipped[name] = why

@@ -1,8 +1,8 @@
-"""Mean and deviation of every field of a run, for normalising: one streaming pass, parts of it mergeable.
+"""Mean and standard deviation of every field of a run, for normalisation, from one pass over its samples.
 
-Sums of squares lose all digits where the mean is large against the deviation; here each part keeps its own mean and
-squared deviations from it, and parts are merged by Chan, Golub and LeVeque, "Algorithms for computing the sample
-variance" (1983).
+Sums of squares lose precision where the mean is much larger than the deviation. Here each part keeps its own mean and
+the squared deviations from it; parts are merged by the formula of Chan, Golub and LeVeque, "Algorithms for computing
+the sample variance" (1983).
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from lrs3_loader.types import FIELDS
 
 FILE_NAME = "stats.json"
 _VERSION = 1
-_NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # the others are interpolated where no face was found
+_NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # other fields are interpolated where no face was detected
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of rows of K numbers: how many, their mean, and the sum of squared deviations from it, each in f64."""
+    """Number of rows of K numbers, their mean, and the sum of squared deviations from it, in f64."""
 
     count: int
     mean: np.ndarray  # [K]
@@ -35,13 +35,13 @@ class Moments:
 
     @classmethod
     def of(cls, rows: np.ndarray) -> Moments:
-        """Of rows [N, K], N > 0."""
+        """Compute the moments of rows [N, K], N > 0."""
         rows = rows.astype(np.float64)
         mean = rows.mean(0)
         return cls(len(rows), mean, np.square(rows - mean).sum(0))
 
     def merge(self, other: Moments) -> Moments:
-        """Of both sets of rows together."""
+        """Return the moments of both sets of rows together."""
         count = self.count + other.count
         shift = other.mean - self.mean
         mean = self.mean + shift * (other.count / count)
@@ -50,16 +50,16 @@ class Moments:
 
     @property
     def deviation(self) -> np.ndarray:
-        """[K] standard deviation (over all rows: divided by N)."""
+        """[K] standard deviation, normalised by N."""
         return np.sqrt(self.squares / self.count)
 
 
 @dataclass(frozen=True)
 class RunStats:
-    """Moments of every field over some samples.
+    """The moments of every field over a set of samples.
 
-    A field's rows are flattened to K numbers: 80 of ``mel``, 204 of ``idexp_lm3d``. ``f0`` counts voiced rows only;
-    fields of the face count only frames in which one was found.
+    Rows are flattened to K numbers: 80 for ``mel``, 204 for ``idexp_lm3d``. Of ``f0``, only voiced rows count; of the
+    fields of the face, only frames in which one was detected.
     """
 
     num_samples: int = 0
@@ -68,22 +68,22 @@ class RunStats:
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> RunStats:
-        """Of one sample of the ``raw`` stream."""
+        """Compute the statistics of one sample of the task ``"raw"``."""
         found = {name: _rows(name, sample) for name in FIELDS if name in sample and name != "valid"}
         moments = {name: Moments.of(rows) for name, rows in found.items() if len(rows)}
         return cls(1, int(sample["json"]["num_frames"]), moments)
 
     def merge(self, other: RunStats) -> RunStats:
-        """Over both sets of samples.
+        """Return the statistics of both sets of samples together.
 
         Raises:
-            ValueError: a field is of different widths in the two (another speech encoder, another face model).
+            ValueError: a field has different widths in the two (another speech encoder or face model).
         """
         merged = dict(self.fields)
         for name, moments in other.fields.items():
             mine = merged.get(name)
             if mine is not None and mine.mean.shape != moments.mean.shape:
-                raise ValueError(f"{name} has {len(mine.mean)} numbers a row here and {len(moments.mean)} there")
+                raise ValueError(f"{name} has {len(mine.mean)} numbers per row here and {len(moments.mean)} there")
             merged[name] = moments if mine is None else mine.merge(moments)
         return RunStats(self.num_samples + other.num_samples, self.num_frames + other.num_frames, merged)
 
@@ -102,23 +102,23 @@ class RunStats:
 
     @classmethod
     def from_json(cls, text: str) -> RunStats:
-        """Read back what ``to_json`` wrote.
+        """Read what ``to_json`` wrote.
 
         Raises:
-            ValueError: it is nothing of the kind.
+            ValueError: the text is something else.
         """
         try:
             plain = json.loads(text)
             if plain["version"] != _VERSION:
-                raise ValueError(f"version {plain['version']} of the figures, {_VERSION} is known")
+                raise ValueError(f"version {plain['version']} of the statistics, not {_VERSION}")
             fields = {name: _moments(values) for name, values in plain["fields"].items()}
             return cls(int(plain["num_samples"]), int(plain["num_frames"]), fields)
         except (KeyError, TypeError) as error:
-            raise ValueError(f"no figures of a run: {error}") from error
+            raise ValueError(f"no statistics of a run: {error}") from error
 
 
 def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
-    """Over all samples, in one pass, holding one at a time."""
+    """Compute the statistics of all samples, holding one at a time."""
     total = RunStats()
     for sample in samples:
         total = total.merge(RunStats.of(sample))
@@ -126,16 +126,16 @@ def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
 
 
 def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
-    """Compute a local run's figures and write them beside its shards, as ``stats.json``.
+    """Compute the statistics of a local run and write them to its folder as ``stats.json``.
 
     Raises:
-        RunError: no run there, not finished (unless ``partial``), or a bad tar.
+        RunError: there is no run, it is not finished (unless ``partial``), or a tar is damaged.
     """
     stream = ShardStream(run, "raw", shuffle=False, partial=partial, rank=0, world_size=1)
     try:
         stats = compute_stats(stream)
     except ValueError as error:
-        raise RunError(f"{run}: its samples do not go together: {error}") from error
+        raise RunError(f"{run}: its samples do not match: {error}") from error
     path = run / FILE_NAME
     with atomic_write(path) as file:
         file.write(stats.to_json().encode())
@@ -143,10 +143,10 @@ def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
 
 
 def read_stats(run: Path) -> RunStats:
-    """A run's figures.
+    """Read the statistics of a run, as ``write_stats`` wrote them.
 
     Raises:
-        RunError: there are none, or they are damaged.
+        RunError: the file is missing or damaged.
     """
     path = run / FILE_NAME
     try:
@@ -158,7 +158,7 @@ def read_stats(run: Path) -> RunStats:
 
 
 def describe_stats(stats: RunStats) -> str:
-    """A line per field: rows, and the range of means and deviations over its numbers."""
+    """Return a line for each field with its rows and the ranges of its means and deviations."""
     lines = [f"{stats.num_samples} samples, {stats.num_frames} frames"]
     for name, moments in stats.fields.items():
         mean, deviation = moments.mean, moments.deviation
@@ -170,7 +170,7 @@ def describe_stats(stats: RunStats) -> str:
 
 
 def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:
-    """The rows [N, K] of a field that count."""
+    """Return the rows [N, K] of a field that count."""
     array = sample[name]
     if name == "id":
         return array[None]
@@ -185,5 +185,5 @@ def _moments(values: Mapping[str, Any]) -> Moments:
     count = int(values["count"])
     mean, deviation = (np.array(values[key], dtype=np.float64) for key in ("mean", "deviation"))
     if mean.ndim != 1 or mean.shape != deviation.shape or count < 1:
-        raise ValueError("mean and deviation must be rows of the same length, over at least one row")
+        raise ValueError("mean and deviation must be lists of equal length, over at least one row")
     return Moments(count, mean, np.square(deviation) * count)

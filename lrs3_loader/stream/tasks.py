@@ -1,4 +1,4 @@
-"""What each consumer is given: samples of a batch -> tensors. A new consumer is a new class of the same kind.
+"""Tasks turn the samples of a batch into the tensors of a training step. A new task is a new class like these.
 
 Shape letters: B clips of a batch, T frames (25 fps) of the longest, padded; 2T rows (50 Hz); P pairs; D width of the
 speech encoder.
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.face.geometry.rotation import euler_to_matrix, matrix_to_quaternion
-from lrs3_loader.stream.tarindex import Sample
+from lrs3_loader.run.tar import Sample
 from lrs3_loader.types import FIELDS, ROWS_PER_FRAME
 
 Item = dict[str, Any]
@@ -24,41 +24,45 @@ RandomFor = Callable[[str], np.random.Generator]
 MOUTH = slice(48, 68)  # iBUG-68
 SYNC_FRAMES = 5
 SYNC_ROWS = ROWS_PER_FRAME * SYNC_FRAMES
-_FRAMES_MULTIPLE = 4  # so that 50 Hz lengths are multiples of 8
+_FRAMES_MULTIPLE = 4  # makes 50 Hz lengths multiples of 8
 
 
 class Task(Protocol):
-    """Turns the samples of one batch into what a training step takes. Instances must be picklable."""
+    """Turns the samples of a batch into the input of a training step. Instances must be picklable."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """Name of the task, which saved states hold."""
+        ...
 
     @property
     def fields(self) -> tuple[str, ...] | None:
-        """Arrays to read; None: all there are."""
+        """Arrays to read (``lrs3_loader.types.FIELDS``); None: all arrays of a sample."""
         ...
 
     @property
     def min_frames(self) -> int:
-        """Shorter clips are left out."""
+        """Clips with fewer frames are skipped."""
         ...
 
     @property
     def multiple(self) -> int:
-        """Clips are padded to a multiple of this many frames."""
+        """The batch is padded to a multiple of this many frames."""
         ...
 
     @property
     def batched(self) -> bool:
-        """False: a batch is always one sample."""
+        """False if a batch always holds one sample."""
         ...
 
-    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item: ...
+    def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
+        """Return the batch of these samples; ``random_for(key)`` is the random generator of a clip."""
+        ...
 
 
 @dataclass(frozen=True)
 class Raw:
-    """Each sample by itself: ``__key__``, ``json`` and its arrays as stored (see ``lrs3_loader.types.FIELDS``)."""
+    """One sample at a time: ``__key__``, ``json`` and the arrays as stored (see ``lrs3_loader.types.FIELDS``)."""
 
     fields: tuple[str, ...] | None = None
     name: str = "raw"
@@ -66,14 +70,14 @@ class Raw:
     multiple: int = 1
     batched: bool = False
 
-    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
+    def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
         (sample,) = samples
         return sample
 
 
 @dataclass(frozen=True)
 class Audio2Motion:
-    """Speech -> facial motion: the batch GeneFace's audio2motion VAE reads.
+    """Speech features and facial motion, as GeneFace's audio2motion VAE reads them.
 
     ==============  ===================  =====================================================================
     ``keys``        list of B str        clip keys
@@ -82,13 +86,13 @@ class Audio2Motion:
     ``idexp_lm3d``  [B, T, 204] f32      25 fps: 68 x (x, y, z) offsets from the mean face, decimetres x 10
     ``x_mask``      [B, 2T] f32          1 = a true row, 0 = padding
     ``y_mask``      [B, T] f32           1 = a true frame, 0 = padding
-    ``valid``       [B, T] f32           1 = a true frame in which a face was really found (gaps are interpolated)
+    ``valid``       [B, T] f32           1 = a true frame in which a face was detected (gaps are interpolated)
     ``x_lengths``   [B] i64              true rows, twice the true frames
     ``y_lengths``   [B] i64              true frames
     ==============  ===================  =====================================================================
 
-    Padding is zero everywhere. Any other 25 fps or 50 Hz field named in ``fields`` comes along in the same way, its
-    trailing dimensions kept.
+    Padding is zero everywhere. Other 25 fps or 50 Hz fields named in ``fields`` are padded in the same way and keep
+    their trailing dimensions.
     """
 
     fields: tuple[str, ...] = ("hubert", "f0", "idexp_lm3d", "valid")
@@ -100,9 +104,9 @@ class Audio2Motion:
     def __post_init__(self) -> None:
         wrong = [name for name in self.fields if rows_per_frame(name) is None]
         if wrong:
-            raise ValueError(f"only fields with rows for every frame can be padded, not {', '.join(wrong)}")
+            raise ValueError(f"only fields with a time axis can be padded, not {', '.join(wrong)}")
 
-    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
+    def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
         lengths = torch.tensor([frames_of(sample) for sample in samples])
         num_frames = -(-int(lengths.max()) // self.multiple) * self.multiple
         item: Item = {"keys": [sample["__key__"] for sample in samples]}
@@ -121,7 +125,7 @@ class Audio2Motion:
 
 @dataclass(frozen=True)
 class SyncNet:
-    """Do these lips go with this sound? Aligned and shifted pairs of 5 mouth frames and 10 speech rows (0.2 s).
+    """Aligned and shifted pairs of 5 mouth frames and 10 speech rows (0.2 s), to train a lip-sync discriminator.
 
     ============  ===================  ========================================================================
     ``keys``      list of P str        the clip that each pair is from; P = 2 x ``pairs_per_clip`` x clips
@@ -132,13 +136,13 @@ class SyncNet:
     ``shift``     [P] i64              s - t, in frames
     ============  ===================  ========================================================================
 
-    Of each clip ``pairs_per_clip`` windows are drawn (without a face missing, if there are such), each used once
-    aligned and once against a shifted sound; where, is drawn anew every epoch. Clips under 6 frames have no shifted
-    pair and are left out.
+    In each epoch, ``pairs_per_clip`` windows of each clip are drawn (if possible, with a face in all of their frames);
+    each is used once with its own audio and once with audio shifted by at most ``max_shift_frames`` (None: by any
+    amount). Clips under 6 frames have no shifted pair and are skipped.
     """
 
     pairs_per_clip: int = 1
-    max_shift_frames: int | None = None  # None: anywhere in the clip
+    max_shift_frames: int | None = None
     fields: tuple[str, ...] = ("hubert", "idexp_lm3d", "valid")
     name: str = "syncnet"
     min_frames: int = SYNC_FRAMES + 1
@@ -149,14 +153,14 @@ class SyncNet:
         if self.pairs_per_clip < 1 or (self.max_shift_frames is not None and self.max_shift_frames < 1):
             raise ValueError(f"pairs_per_clip and max_shift_frames must be at least 1, got {self}")
 
-    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
-        pairs = [pair for sample in samples for pair in self._pairs(sample, draw(sample["__key__"]))]
-        keys, mouths, sounds, starts, shifts = zip(*pairs, strict=True)
+    def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
+        pairs = [pair for sample in samples for pair in self._pairs(sample, random_for(sample["__key__"]))]
+        keys, mouths, audio, starts, shifts = zip(*pairs, strict=True)
         shift = torch.tensor(shifts)
         return {
             "keys": list(keys),
             "mouth": torch.from_numpy(np.stack(mouths)).float(),
-            "hubert": torch.from_numpy(np.stack(sounds)).float(),
+            "hubert": torch.from_numpy(np.stack(audio)).float(),
             "label": (shift == 0).float(),
             "start": torch.tensor(starts),
             "shift": shift,
@@ -171,19 +175,20 @@ class SyncNet:
         for start in random.choice(starts, self.pairs_per_clip, replace=self.pairs_per_clip > len(starts)):
             reach = self.max_shift_frames or len(windows)
             others = windows[(windows != start) & (abs(windows - start) <= reach)]
-            for sound in (start, random.choice(others)):
-                rows = sample["hubert"][ROWS_PER_FRAME * sound : ROWS_PER_FRAME * sound + SYNC_ROWS]
+            for audio in (start, random.choice(others)):
+                rows = sample["hubert"][ROWS_PER_FRAME * audio : ROWS_PER_FRAME * audio + SYNC_ROWS]
                 frames = mouth[start : start + SYNC_FRAMES]
-                pairs.append((sample["__key__"], frames, rows, int(start), int(sound - start)))
+                pairs.append((sample["__key__"], frames, rows, int(start), int(audio - start)))
         return pairs
 
 
 @dataclass(frozen=True)
 class PostNet:
-    """One half of the post-net's item (the corpus, or the person): as ``Audio2Motion``, with the head's pose.
+    """The batch of ``Audio2Motion`` with the head pose, for GeneFace's post-net.
 
-    ``pose`` is [B, T, 7] f32: translation (x, y, z; decimetres), then the quaternion (w, x, y, z; w >= 0) of the
-    stored Euler angles; padding is zero, quaternion included. In which frame of reference: ``conventions`` of the json.
+    With this task, an item is ``{"corpus": batch, "person": batch}``. ``pose`` is [B, T, 7] f32: translation (x, y, z;
+    decimetres), then the quaternion (w, x, y, z; w >= 0) of the stored Euler angles, in the coordinate system that
+    ``conventions`` in the json of a sample describes. Padding is zero, also that of the quaternion.
     """
 
     fields: tuple[str, ...] = ("hubert", "f0", "idexp_lm3d", "pose", "valid")
@@ -192,9 +197,9 @@ class PostNet:
     multiple: int = _FRAMES_MULTIPLE
     batched: bool = True
 
-    def __call__(self, samples: Sequence[Sample], draw: RandomFor) -> Item:
+    def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
         changed = [{**sample, "pose": to_translation_quaternion(sample["pose"])} for sample in samples]
-        return Audio2Motion(fields=self.fields, multiple=self.multiple)(changed, draw)
+        return Audio2Motion(fields=self.fields, multiple=self.multiple)(changed, random_for)
 
 
 TASKS: dict[str, Callable[[], Task]] = {
@@ -206,22 +211,22 @@ TASKS: dict[str, Callable[[], Task]] = {
 
 
 def make_task(task: str | Task) -> Task:
-    """A task by its name, or the one given."""
+    """Return a task by its name; a task object is returned as it is."""
     if not isinstance(task, str):
         return task
     if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}, or give an object that is one")
+        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}, or pass a task object")
     return TASKS[task]()
 
 
 def to_translation_quaternion(pose: np.ndarray) -> np.ndarray:
-    """Euler angles and translation [T, 6] -> translation and unit quaternion (w, x, y, z) [T, 7] f32."""
+    """Convert Euler angles and translation [T, 6] to translation and unit quaternion (w, x, y, z) [T, 7] f32."""
     angles, translation = torch.from_numpy(pose).float().split(3, dim=-1)
     return torch.cat([translation, matrix_to_quaternion(euler_to_matrix(angles))], dim=-1).numpy()
 
 
 def pad(arrays: Sequence[np.ndarray], num_rows: int) -> torch.Tensor:
-    """Arrays [n_i, ...] -> [B, num_rows, ...] f32, zero where there is nothing."""
+    """Stack B arrays [n_i, ...] into [B, num_rows, ...] f32, padded with zeros."""
     out = torch.zeros((len(arrays), num_rows, *arrays[0].shape[1:]))
     for row, array in zip(out, arrays, strict=True):
         row[: len(array)] = torch.from_numpy(array)
@@ -229,15 +234,15 @@ def pad(arrays: Sequence[np.ndarray], num_rows: int) -> torch.Tensor:
 
 
 def rows_per_frame(field: str) -> int | None:
-    """Rows of a field per video frame: 1, 2, or None where it has no time axis."""
+    """Return the rows per video frame of a field: 1, 2, or None if it has no time axis."""
     return {"T": 1, "2T": ROWS_PER_FRAME}.get(str(FIELDS[field].shape[0])) if field in FIELDS else None
 
 
 def frames_of(sample: Sample) -> int:
-    """T of a sample, by whichever of its arrays has a time axis.
+    """Return T, the number of 25 fps frames of a sample, from its arrays.
 
     Raises:
-        ValueError: none has, or they disagree.
+        ValueError: no array has a time axis, or two disagree.
     """
     found = {len(array) // rows for name, array in sample.items() if (rows := rows_per_frame(name)) and array.ndim}
     if len(found) != 1:
@@ -246,7 +251,7 @@ def frames_of(sample: Sample) -> int:
 
 
 def crop(sample: Sample, num_frames: int, random: np.random.Generator) -> Sample:
-    """The sample, or a random stretch of ``num_frames`` frames of its arrays where it is longer."""
+    """Cut a sample of more than ``num_frames`` frames to as many, at a random position."""
     total = frames_of(sample)
     start = int(random.integers(total - num_frames + 1)) if total > num_frames else 0
     cut: Sample = {}

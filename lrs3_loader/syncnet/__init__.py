@@ -1,11 +1,11 @@
-"""Do these lips go with this sound? A small network that learns it from a run's shards, and measures with it.
+"""Trains a lip-sync discriminator on the shards of a run, and measures audio-video offsets with it.
 
 model        the network
-speakers     whom it does not see in training
-evaluate     scores over offsets: how often the right one is on top
-scalars      figures of a training, on disk
-checkpoint   all that a training needs to go on
-settings     what decides a training
-train        the training
-measure      each clip's audio-video offset, by a trained network
+speakers     chooses the held-out speakers
+evaluate     scores windows at all offsets
+scalars      writes the metrics of a training
+checkpoint   saves and loads a training
+settings     the options of a training
+train        the training loop
+measure      the audio-video offset of each clip
 """

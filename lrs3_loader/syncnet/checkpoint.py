@@ -1,4 +1,4 @@
-"""All that a training needs to go on, and a measurement to begin, in one file that is there whole or not at all."""
+"""The checkpoint of a lip-sync training, a file that is written atomically."""
 
 from __future__ import annotations
 
@@ -21,19 +21,20 @@ _FORMAT = "lrs3_loader syncnet 1"
 
 @dataclass(frozen=True)
 class SyncNetCheckpoint:
-    """Plain values and tensors only: it is read without unpickling anything else."""
+    """The state of a training: plain values and tensors, so that loading unpickles nothing else."""
 
-    model: dict[str, Any]  # state of the network
-    optimizer: dict[str, Any]  # state of AdamW
-    stream: dict[str, Any]  # position of the ``ShardStream``: which batches of which epoch are done
-    step: int  # optimiser steps taken
-    evaluated_step: int  # step of the last evaluation; -1: none yet
+    model: dict[str, Any]  # state_dict of the network
+    optimizer: dict[str, Any]  # state_dict of AdamW
+    stream: dict[str, Any]  # state_dict of the ``ShardStream``
+    step: int  # optimiser steps so far
+    evaluated_step: int  # step of the last evaluation, or -1
     config: dict[str, Any]  # ``TrainConfig``
     hubert_width: int
-    features: dict[str, Any]  # what made the features it was trained on
-    speakers: list[str]  # it was trained on, sorted
+    features: dict[str, Any]  # see ``feature_models``
+    speakers: list[str]  # speakers of the training clips, sorted
 
     def save(self, path: Path) -> None:
+        """Write the checkpoint atomically."""
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, **{item.name: getattr(self, item.name) for item in fields(self)}}, buffer)
         with atomic_write(path) as file:
@@ -41,30 +42,30 @@ class SyncNetCheckpoint:
 
     @classmethod
     def load(cls, path: Path) -> SyncNetCheckpoint:
-        """Read one, onto the CPU.
+        """Load a checkpoint onto the CPU.
 
         Raises:
-            RunError: there is none, or the file is damaged or something else.
+            RunError: the file is missing, damaged or not a checkpoint.
         """
         try:
             plain = load_plain(path)
         except OSError as error:
             raise RunError(f"cannot read the checkpoint {path}: {error.strerror}") from error
         except ValueError as error:
-            raise RunError(f"{path} is damaged or no checkpoint of train-syncnet") from error
+            raise RunError(f"{path} is damaged or not a checkpoint of train-syncnet") from error
         if not isinstance(plain, dict) or plain.pop("format", None) != _FORMAT:
-            raise RunError(f"{path} is no checkpoint of train-syncnet (of this version)")
+            raise RunError(f"{path} is not a checkpoint of train-syncnet (of this version)")
         return cls(**plain)
 
     def network(self, device: torch.device | str = "cpu") -> SyncNetModel:
-        """The trained network, on a device."""
+        """Return the trained network in evaluation mode."""
         model = SyncNetModel(self.hubert_width, int(self.config["width"]))
         model.load_state_dict(self.model)
         return model.to(device).eval()
 
 
-def describe_features(record: Mapping[str, Any]) -> dict[str, Any]:
-    """From a run's ``run.json``: what a network can only be used on if it was trained on the same."""
+def feature_models(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the models in ``run.json`` that must be those of the training when a network is used on a run."""
     models = record.get("models", {})
     speech, face = models.get("speech", {}), models.get("face_model", {})
     regression = record.get("config", {}).get("regression", {})

@@ -1,10 +1,10 @@
-"""How well mouth and sound go together at each offset, and how often the right offset is on top.
+"""Scores how well mouth and audio match at each offset, and how often the right offset has the best score.
 
-An offset of k frames (25 fps) compares the mouth at frame t with the sound at frame t + k: the best offset is positive
-where the sound comes late. Every window is compared at all offsets in -10..10, so windows within 10 frames of a clip's
-ends, where some would be missing, are not used, nor are those with a frame in which no face was found.
+An offset of k frames (25 fps) compares the mouth at frame t with the audio at frame t + k, so the best offset is
+positive if the audio is late. Every window is compared at all offsets in -10..10; windows within 10 frames of the ends
+of a clip, and windows with a frame without a face, are not used.
 
-Shape letters: T frames of a clip, W = T - 4 windows, n of them used, K = 21 offsets, E width of the embedding.
+Shape letters: T frames of a clip, W = T - 4 windows, n of them used, K = 21 offsets, E size of the embedding.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ from lrs3_loader.types import ROWS_PER_FRAME
 
 OFFSETS = np.arange(-MAX_OFFSET, MAX_OFFSET + 1)
 CHANCE = 1 / len(OFFSETS)
-READS = Raw(fields=("hubert", "idexp_lm3d", "valid"))  # what a sample must hold: a task for ``ShardStream``
+READS = Raw(fields=("hubert", "idexp_lm3d", "valid"))  # the task of ``ShardStream`` whose samples are scored
 
 
 @dataclass(frozen=True)
 class ClipScores:
-    """One clip at every offset."""
+    """The scores of one clip at all offsets."""
 
     key: str
-    windows: np.ndarray  # [n, K] f32, cosines; n = 0 where the clip is too short to say
+    windows: np.ndarray  # [n, K] f32, cosines; n = 0 if the clip is too short
 
     @property
     def mean(self) -> np.ndarray:
-        """[K], averaged over the clip's windows."""
+        """[K] f32, averaged over the windows of the clip."""
         return self.windows.mean(0)
 
     @property
     def offset_frames(self) -> int | None:
-        """The best offset; positive: the sound comes late. None where the clip is too short to say."""
+        """Offset with the best mean score, positive if the audio is late; None if the clip is too short."""
         return int(OFFSETS[self.mean.argmax()]) if len(self.windows) else None
 
     @property
     def confidence(self) -> float | None:
-        """How far the best offset stands out: its mean cosine, less the median over all offsets (0..2)."""
+        """Mean score of the best offset minus the median over all offsets (0..2); None if the clip is too short."""
         return float(self.mean.max() - np.median(self.mean)) if len(self.windows) else None
 
 
 @torch.inference_mode()
 def score_clip(model: SyncNetModel, sample: Mapping[str, Any]) -> ClipScores:
-    """Compare all windows of a sample of task ``READS`` at all offsets, on the model's device."""
+    """Score the windows of a sample of task ``READS`` at all offsets, on the device of the model."""
     device = model.bias.device
     mouth = torch.from_numpy(sample["idexp_lm3d"][:, MOUTH].reshape(-1, MOUTH_WIDTH)).to(device)
-    sound = torch.from_numpy(sample["hubert"]).to(device).float()
+    audio = torch.from_numpy(sample["hubert"]).to(device).float()
     num_windows = len(mouth) - SYNC_FRAMES + 1
     if num_windows <= 2 * MAX_OFFSET:
         return ClipScores(sample["__key__"], np.zeros((0, len(OFFSETS)), np.float32))
     mouths = model.embed_mouth(mouth.unfold(0, SYNC_FRAMES, 1).transpose(1, 2))  # [W, E]
-    sounds = model.embed_sound(sound.unfold(0, SYNC_ROWS, ROWS_PER_FRAME).transpose(1, 2))  # [W, E]
-    around = sounds.unfold(0, len(OFFSETS), 1)  # [W - 20, E, K]: the sounds about each window that has all of them
+    audios = model.embed_audio(audio.unfold(0, SYNC_ROWS, ROWS_PER_FRAME).transpose(1, 2))  # [W, E]
+    around = audios.unfold(0, len(OFFSETS), 1)  # [W - 20, E, K]: the audio around each window that has all offsets
     scores = torch.einsum("ne,nek->nk", mouths[MAX_OFFSET : num_windows - MAX_OFFSET], around)
     valid: np.ndarray = sample["valid"][MAX_OFFSET : len(mouth) - MAX_OFFSET]
     whole = np.lib.stride_tricks.sliding_window_view(valid, SYNC_FRAMES).all(axis=1)
@@ -69,21 +69,21 @@ def score_clip(model: SyncNetModel, sample: Mapping[str, Any]) -> ClipScores:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the right offset, 0, has the top score among -10..10. By chance: 1 in 21."""
+    """How often the right offset, 0, has the best score among -10..10. By chance, 1 in 21."""
 
-    by_window: float  # share of single windows, of a fifth of a second
-    by_clip: float  # share of clips, by the mean score over their windows
+    by_window: float  # fraction of windows of 0.2 s
+    by_clip: float  # fraction of clips, by their mean scores
     num_windows: int
     num_clips: int
     mean_score: tuple[float, ...]  # [K] cosine at each offset, over all windows
-    clip_offsets: tuple[int, ...]  # [K] clips that have each offset on top
+    clip_offsets: tuple[int, ...]  # [K] number of clips for which each offset is best
 
     @classmethod
     def of(cls, scored: Iterable[ClipScores]) -> Accuracy:
-        """Over clips whose sound is in place; those too short to say are left out.
+        """Compute the accuracy over clips whose true offset is 0; clips that are too short are skipped.
 
         Raises:
-            ValueError: none is left.
+            ValueError: no clip is long enough.
         """
         usable = [clip for clip in scored if len(clip.windows)]
         if not usable:

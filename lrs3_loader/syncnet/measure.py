@@ -1,4 +1,4 @@
-"""Each clip's audio-video offset, by a trained network: RUN/sync.jsonl, a line for every clip."""
+"""Measures the audio-video offset of each clip with a trained network, for RUN/sync.jsonl."""
 
 from __future__ import annotations
 
@@ -16,32 +16,31 @@ from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.stream import ShardStream
-from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint, describe_features
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint, feature_models
 from lrs3_loader.syncnet.evaluate import READS, score_clip
 from lrs3_loader.syncnet.speakers import speaker_of
 
 
 @dataclass(frozen=True)
 class ClipOffset:
-    """A line of the file."""
+    """The audio-video offset of one clip: a line of the file."""
 
     key: str
-    offset_frames: int | None  # at 25 fps, -10..10; positive: the sound comes late. None: too short to say
-    confidence: float | None  # how far that offset stands out, 0..2
-    num_windows: int  # it was found from
+    offset_frames: int | None  # at 25 fps, -10..10; positive: the audio is late. None: clip too short
+    confidence: float | None  # score of this offset above the median, 0..2
+    num_windows: int  # number of windows scored
     in_training: bool  # the network was trained on this speaker
 
 
 def measure_offsets(
     folder: RunFolder, checkpoint: SyncNetCheckpoint, device: torch.device | str = "cpu"
 ) -> Iterator[ClipOffset]:
-    """Measure every clip there is of a run, in the order of its plan.
+    """Measure every published clip of a run, in the order of its plan.
 
     Raises:
-        RunError: the run's features were made by other models than those the network was trained on; the message says
-            which.
+        RunError: the features of the run come from other models than those of the training; the message names them.
     """
-    changes = differences(checkpoint.features, describe_features(folder.record))
+    changes = differences(checkpoint.features, feature_models(folder.record))
     if changes:
         raise RunError(
             f"the checkpoint was trained on other features than those of {folder.path} (trained on -> found): "
@@ -58,13 +57,13 @@ def measure_offsets(
 
 
 def write_offsets(path: Path, offsets: Sequence[ClipOffset]) -> None:
-    """One line of JSON a clip; the file appears whole."""
+    """Write one line of JSON per clip; the file is written atomically."""
     with atomic_write(path) as file:
         file.writelines(json.dumps(asdict(offset)).encode() + b"\n" for offset in offsets)
 
 
 def describe_offsets(offsets: Sequence[ClipOffset]) -> str:
-    """How the offsets lie: all clips, then those of speakers that the network was not trained on."""
+    """Summarise the offsets of all clips, and of the speakers that the network was not trained on."""
     groups = {"clips": list(offsets)}
     if any(offset.in_training for offset in offsets):
         groups["of them of speakers it was not trained on"] = [o for o in offsets if not o.in_training]

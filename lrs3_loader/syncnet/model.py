@@ -1,9 +1,9 @@
-"""The network: a fifth of a second of mouth and of sound, each to a unit vector, compared by their cosine.
+"""The network: embeds 0.2 s of mouth landmarks and of audio as unit vectors, and compares them by their cosine.
 
-In the manner of Chung & Zisserman, "Out of time: automated lip sync in the wild" (2016), on landmarks and speech
+After Chung & Zisserman, "Out of time: automated lip sync in the wild" (2016), on landmarks and speech
 features in place of pixels and MFCCs, as in GeneFace's expert (Ye et al., 2023).
 
-Shape letters: N windows, D width of the speech encoder, E width of the embedding.
+Shape letters: N windows, D width of the speech encoder, E size of the embedding.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from torch import nn
 from lrs3_loader.stream.tasks import SYNC_FRAMES, SYNC_ROWS
 
 MOUTH_WIDTH = 60  # landmarks 48-67 of iBUG-68, x y z
-_START_SCALE, _START_BIAS = 7.0, -2.0  # of the cosine, as a logit
+_START_SCALE, _START_BIAS = 7.0, -2.0  # initial logit = scale * cosine + bias
 
 
 class WindowEncoder(nn.Module):
-    """Windows [N, L, C] -> unit vectors [N, width]: convolutions over time, then one linear layer over all of it.
+    """Encodes windows [N, L, C] as unit vectors [N, width]: convolutions over time, then a linear layer.
 
-    Normalised over channels and time of each window by itself (``GroupNorm`` of one group), so that what a window
-    gives depends neither on its batch nor on the number of ranks.
+    ``GroupNorm`` with one group normalises each window by itself, so the result depends neither on the batch nor on the
+    number of ranks.
     """
 
     def __init__(self, num_channels: int, length: int, strides: Sequence[int], width: int):
@@ -43,11 +43,11 @@ class WindowEncoder(nn.Module):
 
 
 class SyncNetModel(nn.Module):
-    """Whether mouth and sound belong together: ``logit = scale * cos(mouth, sound) + bias``.
+    """Decides whether mouth and audio belong together: ``logit = scale * cos(mouth, audio) + bias``.
 
     Args:
-        hubert_width: D.
-        width: channels of both encoders, and E.
+        hubert_width: D, the width of the speech features.
+        width: E, also the channels of both encoders.
     """
 
     mouth_mean: torch.Tensor
@@ -71,11 +71,11 @@ class SyncNetModel(nn.Module):
         self.register_buffer("hubert_deviation", torch.ones(hubert_width))
 
     @torch.no_grad()
-    def standardise(self, batches: Iterable[Mapping[str, Any]]) -> None:
-        """Take the inputs' means and deviations from some batches of task ``"syncnet"``.
+    def set_normalization(self, batches: Iterable[Mapping[str, Any]]) -> None:
+        """Set the means and deviations that normalise the inputs, from batches of task ``"syncnet"``.
 
-        One deviation for all mouth coordinates, because it matters which of them move much; one for each number of
-        the speech encoder, whose scales differ for no good reason.
+        All mouth coordinates share one deviation, because it matters which of them move much. Each speech feature has
+        its own, because their scales are arbitrary.
         """
         mouths, sounds = [], []
         for batch in batches:
@@ -88,14 +88,14 @@ class SyncNetModel(nn.Module):
         self.hubert_deviation.copy_(sound.std(0).clamp_min(1e-6))
 
     def embed_mouth(self, mouth: torch.Tensor) -> torch.Tensor:
-        """Mouth windows [N, 5, 60], decimetres x 10 -> unit vectors [N, E]."""
+        """Embed mouth windows [N, 5, 60] (decimetres x 10) as unit vectors [N, E]."""
         return self.mouth((mouth - self.mouth_mean) / self.mouth_deviation)
 
-    def embed_sound(self, hubert: torch.Tensor) -> torch.Tensor:
-        """Speech windows [N, 10, D] at 50 Hz -> unit vectors [N, E]."""
+    def embed_audio(self, hubert: torch.Tensor) -> torch.Tensor:
+        """Embed speech windows [N, 10, D] (50 Hz) as unit vectors [N, E]."""
         return self.sound((hubert - self.hubert_mean) / self.hubert_deviation)
 
     def forward(self, mouth: torch.Tensor, hubert: torch.Tensor) -> torch.Tensor:
-        """Logits [N] that mouth window i goes with sound window i."""
-        cosine = (self.embed_mouth(mouth) * self.embed_sound(hubert)).sum(-1)
+        """Return logits [N]: does mouth window i [N, 5, 60] belong to speech window i [N, 10, D]?"""
+        cosine = (self.embed_mouth(mouth) * self.embed_audio(hubert)).sum(-1)
         return self.log_scale.exp() * cosine + self.bias

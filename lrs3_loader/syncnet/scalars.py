@@ -1,4 +1,4 @@
-"""Figures of a training on disk: always as lines of JSON, and for TensorBoard where that is installed."""
+"""Writes the metrics of a training as lines of JSON, and for TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ EVALUATION_FILE = "evaluation.json"  # the last evaluation, offset by offset
 
 
 class Scalars:
-    """FOLDER/scalars.jsonl, one line ``{"step": n, name: value, ...}`` each time; FOLDER/tensorboard/ the same.
+    """Appends lines ``{"step": n, name: value, ...}`` to FOLDER/scalars.jsonl, and writes FOLDER/tensorboard/.
 
     Args:
-        folder: of the training.
-        first_step: lines of later steps are of a training that was killed and begins again before them: they go.
-        tensorboard: write for it, too. Where it is not installed, a log line says how to get it.
+        folder: folder of the training.
+        first_step: step at which the training begins or resumes; existing lines of later steps are removed.
+        tensorboard: write for TensorBoard as well; a log line says if it is not installed.
     """
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool):
@@ -35,6 +35,7 @@ class Scalars:
         self._board = _open_board(folder / TENSORBOARD_FOLDER, first_step) if tensorboard else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Append the values of one step."""
         self._file.write(_line({"step": step, **values}))
         self._file.flush()
         if self._board is not None:
@@ -53,7 +54,7 @@ class Scalars:
 
 
 def read_scalars(folder: Path) -> list[dict[str, float]]:
-    """All lines there are; one that a killed process left half written is passed over."""
+    """Read all lines, but not one that a killed process has left incomplete."""
     path = folder / SCALARS_FILE
     lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith(b"\n")]
@@ -68,7 +69,7 @@ def _open_board(folder: Path, first_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         logger.info(
-            "TensorBoard is not installed (pip install 'lrs3_loader[train]'): figures go to %s alone", SCALARS_FILE
+            "TensorBoard is not installed (pip install 'lrs3_loader[train]'): metrics go to %s only", SCALARS_FILE
         )
         return None
     return SummaryWriter(str(folder), purge_step=first_step + 1)

@@ -1,4 +1,4 @@
-"""What decides a training, checked, and what may differ from one launch of it to the next."""
+"""The options of a training: those that decide its result, and those that may differ between launches."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What decides the weights. Kept in the checkpoint: only ``epochs`` may change when a training goes on."""
+    """The options that decide the weights. Only ``epochs`` may change when a training is resumed."""
 
     epochs: int = 120
     """Passes over the clips."""
     batch_clips: int = 16
-    """Clips of a batch, on each rank."""
+    """Clips per batch on each rank."""
     pairs_per_clip: int = 8
-    """Windows drawn from each of them; each is used once with its own sound, once with another."""
+    """Windows drawn from each clip; each is used once with its own audio and once with shifted audio."""
     max_shift_frames: int | None = None
-    """How far away in the clip that other sound may lie (anywhere when not given)."""
+    """Largest shift of that audio in 25 fps frames (default: anywhere in the clip)."""
     width: int = 128
-    """Channels of the network's layers, and size of its embedding."""
+    """Channels of the layers, and size of the embedding."""
     learning_rate: float = 1e-3
-    """Of AdamW."""
+    """Learning rate of AdamW."""
     weight_decay: float = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     held_out: float = 0.15
-    """Share of speakers kept for the evaluation."""
+    """Fraction of speakers that are used only for the evaluation."""
     seed: int = 0
-    """Of the first weights and of the order of everything."""
+    """Seed of the initial weights and of the data order."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_clips", "pairs_per_clip", "width", "learning_rate"):
@@ -43,22 +43,22 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class TrainLaunch:
-    """What may differ from one launch to the next."""
+    """The options that may differ between launches."""
 
     out: Path
-    """Folder of the training; an unfinished one found there is gone on with."""
+    """Folder of the training; an unfinished training in it is resumed."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto gives each rank the GPU of its local rank."""
     read_workers: int = 0
-    """DataLoader workers of each rank that read shards."""
+    """DataLoader workers per rank."""
     threads: int = 1
-    """Compute threads of each rank."""
+    """Compute threads per rank."""
     checkpoint_steps: int = 200
-    """A checkpoint is written every so many steps, and at the end of each evaluation."""
+    """Steps between two checkpoints; another is written after each evaluation."""
     evaluate_epochs: int = 10
-    """The held-out speakers are looked at after every so many passes, and at the end."""
+    """Epochs between two evaluations on the held-out speakers; another is at the end."""
     tensorboard: bool = True
-    """Write for TensorBoard as well, where it is installed."""
+    """Write for TensorBoard as well, if it is installed."""
 
     def __post_init__(self) -> None:
         for name in ("threads", "checkpoint_steps", "evaluate_epochs"):
@@ -70,13 +70,13 @@ class TrainLaunch:
 
 @dataclass(frozen=True)
 class DemoData:
-    """How many talking heads, with --demo. Their speech features come from a network that was never trained."""
+    """The synthetic talking heads of --demo. Their speech features come from an untrained network."""
 
     demo_speakers: int = 24
     """Faces, each with its own voice."""
     demo_clips: int = 5
-    """Clips of each."""
+    """Clips per speaker."""
     demo_seconds: tuple[float, float] = (2.4, 3.6)
-    """Shortest and longest clip."""
+    """Shortest and longest clip in seconds."""
     assets: Path | None = None
-    """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
+    """Folder with model files, searched first (then $LRS3_LOADER_ASSETS, then the cache)."""

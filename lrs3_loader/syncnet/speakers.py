@@ -1,4 +1,4 @@
-"""Whom a network does not see in training. A clip's speaker is the middle of its key."""
+"""Chooses the held-out speakers. The speaker of a clip is the middle part of its key."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from dataclasses import dataclass
 
 
 def speaker_of(key: str) -> str:
-    """``"<split>/<speaker>/<utterance>"`` -> speaker."""
+    """Return the speaker of a key ``"<split>/<speaker>/<utterance>"``."""
     return key.split("/")[1]
 
 
 def hold_out(speakers: Iterable[str], fraction: float) -> frozenset[str]:
-    """The share of speakers, at least one, whose names' hashes come first: chosen alike everywhere.
+    """Choose a fraction of the speakers, at least one and never all, by the hashes of their names.
 
     Raises:
-        ValueError: fewer than two speakers, or no fraction between 0 and 1.
+        ValueError: there are fewer than two speakers, or the fraction does not lie between 0 and 1.
     """
     if not 0 < fraction < 1:
         raise ValueError(f"the share of speakers held out must lie between 0 and 1, got {fraction}")
@@ -29,7 +29,7 @@ def hold_out(speakers: Iterable[str], fraction: float) -> frozenset[str]:
 
 @dataclass(frozen=True)
 class OfSpeakers:
-    """Picks the clips of some speakers: for ``ShardStream(select=...)``, in worker processes, too."""
+    """Selects the clips of some speakers, for ``ShardStream(select=...)``; unlike a lambda, it can be pickled."""
 
     speakers: frozenset[str]
 

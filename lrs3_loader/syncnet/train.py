@@ -1,13 +1,13 @@
-"""The training: batches of aligned and shifted pairs from a run's shards, on one rank or many.
+"""Trains the network on aligned and shifted pairs from the shards of a run, on one or several ranks.
 
 OUT/
-  checkpoint.pt      the latest; a training that finds one goes on from there, within an epoch, too
+  checkpoint.pt      the latest state, from which a training resumes, also within an epoch
   scalars.jsonl      step, loss, and at each evaluation the accuracy on the held-out speakers
-  tensorboard/       the same
-  evaluation.json    the last evaluation, offset by offset
+  tensorboard/       the same metrics
+  evaluation.json    the last evaluation, by offset
 
-Binary cross-entropy of ``SyncNetModel``'s logits: half of the pairs belong together. On several ranks each has its own
-batches and the gradients are averaged (``DistributedDataParallel``).
+The loss is the binary cross-entropy of the logits; half of the pairs belong together. Each rank has its own batches,
+and gradients are averaged over the ranks (``DistributedDataParallel``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.stream.tasks import SyncNet
-from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint, describe_features
+from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint, feature_models
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, READS, Accuracy, score_clip
 from lrs3_loader.syncnet.model import SyncNetModel
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, Scalars
@@ -45,18 +45,18 @@ from lrs3_loader.syncnet.speakers import OfSpeakers, hold_out
 
 logger = logging.getLogger(__name__)
 
-_STANDARDISE_BATCHES = 32
+_NORMALIZATION_BATCHES = 32
 
 
 def train_syncnet(run: Path, config: TrainConfig, launch: TrainLaunch) -> Accuracy | None:
-    """Train on a finished run, or go on with a training, and evaluate on the held-out speakers.
+    """Train on a finished run, or resume a training, and evaluate on the held-out speakers.
 
     Returns:
-        the last evaluation; ranks other than 0 get None.
+        the last evaluation on rank 0, None on other ranks.
 
     Raises:
-        RunError: no such run, fewer than two speakers, no clip long enough to evaluate on, a checkpoint of other
-            settings or other data, or a loss that is not finite.
+        RunError: there is no such run, it has fewer than two speakers or no clip long enough to evaluate on, the
+            checkpoint has other settings or data, or the loss is not finite.
     """
     torch.set_num_threads(launch.threads)
     device = pick_device(launch.device)
@@ -71,12 +71,12 @@ def train_syncnet(run: Path, config: TrainConfig, launch: TrainLaunch) -> Accura
 
 
 class Training:
-    """One rank's part of it."""
+    """The training on one rank."""
 
     def __init__(self, folder: RunFolder, config: TrainConfig, launch: TrainLaunch, device: torch.device):
         self.config, self.launch, self.device = config, launch, device
         self.rank, self.world_size = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-        self._run, self._features = folder.path, describe_features(folder.record)
+        self._run, self._features = folder.path, feature_models(folder.record)
         speakers = {clip.speaker for shard in folder.shards for clip in shard.clips}
         try:
             self.held_out = hold_out(speakers, config.held_out)
@@ -84,15 +84,15 @@ class Training:
             raise RunError(f"cannot train on {folder.path}: {error}") from error
         self.trained_on = frozenset(speakers) - self.held_out
         self.stream = self._pairs(self.rank, self.world_size)
-        self._position: dict[str, Any] = {}  # of the stream, as last saved or loaded
+        self._position: dict[str, Any] = {}  # state of the stream as last saved or loaded
         self._make_network()
         self.step, self.evaluated_step = 0, -1
         launch.out.mkdir(parents=True, exist_ok=True)
         if (launch.out / CHECKPOINT_FILE).exists():
-            self._go_on(SyncNetCheckpoint.load(launch.out / CHECKPOINT_FILE))
+            self._resume(SyncNetCheckpoint.load(launch.out / CHECKPOINT_FILE))
 
     def run(self) -> Accuracy:
-        """All epochs that are left."""
+        """Train for the remaining epochs; return the last evaluation."""
         accuracy = None
         with self._scalars() as scalars, self._averaged_gradients():
             for epoch in range(self.stream.epoch, self.config.epochs):
@@ -105,7 +105,7 @@ class Training:
         return self.evaluate() if accuracy is None else accuracy
 
     def _epoch(self, epoch: int, scalars: Scalars | None) -> dict[str, Any] | None:
-        """What is left of an epoch; its last batch, or None if nothing was left."""
+        """Train on the rest of an epoch; return its last batch, or None if nothing was left."""
         batch, started, total, count = None, time.monotonic(), torch.zeros((), device=self.device), 0
         workers = self.launch.read_workers
         for batch in DataLoader(self.stream, batch_size=None, num_workers=workers):
@@ -136,10 +136,10 @@ class Training:
             raise RunError(f"the loss is not finite at step {self.step}: begin again with a lower --learning-rate")
 
     def evaluate(self) -> Accuracy:
-        """On the held-out speakers, whose clips the ranks share; every rank gets the figures.
+        """Evaluate on the held-out speakers, whose clips are divided among the ranks; every rank gets the result.
 
         Raises:
-            RunError: no clip of theirs is long enough.
+            RunError: none of their clips is long enough.
         """
         selected = OfSpeakers(self.held_out)
         stream = ShardStream(self._run, READS, shuffle=False, equal_batches=False, select=selected)
@@ -182,12 +182,12 @@ class Training:
         )
 
     def _make_network(self) -> None:
-        """The same on all ranks: equal first weights, and inputs standardised by the same batches."""
-        first = list(islice(self._pairs(0, 1), _STANDARDISE_BATCHES))
+        """Make the network, equal on all ranks: the same initial weights, and inputs normalised by the same batches."""
+        first = list(islice(self._pairs(0, 1), _NORMALIZATION_BATCHES))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
             self.model = SyncNetModel(first[0]["hubert"].shape[-1], self.config.width)
-        self.model.standardise(first)
+        self.model.set_normalization(first)
         self.model.to(self.device)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), self.config.learning_rate, weight_decay=self.config.weight_decay
@@ -196,9 +196,9 @@ class Training:
 
     @contextmanager
     def _averaged_gradients(self) -> Iterator[None]:
-        """On several ranks, backward passes within average the gradients over them.
+        """Average gradients over the ranks in all backward passes within the block.
 
-        Afterwards the reducer is let go, while the process group is still there: as the last owner of a gloo group it
+        At its end, the reducer is released while the process group still exists: as the last owner of a gloo group, it
         would wait, holding the interpreter lock, for a thread that may need that lock to end.
         """
         if self.world_size > 1:
@@ -208,11 +208,11 @@ class Training:
         finally:
             self._parallel = self.model
 
-    def _go_on(self, checkpoint: SyncNetCheckpoint) -> None:
-        """Take up a training where it was.
+    def _resume(self, checkpoint: SyncNetCheckpoint) -> None:
+        """Resume a training.
 
         Raises:
-            RunError: it was of other settings, features or speakers; the message says what differs.
+            RunError: it has other settings, features or speakers; the message names the difference.
         """
         then = {"config": {**checkpoint.config, "epochs": self.config.epochs}, "features": checkpoint.features}
         now = {"config": asdict(self.config), "features": self._features}
@@ -233,7 +233,7 @@ class Training:
             logger.info("going on from step %d, in epoch %d", self.step, self.stream.epoch + 1)
 
     def _save(self, batch: dict[str, Any] | None) -> None:
-        """Rank 0's state after a batch (None: where it was loaded) serves any number of ranks."""
+        """Save the state after a batch (None: after the batch of the loaded state); rank 0 does it for all ranks."""
         if self.rank != 0:
             return
         if batch is not None:
@@ -252,7 +252,7 @@ class Training:
 
     @contextmanager
     def _scalars(self) -> Iterator[Scalars | None]:
-        """Only rank 0 writes any."""
+        """Open the metrics on rank 0; other ranks write none."""
         if self.rank != 0:
             yield None
             return
@@ -266,7 +266,7 @@ class Training:
 
 
 def describe_accuracy(accuracy: Accuracy) -> str:
-    """One line for people."""
+    """Describe an evaluation in one line."""
     return (
         f"right offset of {len(OFFSETS)} on top in {100 * accuracy.by_window:.1f} % of {accuracy.num_windows} windows, "
         f"{100 * accuracy.by_clip:.1f} % of {accuracy.num_clips} clips (held-out speakers; chance {100 * CHANCE:.1f} %)"
@@ -275,7 +275,7 @@ def describe_accuracy(accuracy: Accuracy) -> str:
 
 @contextmanager
 def _process_group(device: torch.device) -> Iterator[None]:
-    """The ranks of torchrun, if it started this process."""
+    """Initialise ``torch.distributed`` within the block if torchrun has started this process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return

@@ -33,7 +33,7 @@ from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.shards import read_shard
-from lrs3_loader.stream.tarindex import DamagedError, TarIndex
+from lrs3_loader.run.tar import DamagedError, TarIndex
 from support.fault_tools import damaged, small_fuzz
 from support.geneface_sets import stranger, write_old_set, write_set
 from support.media_files import noise, write_media

@@ -100,7 +100,7 @@ def test_what_cannot_be_used(run: RunFolder, tmp_path: Path) -> None:
         with pytest.raises(RunError, match="is damaged"):
             read_stats(run.path)
     wide = RunStats(1, 1, {"hubert": Moments.of(np.ones((2, 3)))})
-    with pytest.raises(ValueError, match="hubert has 3 numbers a row here and 8 there"):
+    with pytest.raises(ValueError, match="hubert has 3 numbers per row here and 8 there"):
         wide.merge(compute_stats(ShardStream(run.path, "raw")))
     unfinished = begin_run(tmp_path / "unfinished", LENGTHS)
     publish(unfinished, 0, LENGTHS[0])

@@ -488,7 +488,7 @@ def test_damage_found_while_reading(
     assert sorted(keys_in(load(stream, num_workers))) == all_keys[:8] + all_keys[13:]
     assert stream.errors() == {"pretrain-000002": "5 samples lost"}
     if num_workers == 0:
-        assert "skipping what is bad in pretrain-000002" in caplog.text
+        assert "skipping damaged samples of pretrain-000002" in caplog.text
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])

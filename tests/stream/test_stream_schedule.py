@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.stream.position import Position, Segment, after, remaining_batches
+from lrs3_loader.stream.position import Position, Segment, position_after, remaining_batches
 from lrs3_loader.stream.schedule import (
     BatchIds,
     BatchRule,
@@ -128,13 +128,13 @@ def test_positions_say_exactly_what_was_delivered(num_workers: int) -> None:
         for _ in range(2):
             mine = list(remaining_batches(batches, position, 1, equal_batches=True))
             skipped = np.zeros(40, dtype=bool)
-            skipped[[scheduled.place for scheduled in mine if scheduled.number in bad]] = True
-            order = data_loader([scheduled.place for scheduled in mine], num_workers, skipped)
+            skipped[[scheduled.step for scheduled in mine if scheduled.number in bad]] = True
+            order = data_loader([scheduled.step for scheduled in mine], num_workers, skipped)
             if not order:
                 break
             stop = int(random.integers(len(order)))
             seen += [mine[place].number for place in order[: stop + 1]]
-            position = Position.from_json(after(position, 1, order[stop], num_workers, skipped).to_json())
+            position = Position.from_json(position_after(position, 1, order[stop], num_workers, skipped).to_json())
         rest = [
             scheduled.number
             for scheduled in remaining_batches(batches, position, 1, equal_batches=True)

@@ -216,7 +216,7 @@ def slow_scores(model: SyncNetModel, sample: dict[str, Any]) -> np.ndarray:
         if sample["valid"][t : t + 5].all():
             mouth = torch.tensor(sample["idexp_lm3d"][t : t + 5, 48:68]).reshape(1, 5, 60)
             sounds = [torch.tensor(sample["hubert"][2 * s : 2 * s + 10]).float()[None] for s in range(t - 10, t + 11)]
-            rows.append([float(model.embed_mouth(mouth)[0] @ model.embed_sound(sound)[0]) for sound in sounds])
+            rows.append([float(model.embed_mouth(mouth)[0] @ model.embed_audio(sound)[0]) for sound in sounds])
     return np.array(rows)
 
 
@@ -263,12 +263,14 @@ def test_the_summary_names_what_is_too_short_and_what_was_not_trained_on() -> No
     assert "2 of them of speakers it was not trained on, 1 too short to say: median +3" in text
 
 
-def test_inputs_are_standardised_by_the_training_data() -> None:
+def test_inputs_are_normalised_by_the_training_data() -> None:
     model = SyncNetModel(4, width=8)
     random = torch.Generator().manual_seed(0)
     mouth = 3.0 + 2.0 * torch.randn(50, 5, 60, generator=random)
     hubert = torch.tensor([1.0, 10.0, 100.0, 0.0]) * torch.randn(50, 10, 4, generator=random)
-    model.standardise([{"mouth": mouth[:20], "hubert": hubert[:20]}, {"mouth": mouth[20:], "hubert": hubert[20:]}])
+    model.set_normalization(
+        [{"mouth": mouth[:20], "hubert": hubert[:20]}, {"mouth": mouth[20:], "hubert": hubert[20:]}]
+    )
     torch.testing.assert_close(model.mouth_mean, mouth.mean((0, 1)))
     assert float(model.mouth_deviation) == pytest.approx(2.0, rel=0.05)
     np.testing.assert_allclose(model.hubert_deviation[:3], [1, 10, 100], rtol=0.1)
@@ -332,7 +334,7 @@ def test_figures_after_the_checkpoint_are_dropped_when_going_on(tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [(b"", "damaged or no checkpoint"), (b"not a checkpoint", "damaged or no checkpoint"), (None, "cannot read")],
+    [(b"", "damaged or not a checkpoint"), (b"not a checkpoint", "damaged or not a checkpoint"), (None, "cannot read")],
 )
 def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None, message: str) -> None:
     path = tmp_path / "x.pt"
@@ -345,7 +347,7 @@ def test_what_is_no_checkpoint_is_named(tmp_path: Path, content: bytes | None, m
 
 def test_another_file_of_torch_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weights": torch.zeros(2)}, tmp_path / "x.pt")
-    with pytest.raises(RunError, match="no checkpoint of train-syncnet"):
+    with pytest.raises(RunError, match="not a checkpoint of train-syncnet"):
         SyncNetCheckpoint.load(tmp_path / "x.pt")
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lrs3_loader.run.folder import RunFolder, Totals
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.offsets import read_offsets
-from lrs3_loader.stream.tarindex import DamagedError, TarIndex
+from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import FRAMES_PER_SECOND, Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, Timeline

@@ -17,7 +17,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.stream.tarindex import DamagedError, TarIndex
+from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz.overlay import landmark_lines, to_uint8
 from lrs3_loader.viz.preview.chart import HEAT_MAP, MEL_RANGE, PITCH_TOP_HZ

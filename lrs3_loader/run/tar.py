@@ -1,7 +1,8 @@
-"""Where each sample of a tar lies, so that any of them can be read without reading the others.
+"""Reads samples of WebDataset tars: ``TarIndex`` gives any sample of a local tar, ``decode_sample`` its arrays.
 
-Only headers are touched (512 bytes a member). Plain ustar members, which is what this package writes, are parsed here
-in a few microseconds each; at the first member of another kind the whole tar is left to ``tarfile``.
+Opening a ``TarIndex`` reads only headers (512 bytes per member). Plain ustar members, which is what this package
+writes, are parsed here in a few microseconds each; from the first member of another kind on, ``tarfile`` reads the tar.
+Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -24,55 +25,80 @@ Sample = dict[str, Any]  # {"__key__": str, "json": dict, "<field>": ndarray, ..
 
 
 class DamagedError(Exception):
-    """A tar, or a sample in it, is not what it should be; the message says where and how."""
+    """A tar or one of its samples is damaged or missing; the message names the tar and the damage."""
 
 
 @dataclass(frozen=True)
-class Located:
-    """One sample of a tar: its key and where its members' bytes lie."""
+class SampleLocation:
+    """The key of one sample of a tar, and the positions of its members in the file."""
 
     key: str
     members: dict[str, tuple[int, int]] = field(default_factory=dict)  # extension -> (offset, size) in bytes
 
 
 class TarIndex:
-    """An open local tar and the places of its samples, in order."""
+    """Random access to the samples of a local tar; a context manager that closes it.
+
+    Attributes:
+        samples: the samples in the order of the tar.
+        ignored: names of the members that belong to no sample: folders, links, sparse files, names without an
+            extension.
+
+    Raises:
+        DamagedError: the file cannot be opened, is not a tar, or is cut off.
+    """
 
     def __init__(self, path: Path):
-        """Read all headers.
-
-        Raises:
-            DamagedError: not a tar, or cut off.
-        """
         self.path = path
+        self.samples: list[SampleLocation] = []
+        self.ignored: list[str] = []
         try:
             self._file = path.open("rb", buffering=0)
         except OSError as error:
             raise DamagedError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            self.samples = _group(_members(self._file))
+            for name, offset, size in _members(self._file):
+                self._add(name, offset, size)
         except (DamagedError, tarfile.TarError, OSError, ValueError) as error:
             self._file.close()
             raise DamagedError(f"{path}: {error}") from error
+
+    def _add(self, name: str, offset: int, size: int) -> None:
+        """Group consecutive members of one key; the key ends at the first dot of the last path component."""
+        folder, slash, last = name.rpartition("/")
+        stem, dot, extension = last.partition(".")
+        key = folder + slash + stem
+        if not dot or not stem or size < 0:  # webdataset ignores these as well
+            self.ignored.append(name)
+            return
+        if not self.samples or self.samples[-1].key != key:
+            self.samples.append(SampleLocation(key))
+        self.samples[-1].members[extension.lower()] = (offset, size)
+
+    def __enter__(self) -> TarIndex:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
     def close(self) -> None:
         self._file.close()
 
     def read(self, index: int, fields: tuple[str, ...] | None) -> Sample:
-        """Sample number ``index``: its json and the arrays named (all of them for None). Arrays are writable.
+        """Read sample number ``index``: its json and the arrays named in ``fields`` (None: all), as writable arrays.
 
         Raises:
-            DamagedError: the bytes there are not that sample, or it lacks a field.
+            DamagedError: a member cannot be read or decoded, or a field is missing.
         """
-        located = self.samples[index]
+        sample = self.samples[index]
         try:
-            data = {ext: self._bytes(*place) for ext, place in located.members.items() if is_wanted(ext, fields)}
+            data = {name: self._bytes(*span) for name, span in sample.members.items() if is_selected(name, fields)}
         except OSError as error:
-            raise DamagedError(f"{self.path}: {located.key}: {error}") from error
-        return decode_sample(str(self.path), located.key, data, fields)
+            raise DamagedError(f"{self.path}: {sample.key}: {error}") from error
+        return decode_sample(str(self.path), sample.key, data, fields)
 
     def num_frames(self, index: int) -> int:
-        """T of a sample, as its json says; 0 where it has none."""
+        """The number of 25 fps frames that a sample's json gives, or 0 if it gives none."""
         meta = self.read(index, ()).get("json")
         frames = meta.get("num_frames", 0) if isinstance(meta, dict) else 0
         return frames if isinstance(frames, int) else 0
@@ -85,16 +111,22 @@ class TarIndex:
         return data
 
 
-def is_wanted(extension: str, fields: tuple[str, ...] | None) -> bool:
-    """Whether a member is read at all: the json always, arrays if named."""
+def is_selected(extension: str, fields: tuple[str, ...] | None) -> bool:
+    """Return whether a member is read: the json always, an array if ``fields`` names it (None: all)."""
     return fields is None or extension == "json" or extension.removesuffix(".npy") in fields
 
 
 def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[str, ...] | None) -> Sample:
-    """Raw members -> arrays, and the json as a dict. Nothing is ever unpickled.
+    """Decode the members of one sample, the json into a dict and ``.npy`` files into arrays.
+
+    Args:
+        where: path or URL of the tar, for messages.
+        key: key of the sample.
+        data: bytes of each member by its extension; members of other kinds are ignored. Arrays share this memory.
+        fields: arrays that must be there; None: any.
 
     Raises:
-        DamagedError: a member cannot be decoded, or a field asked for is not there.
+        DamagedError: a member cannot be decoded, or a field is missing.
     """
     sample: Sample = {"__key__": key}
     for extension, raw in data.items():
@@ -111,23 +143,8 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     return sample
 
 
-def _group(members: Iterator[tuple[str, int, int]]) -> list[Located]:
-    """Consecutive members of one key -> samples; the key ends at the first dot of the last path component."""
-    samples: list[Located] = []
-    for name, offset, size in members:
-        folder, slash, last = name.rpartition("/")
-        stem, dot, extension = last.partition(".")
-        key = folder + slash + stem
-        if not dot or not stem:
-            continue  # as webdataset does
-        if not samples or samples[-1].key != key:
-            samples.append(Located(key))
-        samples[-1].members[extension.lower()] = (offset, size)
-    return samples
-
-
 def _members(file: io.FileIO) -> Iterator[tuple[str, int, int]]:
-    """(name, offset of the data, size) of every regular member.
+    """Yield (name, offset of the data, size) of every member; size -1 for one that is not a regular file.
 
     Raises:
         DamagedError: a header does not parse, data is cut off, or the end mark is missing.
@@ -157,15 +174,15 @@ def _members(file: io.FileIO) -> Iterator[tuple[str, int, int]]:
 
 
 def _other_members(file: io.FileIO, offset: int) -> Iterator[tuple[str, int, int]]:
-    """The rest of the tar from ``offset`` on, through ``tarfile``: long names, pax headers, folders, links."""
+    """Yield the members from ``offset`` on as ``tarfile`` reads them: long names, pax headers, folders, links."""
     file.seek(offset)
     with tarfile.open(fileobj=file, mode="r:") as tar:
         for member in tar:
             if member.size < 0 or member.offset_data <= offset:  # tarfile itself would go round in circles
                 raise DamagedError(f"bad header at byte {member.offset}")
             offset = member.offset_data
-            if member.isreg() and not member.issparse():
-                yield member.name, member.offset_data, member.size
+            is_plain = member.isreg() and not member.issparse()
+            yield member.name, member.offset_data, member.size if is_plain else -1
 
 
 def _text(raw: bytes) -> str:
