@@ -23,10 +23,11 @@ from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
 from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, SpeechCheckpoint, load_checkpoint
+from lrs3_loader.audio.mel import check_waveform
 from lrs3_loader.config import SpeechConfig
 from lrs3_loader.runtime.batching import batch_by_length
 from lrs3_loader.runtime.memory import split_on_oom
-from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
+from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
 
 CHUNK_HOP = 20 * SAMPLE_RATE
 OVERLAP = RECEPTIVE_FIELD - HOP_LENGTH  # samples that neighbouring windows share
@@ -110,10 +111,7 @@ class SpeechEncoder:
         chunks: list[torch.Tensor] = []
         chunks_of_clip: list[range] = []
         for waveform in waveforms:
-            if waveform.ndim != 1 or len(waveform) == 0 or len(waveform) % SAMPLES_PER_FRAME:
-                raise ValueError(
-                    f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
-                )
+            check_waveform(waveform)
             waveform = waveform.to(self.device, torch.float32)
             if self._checkpoint.normalize:
                 waveform = normalize_waveform(waveform)

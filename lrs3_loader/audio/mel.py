@@ -62,10 +62,7 @@ class MelSpectrogram(nn.Module):
         if len(waveforms) == 0:
             return []
         for waveform in waveforms:
-            if waveform.ndim != 1 or len(waveform) == 0 or len(waveform) % SAMPLES_PER_FRAME:
-                raise ValueError(
-                    f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
-                )
+            check_waveform(waveform)
         device = self.window.device
         tail = torch.zeros(N_FFT - HOP_LENGTH, device=device)
         samples = torch.cat([waveform.to(device, torch.float32) for waveform in waveforms] + [tail])
@@ -81,6 +78,14 @@ class MelSpectrogram(nn.Module):
         """Transform windows [rows, 512] of samples to [rows, 80] log10 amplitude."""
         spectrum = torch.fft.rfft(windows.double() * self.window).abs().float()
         return (spectrum @ self.basis.T).clamp_min(FLOOR).log10()
+
+
+def check_waveform(waveform: torch.Tensor) -> None:
+    """Raise ``ValueError`` unless a waveform is [n], a whole, positive number of video frames long."""
+    if waveform.ndim != 1 or len(waveform) == 0 or len(waveform) % SAMPLES_PER_FRAME:
+        raise ValueError(
+            f"waveforms must be [n], n a positive multiple of {SAMPLES_PER_FRAME}, got {list(waveform.shape)}"
+        )
 
 
 def slaney_mel_basis() -> np.ndarray:

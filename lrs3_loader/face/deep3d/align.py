@@ -26,6 +26,7 @@ from torch import Tensor
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.image.resample import resize_crop
 from lrs3_loader.runtime.transfer import to_device
+from lrs3_loader.types import shape_repr
 
 CROP_SIZE = 224
 PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
@@ -83,6 +84,8 @@ class Alignment:
     resized: Tensor  # i64 [n, 2], width and height of the whole frame
     corner: Tensor  # i64 [n, 2], left and top of the crop in it; it may lie partly outside
     usable: Tensor  # bool [n]; false where landmarks are not finite or hardly apart, and the crop has no meaning
+
+    __repr__ = shape_repr
 
 
 def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignment:

@@ -32,6 +32,7 @@ from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.runtime.transfer import HostCopy, to_device
+from lrs3_loader.types import shape_repr
 
 #: The position of each part in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
@@ -61,6 +62,8 @@ class Deep3DFiles:
     name: str
     sha256: str  # of the checkpoint
     standard_sha256: str
+
+    __repr__ = shape_repr
 
 
 def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:

@@ -12,6 +12,8 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
+from lrs3_loader.types import shape_repr
+
 _TINY = 1e-18
 
 
@@ -23,6 +25,8 @@ class SurfacePoints:
     barycentric: np.ndarray  # [N, 3], at least 0, sum 1
     distance: np.ndarray  # [N], from the query point
     normal_cosine: np.ndarray  # [N], cosine between the point's normal and the triangle's
+
+    __repr__ = shape_repr
 
 
 def face_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:

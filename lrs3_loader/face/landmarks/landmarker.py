@@ -25,7 +25,7 @@ import hashlib
 import math
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ from lrs3_loader.face.landmarks.tflite import TFLiteModule
 from lrs3_loader.face.landmarks.tracks import FaceTrack, check_track, fill_gaps
 from lrs3_loader.io.files import ZIP_DAMAGE
 from lrs3_loader.runtime.transfer import HostCopy, to_device
+from lrs3_loader.types import shape_repr
 
 CROP_MARGIN = 1.5  # side of the crop over the side of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
@@ -51,9 +52,9 @@ _FOLDER_MEMBERS = ("face_detection_short_range.tflite", "face_landmark.tflite")
 class LandmarkerFiles:
     """The networks of a face landmarker, as read from disk."""
 
-    detector: bytes
-    landmarks: bytes
-    blendshapes: bytes | None
+    detector: bytes = field(repr=False)
+    landmarks: bytes = field(repr=False)
+    blendshapes: bytes | None = field(repr=False)
     name: str
     sha256: str  # of the .task file; for a folder, of its two files concatenated
     square_crop: bool = False  # the landmark network's crop is a square on the longer side of the detected box
@@ -101,6 +102,8 @@ class FrameLandmarks:
     score: Tensor  # f32 [n], 0..1: presence of a face in the crop; 0 where the detector found none
     found: Tensor  # bool [n]: a face was detected and has at least the minimum score
     blendshapes: Tensor | None  # f32 [n, 52], 0..1, ``BLENDSHAPE_NAMES``; NaN where no face was found
+
+    __repr__ = shape_repr
 
     @staticmethod
     def cat(parts: Sequence[FrameLandmarks]) -> FrameLandmarks:

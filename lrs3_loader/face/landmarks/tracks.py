@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lrs3_loader.errors import NoFaceError
+from lrs3_loader.types import shape_repr
 
 Box = Sequence[float]  # x0, y0, x1, y1 in pixels
 
@@ -81,6 +82,8 @@ class FilledTrack:
     values: Tensor  # [T, ...], NaN in gaps that are too long
     valid: Tensor  # [T] bool, as given: the frames that were measured
     longest_gap: int  # frames
+
+    __repr__ = shape_repr
 
 
 def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> FilledTrack:
