@@ -11,12 +11,12 @@ standard deviation of an identity mode, or for the full strength of an expressio
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from scipy.interpolate import PchipInterpolator
 
-EYE_LEVEL, BROW_LEVEL, NOSE_LEVEL, MOUTH_LEVEL, CHIN_LEVEL = 0.25, 0.43, -0.22, -0.44, -0.88
+EYE_LEVEL, NOSE_LEVEL, MOUTH_LEVEL, CHIN_LEVEL = 0.25, -0.22, -0.44, -0.88
 EYE_CORNERS = (np.deg2rad(13.0), np.deg2rad(37.5))  # longitudes of inner and outer corner
 MOUTH_CORNER = np.deg2rad(24.0)
 EYE_CENTRE_X, EYE_RADIUS = 0.305, 0.125
@@ -50,18 +50,6 @@ class Places:
     over_eye: np.ndarray  # [n] bool: belongs to the upper side of the lids' cut
     over_mouth: np.ndarray  # [n] bool: belongs to the upper side of the lips' cut
     inward: np.ndarray  # [n] dm behind the rim of a cut; 0 on the skin itself
-
-    @staticmethod
-    def on_skin(longitude: np.ndarray, level: np.ndarray) -> Places:
-        """Places off the cuts: the side follows from the level."""
-        return Places(longitude, level, level >= EYE_LEVEL, level >= MOUTH_LEVEL, np.zeros_like(level))
-
-    def __getitem__(self, index: np.ndarray) -> Places:
-        return Places(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
-
-    def at(self, inward: float) -> Places:
-        """The same places, behind the rim."""
-        return replace(self, inward=np.full_like(self.level, inward))
 
 
 def smoothstep(t: np.ndarray) -> np.ndarray:
