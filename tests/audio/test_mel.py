@@ -10,6 +10,8 @@ import torch
 from lrs3_loader.audio.mel import BLOCK_ROWS, MelSpectrogram, slaney_mel_basis
 from support.sounds import real_sounds, synthetic_sounds
 
+pytestmark = pytest.mark.smoke
+
 TOLERANCE = 1e-5  # log10 units; measured 5e-7
 
 

@@ -17,6 +17,8 @@ from lrs3_loader.corpus.transcript import MAX_BYTES, read_transcript
 from lrs3_loader.errors import BadTranscriptError, RunError
 from lrs3_loader.types import Clip, Transcript
 
+pytestmark = pytest.mark.smoke
+
 
 def make_tree(root: Path, *paths: str) -> Path:
     """Files of one byte each at ``paths`` below ``root``."""

@@ -23,6 +23,8 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import UnreadableError
 from lrs3_loader.types import Clip
 
+pytestmark = pytest.mark.smoke
+
 
 def make_clips(count: int, split: str = "train", frames: int = 100) -> list[Clip]:
     size = frames * DEFAULT_BYTES_PER_FRAME

@@ -15,6 +15,8 @@ from lrs3_loader.face.model.ict import convert_ict
 from lrs3_loader.face.model.morphable import FaceModel
 from support.face_factory import MIRROR, small_model
 
+pytestmark = pytest.mark.smoke
+
 MODEL = small_model()
 
 

@@ -16,6 +16,8 @@ from lrs3_loader.face.landmarks.tflite_graph import read_graph
 from lrs3_loader.face.landmarks.tflite_ops import same_padding
 from support.tflite_writer import SAME, VALID, Writer, random, runs_or_is_refused, small_network
 
+pytestmark = pytest.mark.smoke
+
 
 def run(data: bytes, x: np.ndarray) -> np.ndarray:
     with torch.inference_mode():

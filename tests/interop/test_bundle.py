@@ -23,6 +23,8 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
 from support.factory import make_features, make_shard
 
+pytestmark = pytest.mark.smoke
+
 FILES = {"train.data": bytes(range(256)) * 200, "val.data": b"v" * 30_000, "stats/sizes.npy": b"", "ü.npy": b"123"}
 
 

@@ -24,6 +24,8 @@ from support.factory import make_features, make_reject
 from support.run_factory import begin_run, make_run, publish
 from support.s3_server import Bucket, Proxy, make_bucket, s3_service
 
+pytestmark = pytest.mark.smoke
+
 LENGTHS = [[12, 30, 0, 21], [9, 9], [25, 6, 33]]
 NUMBERS = itertools.count()
 
@@ -246,7 +248,8 @@ def test_a_connection_cut_in_the_middle_of_an_upload(
     bucket: Bucket, parts: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if parts > 1:
-        monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *args, **kwargs: 5 << 20)
+        # Older releases have no such function, and upload this much in one part.
+        monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *args, **kwargs: 5 << 20, raising=False)
     monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     store = store_at(f"{bucket.url}/run")
     data = bytes(range(256)) * (parts * (5 << 12))

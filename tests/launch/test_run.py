@@ -23,7 +23,7 @@ from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, inherit_a
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.prepare import check_same
+from lrs3_loader.launch.prepare import check_compatible
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.runtime.device import pick_device
@@ -108,10 +108,10 @@ def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
     decode["max_sound_gap_seconds"] = decode.pop("max_av_mismatch_seconds")
     folder = RunFolder(undisturbed.folder.path, record, undisturbed.folder.shards)
     config = resolve(inherit_auto_values(config_for(corpus.folder), record["config"]), "cpu")
-    check_same(folder, config, torch.device("cpu"), record["models"])
+    check_compatible(folder, config, torch.device("cpu"), record["models"])
     decode["max_sound_gap_seconds"] = 0.75
     with pytest.raises(RunError, match=r"config\.decode\.max_av_mismatch_seconds: 0\.75 -> 0\.5"):
-        check_same(folder, config, torch.device("cpu"), record["models"])
+        check_compatible(folder, config, torch.device("cpu"), record["models"])
 
 
 def test_more_workers_give_the_same_bytes(

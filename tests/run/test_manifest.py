@@ -10,6 +10,8 @@ from lrs3_loader.run.manifest import manifest_lines, plan_sha256, read_manifest
 from lrs3_loader.types import Clip, Shard
 from support.factory import make_shard
 
+pytestmark = pytest.mark.smoke
+
 PLAN = (
     Shard(
         "a-000000",

@@ -19,6 +19,8 @@ from lrs3_loader.run.shards import check_shard, publish_shard, read_shard
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 from support.factory import make_clip, make_features, make_reject, make_shard
 
+pytestmark = pytest.mark.smoke
+
 TAR, LEDGER = "shards/test-000000.tar", "ledger/test-000000.json"
 
 

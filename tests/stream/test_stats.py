@@ -22,6 +22,8 @@ from lrs3_loader.stream.stats import (
 )
 from support.run_factory import begin_run, make_run, publish
 
+pytestmark = pytest.mark.smoke
+
 LENGTHS = [[12, 30, 7], [9, 40], [25, 6, 14]]
 
 

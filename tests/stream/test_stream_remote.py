@@ -32,6 +32,10 @@ class Store(LocalFileSystem):
     protocol = "teststore"
     opened: list[str] = []  # noqa: RUF012
 
+    @classmethod
+    def _strip_protocol(cls, path: str) -> str:
+        return super()._strip_protocol(path.removeprefix("teststore://"))
+
     def _open(self, path: str, *args: Any, **kwargs: Any) -> Any:
         type(self).opened.append(path)
         return super()._open(path, *args, **kwargs)

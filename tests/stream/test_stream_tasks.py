@@ -16,6 +16,8 @@ from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream import Audio2Motion, SyncNet
 from support.run_factory import SPEECH_WIDTH, make_run
 
+pytestmark = pytest.mark.smoke
+
 LENGTHS = [[12, 30, 7, 21], [9, 5, 40], [25, 6, 33, 14, 11]]
 
 

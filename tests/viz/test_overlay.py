@@ -14,6 +14,8 @@ from lrs3_loader.viz import overlay
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.view import GROUND, View
 
+pytestmark = pytest.mark.smoke
+
 WHITE = (1.0, 1.0, 1.0)
 
 

@@ -34,6 +34,8 @@ from support.factory import make_clip, make_reject
 from support.paths import REPO
 from support.run_factory import begin_run, full_features, make_run, publish
 
+pytestmark = pytest.mark.smoke
+
 LENGTHS = [[30, 0, 12, 25], [40, 50], [20, 20, 0]]
 BEGIN = datetime(2026, 1, 31, 12, 0, tzinfo=timezone.utc)
 
