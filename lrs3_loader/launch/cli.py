@@ -23,6 +23,7 @@ from lrs3_loader.errors import RunError
 EXIT_OK = 0
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
+RANK_0_SECONDS = 60.0  # rank 0 has long printed its error by then
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _COMMAND = re.compile(r"(lrs3-loader|-m lrs3_loader) ([a-z]+(?:-[a-z]+)*)")
@@ -107,19 +108,34 @@ def main(body: Callable[[], int]) -> NoReturn:
     try:
         code = body()
     except UsageError as error:
-        code = _complain(error, EXIT_USAGE)
+        code = _complain(error, EXIT_USAGE) if _rank() == 0 else _end_after_rank_0(EXIT_USAGE)
     except RunError as error:
         code = _complain(error, EXIT_PROBLEM)
     except Interrupted as request:
         code = request.exit_code
+    except SystemExit as request:  # the arguments do not parse, or rank 0 reports for all
+        if _rank() == 0 or not request.code:
+            raise
+        code = _end_after_rank_0(EXIT_USAGE if request.code == EXIT_USAGE else EXIT_PROBLEM)
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)
 
 
 def _complain(error: Exception, code: int) -> int:
-    if _rank() == 0 or not isinstance(error, UsageError):
-        print(f"error: {as_called(str(error))}", file=sys.stderr)
+    print(f"error: {as_called(str(error))}", file=sys.stderr)
+    return code
+
+
+def _end_after_rank_0(code: int) -> int:
+    """Wait, on another rank than 0, until torchrun ends this process; return ``code`` after a minute.
+
+    All ranks find the same error and rank 0 prints it. torchrun ends every rank as soon as one has failed, so a rank
+    that failed before rank 0 could print would suppress the message.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        with contextlib.suppress(Interrupted):
+            time.sleep(RANK_0_SECONDS)
     return code
 
 

@@ -335,5 +335,5 @@ def test_a_corpus_that_goes_away_is_no_clips_fault(tmp_path: Path, is_left: bool
     corpus.rename(tmp_path / "elsewhere")
     if is_left:
         corpus.mkdir()
-    with pytest.raises(RunError, match=r"not what it was .* a\.mp4 is not in it: mount it again"):
+    with pytest.raises(RunError, match=r"not what it was .* a\.mp4 is not in it: mount or restore it"):
         dataset[request]

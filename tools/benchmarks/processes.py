@@ -98,7 +98,8 @@ def run_measured(command: Sequence[str], env: dict[str, str], role_of: Callable[
         first = psutil.Process(root)
         for process in (first, *first.children(recursive=True)):
             with contextlib.suppress(psutil.Error):
-                yield process, role_of(" ".join(process.cmdline()))
+                if words := process.cmdline():  # a process that is ending has none, and keeps the role that it had
+                    yield process, role_of(" ".join(words))
 
     gpu = GpuSampler() if on_gpu and GpuSampler.is_available() else None
     started = time.perf_counter()
