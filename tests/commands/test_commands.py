@@ -20,8 +20,6 @@ from lrs3_loader.doctor import CheckResult
 from lrs3_loader.launch import cli
 from support.paths import REPO
 
-pytestmark = pytest.mark.smoke
-
 MODULE = [sys.executable, "-m", "lrs3_loader"]
 
 
