@@ -23,7 +23,7 @@ from lrs3_loader.launch import cli
 
 @dataclass(frozen=True)
 class Sources:
-    """Where to find files, and what computes."""
+    """Files that the preview reads, and the device that computes it."""
 
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""
@@ -35,7 +35,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class Drawing:
-    """How the preview is drawn."""
+    """Settings of the drawing."""
 
     small: bool = False
     """Write a .png of 256 colours, a quarter of the size."""

@@ -22,7 +22,7 @@ from lrs3_loader.launch import cli
 
 @dataclass(frozen=True)
 class ModelSources:
-    """Where to find the run's face model."""
+    """Places to look for the run's face model."""
 
     assets: Path | None = None
     """Folder with model files, looked in first (then $LRS3_LOADER_ASSETS, then the cache)."""

@@ -20,7 +20,7 @@ NOOP = 0  # the ticket number of an empty request
 
 @dataclass(frozen=True)
 class ChunkRequest:
-    """A request for one chunk of a clip: as many frames from ``start`` on as fit."""
+    """A request for one chunk of a clip: as many frames as fit, beginning at ``start``."""
 
     clip: Clip
     start: int = 0

@@ -192,7 +192,7 @@ def relative_opening(lm68: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class MouthRecovery:
-    """How well the mouth's opening was found again: Pearson's correlation with the truth."""
+    """Pearson's correlation of the extracted mouth opening with the truth."""
 
     by_clip: Mapping[str, float]
     overall: float  # over the frames of all clips together

@@ -15,7 +15,7 @@ from lrs3_loader.demo.shape import Places
 
 
 class Part(IntEnum):
-    """What a vertex belongs to; each part has its own texture."""
+    """A part of the head that a vertex belongs to; each part has its own texture."""
 
     SKIN = 0
     EYE = 1
@@ -49,7 +49,7 @@ class Sheet:
 
 
 def skin_uv(longitude: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """Where a place of the skin lies in its texture [n, 2]; the front gets more room than the back."""
+    """Map places of the skin to texture coordinates [n, 2]; the front gets more room than the back."""
     return np.stack([0.5 + 0.5 * np.sin(longitude / 2), (1.40 - level) / 2.52], axis=-1)
 
 

@@ -22,7 +22,7 @@ EYE_SIZE = (128, 224)
 
 @dataclass(frozen=True)
 class Look:
-    """How one speaker looks."""
+    """Appearance of one speaker."""
 
     skin: Colour
     hair: Colour

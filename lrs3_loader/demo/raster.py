@@ -17,7 +17,7 @@ _F32 = np.float32
 def rasterize(
     points: np.ndarray, depth: np.ndarray, values: np.ndarray, triangles: np.ndarray, height: int, width: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is seen at each covered pixel.
+    """Draw triangles, and interpolate vertex values at each pixel that they cover.
 
     Args:
         points: [V, 2] f32, x to the right and y down, in pixels.
@@ -98,7 +98,7 @@ def _ranges(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _nearest(pixel: np.ndarray, z: np.ndarray, num_pixels: int) -> np.ndarray:
-    """Which fragments are seen: the nearest of each pixel, the last of equally near ones."""
+    """Return the indices of the visible fragments: the nearest of each pixel, the last of equally near ones."""
     nearest = np.full(num_pixels, np.inf, dtype=_F32)
     np.minimum.at(nearest, pixel, z)
     seen = np.full(num_pixels, -1, dtype=np.int64)

@@ -20,7 +20,10 @@ _NECK_ROWS, _CLOTH_ROWS = 60, 68  # of the bust's texture
 
 @dataclass(frozen=True)
 class Scene:
-    """What is drawn of one speaker. Vertices, n in all: the face model's, the hair shell's, the bust's."""
+    """Geometry and texture of one speaker, ready to be drawn.
+
+    Vertices, n in all: the face model's, the hair shell's, the bust's.
+    """
 
     id: torch.Tensor  # [I] identity coefficients
     hair_verts: np.ndarray  # [h] the model's vertices that carry the hair

@@ -163,7 +163,7 @@ def _identity_dy(x: np.ndarray, y: np.ndarray, get: _Amounts) -> np.ndarray:
 
 
 def _details(x: np.ndarray, y: np.ndarray, places: Places, get: _Amounts) -> np.ndarray:
-    """What nose, sockets, brows, lips, cheeks and chin add to the depth of the resting surface, dm."""
+    """Depth, in dm, that nose, sockets, brows, lips, cheeks and chin add to the resting surface."""
     front = np.cos(places.longitude) > 0.1
     wide = 1.0 + 0.13 * get["nose_width"]
     across = np.exp(-((np.abs(x) / (_NOSE_WIDTH(y) * wide)) ** 2.4))
@@ -188,7 +188,7 @@ def _details(x: np.ndarray, y: np.ndarray, places: Places, get: _Amounts) -> np.
 
 
 def lid_opening(longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far the upper lid stands above, and the lower lid below, the line between the eye's corners, dm."""
+    """Distance, in dm, of the upper lid above, and of the lower lid below, the line between the eye's corners."""
     inner, outer = EYE_CORNERS
     t = np.clip((np.abs(longitude) - inner) / (outer - inner), 0.0, 1.0)
     arch = 4.0 * t * (1.0 - t)
@@ -260,7 +260,7 @@ def _expression(places: Places, x: np.ndarray, get: _Amounts) -> tuple[np.ndarra
 
 
 def jaw_weight(places: Places) -> np.ndarray:
-    """How much of the jaw's rotation a place takes: 1 at the chin, 0 above the mouth, shared at its corners."""
+    """Share of the jaw's rotation that a place takes: 1 at the chin, 0 above the mouth, shared at its corners."""
     off = places.level - MOUTH_LEVEL
     share = 0.38
     smooth = smoothstep(0.5 - off / 0.52) * share / 0.5

@@ -39,7 +39,7 @@ _CONSONANTS: dict[str, tuple[float, float | None, float, float, float]] = {
 
 @dataclass(frozen=True)
 class Voice:
-    """How one speaker sounds."""
+    """Voice of one speaker."""
 
     pitch_hz: float
     tract: float  # scale of all formants; above 1 for a shorter vocal tract
@@ -58,7 +58,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Speech:
-    """What is said in a clip of T frames; every curve has ``16 T`` points, 400 a second."""
+    """Speech of a clip of T frames: words and articulation curves; every curve has ``16 T`` points, 400 a second."""
 
     words: tuple[tuple[str, float, float], ...]  # (word, start, end) in seconds
     jaw: np.ndarray  # 0..1
@@ -106,7 +106,7 @@ def make_speech(num_frames: int, voice: Voice, generator: np.random.Generator) -
 
 
 def _targets(sounds: list[tuple[str, float]], index: int, accent: float) -> tuple[float, ...]:
-    """What the mouth aims at in one sound of a word: jaw, lips, press, voiced, hiss, stress."""
+    """Articulation targets of one sound of a word: jaw, lips, press, voiced, hiss, stress."""
     letters = sounds[index][0]
     if letters in _VOWELS:
         return (*_VOWELS[letters], 0.0, 1.0, 0.0, accent if index == 1 else 0.0)

@@ -69,7 +69,7 @@ def score_clip(model: SyncNetModel, sample: Mapping[str, Any]) -> ClipScores:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How often the right offset, 0, has the best score among -10..10. By chance, 1 in 21."""
+    """Share of clips and windows in which the right offset, 0, has the best score among -10..10. By chance, 1 in 21."""
 
     by_window: float  # fraction of windows of 0.2 s
     by_clip: float  # fraction of clips, by their mean scores

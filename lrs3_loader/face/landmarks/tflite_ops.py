@@ -133,7 +133,7 @@ class Elementwise(nn.Module):
 
     @property
     def is_sum(self) -> bool:
-        """Whether this is a sum of two tensors, neither of them constant."""
+        """Return whether this is a sum of two tensors, neither of them constant."""
         return self.function is torch.add and all(getattr(self, name) is None for name in self.names)
 
     def add_into(self, position: int) -> None:

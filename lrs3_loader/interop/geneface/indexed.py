@@ -213,7 +213,7 @@ def _load_index(path: Path, data: bytes) -> tuple[Any, str]:
 
 
 def _parse_meta(path: Path, index: Any) -> tuple[bool, list[int]]:
-    """Whether items are gzipped, and the offset at which each file of the set begins."""
+    """Return whether items are gzipped, and the offset at which each file of the set begins."""
     meta = index.get("meta", {}) if isinstance(index, dict) else {}
     begins = meta.get("chunk_begin", [0]) if isinstance(meta, dict) else [0]
     if not _is_ascending(begins) or begins[0] != 0 or len(begins) > _MAX_FILES:

@@ -33,7 +33,7 @@ def pickle_pieces(value: Any) -> Iterator[bytes | memoryview]:
 
 
 def write_dict_npy(file: IO[bytes], value: dict[str, Any]) -> None:
-    """What ``np.save(file, value, allow_pickle=True)`` writes under numpy 1: an object array holding one dict."""
+    """Write the bytes of ``np.save(file, value, allow_pickle=True)`` under numpy 1: an object array of one dict."""
     np.lib.format.write_array_header_1_0(file, {"descr": "|O", "fortran_order": False, "shape": ()})
     file.write(pickle.PROTO + b"\4")
     file.writelines(_array_head((), "O8", "|", flags=63))

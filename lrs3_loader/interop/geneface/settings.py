@@ -21,7 +21,7 @@ class ItemOptions:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Which clips go where, and which of GeneFace's quirks to reproduce."""
+    """Settings of an export: the split of the clips, and the quirks of GeneFace to reproduce."""
 
     validation: Literal["speakers", "every100"] = "speakers"
     """speakers: whole speakers are held out, chosen by a hash of their name; every100: each 100th clip of the sorted
@@ -43,7 +43,7 @@ class ExportOptions:
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """How the items become shards."""
+    """Settings of an import: how items are cut into shards."""
 
     hubert_store: Literal["float16", "float32"] = "float16"
     """How the HuBERT rows are stored."""

@@ -97,7 +97,7 @@ class Spectrogram:
 
 @dataclass(frozen=True)
 class Similarity:
-    """How similar the speech encoder's ``rows`` [2T, D] are at each distance in time.
+    """Similarity of the speech encoder's ``rows`` [2T, D] at each distance in time.
 
     Upwards: from one row apart to ``MAX_LAG_SECONDS``; bright: the row so much later is similar to this one. A sound
     that lasts is a bright foot, one that is repeated a bright spot above it. Similarity is the cosine of the rows less

@@ -61,7 +61,7 @@ class TimeAxis:
         return sum(min(max(time - start, 0.0), stop - start) for start, stop in self.spans)
 
     def pauses(self) -> list[tuple[float, float]]:
-        """Where pauses were cut out (seconds from the left end), and how long each was."""
+        """Return where pauses were cut out (seconds from the left end), and how long each was."""
         return [(self.place(first[1]), second[0] - first[1]) for first, second in pairwise(self.spans)]
 
 
