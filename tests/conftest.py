@@ -50,8 +50,8 @@ def assets(request: pytest.FixtureRequest) -> Path | None:
         return None
 
 
-#: Fixtures whose values differ between a machine that has the shared folder and one that has not.
-SHARED_FIXTURES = {"shared_data", "shared_assets", "assets"}
+#: Fixtures that skip without the shared folder. Tests of ``assets`` are marked by hand where the model matters.
+SHARED_FIXTURES = {"shared_data", "shared_assets"}
 LONGEST = ("test_run", "test_decode", "test_landmarks")
 
 

@@ -10,8 +10,6 @@ import torch
 from lrs3_loader.audio.mel import BLOCK_ROWS, MelSpectrogram, slaney_mel_basis
 from support.sounds import real_sounds, synthetic_sounds
 
-pytestmark = pytest.mark.smoke
-
 TOLERANCE = 1e-5  # log10 units; measured 5e-7
 
 
@@ -44,6 +42,7 @@ def test_equals_librosa_on_real_clips(shared_data) -> None:
         check_against_librosa(name, sound)
 
 
+@pytest.mark.smoke
 def test_silence_lies_on_the_floor() -> None:
     (mel,) = MelSpectrogram()([torch.zeros(640 * 3)])
     assert torch.equal(mel, torch.full((6, 80), -6.0))
@@ -54,6 +53,7 @@ def test_basis_equals_librosa() -> None:
     np.testing.assert_allclose(slaney_mel_basis(), want, rtol=0, atol=1e-12)
 
 
+@pytest.mark.smoke
 def test_neighbours_in_a_batch_change_nothing() -> None:
     generator = torch.Generator().manual_seed(0)
     # loud beside silent, and the shortest clip there is
@@ -74,6 +74,7 @@ def test_long_clips_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
+@pytest.mark.smoke
 def test_batch_tensor_and_empty_list() -> None:
     sound = torch.randn(2, 640 * 4, generator=torch.Generator().manual_seed(0))
     mel = MelSpectrogram()

@@ -49,6 +49,7 @@ def undisturbed(
     return extract(config_for(corpus.folder), tmp_path_factory.mktemp("run") / "out", assets)
 
 
+@pytest.mark.shared
 def test_every_clip_becomes_a_sample_with_every_field(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:
     folder = undisturbed.folder
     assert all(problems == [] for _, problems in folder.check())
@@ -75,6 +76,7 @@ def test_ledgers_say_when_each_shard_was_made_and_by_whom(undisturbed: runner.Ou
         assert first["finished_at"] <= second["finished_at"]
 
 
+@pytest.mark.shared
 def test_the_mouth_is_followed(undisturbed: runner.Outcome, corpus: demo.DemoCorpus) -> None:
     folder = undisturbed.folder
     landmarks = {
