@@ -110,31 +110,16 @@ class ShardStream(IterableDataset[Item]):
         poll_seconds: float = 5.0,
         **deprecated: Any,
     ):
+        given = {name: value for name, value in locals().items() if name in StreamSettings.__dataclass_fields__}
         self.task = make_task(task)
-        settings: dict[str, Any] = {
-            "batch_size": batch_size,
-            "batch_frames": batch_frames,
-            "shuffle": shuffle,
-            "shuffle_buffer": shuffle_buffer,
-            "seed": seed,
-            "min_frames": min_frames,
-            "max_frames": max_frames,
-            "crop_frames": crop_frames,
-            "select": select,
-            "equal_batches": equal_batches,
-            "follow": follow,
-            "partial": partial,
-            "on_error": on_error,
-            "num_parallel_shards": num_parallel_shards,
-            "poll_seconds": poll_seconds,
-        }
-        self._settings = StreamSettings(**settings | _renamed(deprecated))
         self.rank, self.world_size = resolve_rank(rank, world_size)
+        known = {"task": self.task, "rank": self.rank, "world_size": self.world_size}
+        self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
-        self._person = None if person is None else PersonClips(person, self._settings, self.task)
-        opened = open_stream(run_or_urls, self._settings, self.task, self.rank, self.world_size)
-        self._source, self._shared, self._names, self._skipped_tars = opened
+        self._person = None if person is None else PersonClips(person, self._settings)
+        self._source, self._skipped_tars = open_stream(run_or_urls, self._settings)
+        self._shared = self._source.shared
         self._generation = 0
         self._start: Any = self._epoch_start(0)  # position at which the next pass begins
         self._pass_start = self._start  # position at which the current pass began
@@ -249,15 +234,10 @@ class ShardStream(IterableDataset[Item]):
         Returns:
             for each damaged tar, by shard name or URL, the reason why all of it was skipped, or how many samples were.
         """
-        lost = {
-            name: f"{count} {self._source.unit_lost}"
-            for name, count in zip(self._names, self._shared.lost.tolist(), strict=True)
-            if count
-        }
+        lost = {name: f"{count} {self._source.unit_lost}" for name, count in self._shared.lost().items()}
         return {**self._skipped_tars, **lost}
 
     def _epoch_start(self, epoch: int) -> Any:
-        """Return the position at the start of an epoch; its type depends on the source."""
         return self._source.epoch_start(epoch)
 
     def _begin_at(self, position: Any) -> None:
@@ -297,7 +277,7 @@ class ShardStream(IterableDataset[Item]):
         ]
 
     def _identity(self) -> dict[str, Any]:
-        return {"task": self.task.name, **self._settings.identity(), **self._source.identity()}
+        return {**self._settings.identity(), **self._source.identity()}
 
     def _require_agreement(self) -> None:
         """Check that all ranks found the same samples: they may see different states or copies of an unfinished run."""

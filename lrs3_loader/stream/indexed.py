@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.tar import DamagedError, Sample
-from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.plans import Plan
-from lrs3_loader.stream.position import Position, position_after, remaining_batches
+from lrs3_loader.stream.position import Position, ScheduledBatch, position_after, remaining_batches
 from lrs3_loader.stream.readers import Reader
 from lrs3_loader.stream.schedule import BatchIds
+from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.shared_state import SharedState
 
 
@@ -37,23 +37,10 @@ class IndexedBatches:
 
     unit_lost = "samples lost"  # unit of the counts in ``ShardStream.errors``
 
-    def __init__(
-        self,
-        plan: Plan,
-        fields: tuple[str, ...] | None,
-        rank: int,
-        world_size: int,
-        equal_batches: bool,
-        shared: SharedState,
-        error_policy: ErrorPolicy,
-    ):
+    def __init__(self, plan: Plan, settings: StreamSettings, shared: SharedState):
         self.plan = plan
-        self._fields = fields
-        self._rank = rank
-        self._world_size = world_size
-        self._equal_batches = equal_batches
-        self._shared = shared
-        self._error_policy = error_policy
+        self.shared = shared
+        self._settings = settings
 
     @property
     def num_filtered(self) -> int | None:
@@ -66,12 +53,12 @@ class IndexedBatches:
 
     def epoch_start(self, epoch: int) -> Position:
         """Return the position at the start of an epoch."""
-        return Position(epoch).for_world_size(self._world_size)
+        return Position(epoch).for_world_size(self._settings.world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Position:
         """Return a position from its JSON and the identity saved with it, for the present number of ranks."""
         self.plan.restore(identity)
-        return Position.from_json(plain).for_world_size(self._world_size)
+        return Position.from_json(plain).for_world_size(self._settings.world_size)
 
     def num_batches(self, epoch: int) -> int:
         """Return the number of batches of this rank in a whole epoch.
@@ -84,8 +71,11 @@ class IndexedBatches:
             raise TypeError(
                 "the length of an epoch is not known while a run is followed; ranks end together all the same"
             )
-        batches = self.plan.batches(epoch, log_waits=False)
-        return sum(1 for _ in remaining_batches(batches, self.epoch_start(epoch), self._rank, self._equal_batches))
+        return sum(1 for _ in self._remaining(self.epoch_start(epoch), log_waits=False))
+
+    def _remaining(self, position: Position, log_waits: bool) -> Iterator[ScheduledBatch]:
+        batches = self.plan.batches(position.epoch, log_waits)
+        return remaining_batches(batches, position, self._settings.rank, self._settings.equal_batches)
 
     def load_batches(self, start: Position, worker: int, num_workers: int) -> Iterator[LoadedBatch]:
         """Yield the batches that one worker has left, in order."""
@@ -97,18 +87,16 @@ class IndexedBatches:
                     f"this state was saved by worker {saved_worker} of {saved_num}, loaded by {worker} of "
                     f"{num_workers}: resume with the same num_workers, or save with state_dict(batch)"
                 )
-        self._shared.skipped[worker::num_workers] = False
-        batches = self.plan.batches(start.epoch, log_waits=self._rank == 0 and worker == 0)
+        self.shared.skipped[worker::num_workers] = False
         mine = (
             scheduled
-            for scheduled in remaining_batches(batches, start, self._rank, self._equal_batches)
+            for scheduled in self._remaining(start, log_waits=self._settings.rank == 0 and worker == 0)
             if scheduled.step % num_workers == worker and scheduled.step >= first
         )
-        known, reader = self.plan.reader(mine, self._fields)
+        known, reader = self.plan.reader(mine, self._settings.task.fields)
         try:
             for scheduled in known:
-                samples = self._read(reader, scheduled.batch)
-                if samples:
+                if samples := self._read(reader, scheduled.batch):
                     yield LoadedBatch(scheduled.step, scheduled.number, samples)
                 else:
                     self._skip_batch(scheduled.step)
@@ -121,20 +109,20 @@ class IndexedBatches:
             try:
                 samples.append(reader.read(batch.partition, sample_id))
             except DamagedError as error:
-                self._error_policy.lost(self.plan.catalog.locate(sample_id)[0], error)
+                self.shared.add_lost(self.plan.catalog.locate(sample_id)[0], error)
         return samples
 
     def _skip_batch(self, step: int) -> None:
-        if self._world_size > 1 and self._equal_batches:
+        if self._settings.world_size > 1 and self._settings.equal_batches:
             raise RunError(
                 "a whole batch was lost to bad tars, so this rank would fall behind the others: extract the tars again "
                 "(lrs3-loader verify names them), or pass equal_batches=False if ranks may end apart"
             )
-        self._shared.skipped[step] = True
+        self.shared.skipped[step] = True
 
     def position_after(self, start: Position, cursor: Cursor) -> Position:
         """Return the position after the batch with this cursor, in a pass that began at ``start``."""
-        return position_after(start, self._rank, cursor.step, cursor.num_workers, self._shared.skipped)
+        return position_after(start, self._settings.rank, cursor.step, cursor.num_workers, self.shared.skipped)
 
     def position_in_worker(self, start: Position, cursor: Cursor) -> Position:
         """Return the position after that batch for one worker alone, whose state is saved with those of the others."""

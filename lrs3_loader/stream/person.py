@@ -12,14 +12,13 @@ from lrs3_loader.stream.readers import LocalReader
 from lrs3_loader.stream.schedule import make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Locations, list_sources
-from lrs3_loader.stream.tasks import Task
 
 
 class PersonClips:
     """Gives the samples for batch number ``g`` of the corpus, which depend only on seed, epoch and g."""
 
-    def __init__(self, locations: Locations, settings: StreamSettings, task: Task):
-        """Settings and task are those of the corpus stream; ``select`` log_waits of the corpus and is not applied.
+    def __init__(self, locations: Locations, settings: StreamSettings):
+        """Settings are those of the corpus stream; ``select`` speaks of the corpus and is not applied.
 
         Raises:
             RunError: there is nothing to read, no clip is long enough, or a location is remote.
@@ -27,12 +26,11 @@ class PersonClips:
         listing = list_sources(locations, partial=False, skip_errors=False)
         if not (listing.is_local and listing.is_indexed):
             raise RunError(f"the person's clips must be local, got {locations}: copy the run first")
-        self._catalog = Catalog(replace(settings.clip_filter(task), select=None)).extend(listing.sources)
+        self._catalog = Catalog(replace(settings, select=None), listing.sources)
         if not len(self._catalog):
             raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")
         self._settings = settings
-        self._rule = settings.rule(task)
-        self._reader = LocalReader(self._catalog, task.fields)
+        self._reader = LocalReader(self._catalog, settings.task.fields)
         self._rewind(-1)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -68,4 +66,4 @@ class PersonClips:
         order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, self._epoch + self._pass)
         blocks = shuffle_blocks(order, settings.shuffle_buffer)
         seed = [settings.seed, self._epoch, self._pass]
-        return [ids.tolist() for ids in make_batches(blocks, catalog.frames, self._rule, seed)]
+        return [ids.tolist() for ids in make_batches(blocks, catalog.frames, settings.rule, seed)]

@@ -1,26 +1,30 @@
-"""Plans schedule the batches of an epoch for all ranks: ``IndexedPlan`` for finished runs, ``FollowedPlan`` for others.
+"""Plans schedule the batches of an epoch: ``IndexedPlan`` for finished runs, ``FollowedPlan`` while a run is written.
 
-A plan gives the same schedule on every rank and in every worker.
+A plan gives the same schedule on every rank and in every worker. A run is followed in the order of its own plan, which
+stays the same after a restart; the extraction takes shards in this order as well, so the shard waited for is always
+among those in progress.
 """
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.stream.catalog import Catalog, ClipFilter
-from lrs3_loader.stream.follow import follow
+from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.position import ScheduledBatch
 from lrs3_loader.stream.readers import FetchingReader, LocalReader, Reader, StreamReader
-from lrs3_loader.stream.schedule import BatchIds, BatchRule, interleave, make_batches, shuffle_blocks, shuffled_order
+from lrs3_loader.stream.schedule import BatchIds, interleave, make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
-from lrs3_loader.stream.sources import Listing
+from lrs3_loader.stream.sources import Listing, Source, published_source
+
+logger = logging.getLogger(__name__)
 
 REMOTE_PARTITIONS = 12  # per rank: 1, 2, 3, 4, 6 or 12 workers get equally many
+_MESSAGE_SECONDS = 60.0  # between two messages of one wait
 
 
 class IndexedPlan:
@@ -28,17 +32,14 @@ class IndexedPlan:
 
     is_final = True  # all samples are known
 
-    def __init__(
-        self, listing: Listing, clip_filter: ClipFilter, rule: BatchRule, settings: StreamSettings, world_size: int
-    ):
-        self.catalog = Catalog(clip_filter).extend(listing.sources)
+    def __init__(self, listing: Listing, settings: StreamSettings):
+        self.catalog = Catalog(settings, listing.sources)
         self.max_batches = len(self.catalog)  # in any epoch
         self._samples = self.catalog.sha256()
         self._is_local = listing.is_local
-        self._rule = rule
         self._settings = settings
-        self._world_size = world_size
-        self._num_partitions = settings.num_parallel_shards or (1 if self._is_local else REMOTE_PARTITIONS * world_size)
+        default = 1 if self._is_local else REMOTE_PARTITIONS * settings.world_size
+        self._num_partitions = settings.num_parallel_shards or default
         self._cached: tuple[int, list[BatchIds]] = (-1, [])
 
     def identity(self) -> dict[str, Any]:
@@ -58,9 +59,10 @@ class IndexedPlan:
             order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, epoch)
             partitions = max(1, min(self._num_partitions, len(order)))
             # A rank holds a shuffle block of each of its partitions: together they are its shuffle buffer.
-            block_size = -(-settings.shuffle_buffer // -(-partitions // self._world_size))
+            block_size = -(-settings.shuffle_buffer // -(-partitions // settings.world_size))
             seed = [settings.seed, epoch]
-            self._cached = (epoch, list(interleave(order, partitions, block_size, catalog.frames, self._rule, seed)))
+            batches = interleave(order, partitions, block_size, catalog.frames, settings.rule, seed)
+            self._cached = (epoch, list(batches))
         return self._cached[1]
 
     def reader(
@@ -78,14 +80,11 @@ class FollowedPlan:
 
     is_final = False
 
-    def __init__(self, folder: RunFolder, clip_filter: ClipFilter, rule: BatchRule, settings: StreamSettings):
+    def __init__(self, folder: RunFolder, settings: StreamSettings):
         self.folder = folder
-        self.catalog = Catalog(clip_filter)
-        self.max_batches = sum(len(shard.clips) for shard in folder.shards)
-        self._clip_filter = clip_filter
-        self._rule = rule
+        self.catalog = Catalog(settings)
+        self.max_batches = folder.shards.num_clips
         self._settings = settings
-        self._is_local = isinstance(folder.path, Path)
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal when a saved position is loaded."""
@@ -96,22 +95,65 @@ class FollowedPlan:
 
     def batches(self, epoch: int, log_waits: bool) -> Iterator[BatchIds]:
         """Yield the batches of an epoch in order, waiting for shards; ``log_waits`` says so in the log."""
-        catalog = self.catalog = Catalog(self._clip_filter)
-        seed = [self._settings.seed, epoch, 0]
-        ids = make_batches(self._shuffle_blocks(catalog, log_waits), catalog.frames, self._rule, seed)
+        catalog = self.catalog = Catalog(self._settings)
+        blocks = (
+            block
+            for source in self._published(log_waits)
+            for block in shuffle_blocks(catalog.add(source), self._settings.shuffle_buffer)
+        )
+        ids = make_batches(blocks, catalog.frames, self._settings.rule, [self._settings.seed, epoch, 0])
         return (BatchIds(0, batch) for batch in ids)
 
-    def _shuffle_blocks(self, catalog: Catalog, log_waits: bool) -> Iterator[np.ndarray]:
-        for source in follow(self.folder, self._settings.poll_seconds, log_waits):
-            yield from shuffle_blocks(catalog.add(source), self._settings.shuffle_buffer)
+    def _published(self, log_waits: bool) -> Iterator[Source]:
+        """Yield every shard of the run, waiting for those not published and for tars that do not match their ledger."""
+        shards = self.folder.shards
+        for number, shard in enumerate(shards, 1):
+            wait = _Wait(self._settings.poll_seconds, log_waits)
+            source, problem = published_source(self.folder, shard)
+            while source is None:
+                trouble = f" ({problem})" if problem else ""
+                wait.sleep(f"{shard.name}, shard {number} of {len(shards)}, in {self.folder.path}{trouble}")
+                source, problem = published_source(self.folder, shard)
+            wait.end()
+            yield source
 
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
         """Return the batches that were given, and a reader of their samples."""
-        if self._is_local:
-            return scheduled, LocalReader(self.catalog, fields)
-        return scheduled, FetchingReader(self.catalog, fields)
+        is_local = isinstance(self.folder.path, Path)
+        return scheduled, (LocalReader if is_local else FetchingReader)(self.catalog, fields)
 
 
 Plan = IndexedPlan | FollowedPlan
+
+
+def wait_for_run(path: str, settings: StreamSettings) -> RunFolder:
+    """Wait until a run has begun in a folder or at a URL, and open it."""
+    wait = _Wait(settings.poll_seconds, log_waits=settings.rank == 0)
+    while not RunFolder.exists(path):
+        wait.sleep(f"a run to begin in {path}")
+    wait.end()
+    return RunFolder.open(path)
+
+
+class _Wait:
+    """Sleeps, and logs what it waits for at once and then every minute."""
+
+    def __init__(self, poll_seconds: float, log_waits: bool):
+        self._poll_seconds = poll_seconds
+        # Warnings, so that they are seen without logging being configured in the worker process.
+        self._level = logging.WARNING if log_waits else logging.DEBUG
+        self._started = self._logged_at = 0.0
+
+    def sleep(self, what: str) -> None:
+        now = time.monotonic()
+        self._started = self._started or now
+        if not self._logged_at or now - self._logged_at >= _MESSAGE_SECONDS:
+            self._logged_at = now
+            logger.log(self._level, "waiting for %s (%.0f s so far)", what, now - self._started)
+        time.sleep(self._poll_seconds)
+
+    def end(self) -> None:
+        if self._started:
+            logger.log(self._level, "waited %.0f s, going on", time.monotonic() - self._started)

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import islice
 from typing import Any
 
 import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.tar import DamagedError, Sample, decode_sample
-from lrs3_loader.stream.catalog import ClipFilter
-from lrs3_loader.stream.error_policy import ErrorPolicy
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.readers import tar_samples
-from lrs3_loader.stream.schedule import BatchRule, make_batches, shuffled_order
+from lrs3_loader.stream.schedule import make_batches, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
-from lrs3_loader.stream.tasks import Task, frames_of
+from lrs3_loader.stream.shared_state import SharedState
+from lrs3_loader.stream.tasks import frames_of
 
 
 @dataclass(frozen=True)
@@ -44,33 +43,18 @@ class SequentialBatches:
 
     unit_lost = "times given up half-way"  # unit of the counts in ``ShardStream.errors``
 
-    def __init__(
-        self,
-        urls: Sequence[str],
-        task: Task,
-        settings: StreamSettings,
-        rank: int,
-        world_size: int,
-        error_policy: ErrorPolicy,
-    ):
-        self._urls = urls
-        self._fields = task.fields
-        self._clip_filter = settings.clip_filter(task)
-        self._rule = settings.rule(task)
-        self._settings = settings
-        self._rank = rank
-        self._world_size = world_size
-        self._error_policy = error_policy
+    num_filtered = None  # not known
 
-    @property
-    def num_filtered(self) -> int | None:
-        return None
+    def __init__(self, urls: Sequence[str], settings: StreamSettings, shared: SharedState):
+        self.shared = shared
+        self._urls = urls
+        self._settings = settings
 
     def identity(self) -> dict[str, Any]:
         return {"urls": list(self._urls)}
 
     def epoch_start(self, epoch: int) -> SequentialPosition:
-        return SequentialPosition(epoch, self._rank, self._world_size)
+        return SequentialPosition(epoch, self._settings.rank, self._settings.world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> SequentialPosition:
         """Return a position from its JSON.
@@ -79,9 +63,10 @@ class SequentialBatches:
             RunError: it was saved by another rank, or with another number of ranks.
         """
         rank, world_size = plain["readers"]
-        if (rank, world_size) != (self._rank, self._world_size):
+        ours = self._settings.rank, self._settings.world_size
+        if (rank, world_size) != ours:
             raise RunError(
-                f"this state is of rank {rank} of {world_size}, loaded by rank {self._rank} of {self._world_size}: "
+                f"this state is of rank {rank} of {world_size}, loaded by rank {ours[0]} of {ours[1]}: "
                 "reading tars without a ledger can be resumed only by the same ranks, each with its own state"
             )
         return SequentialPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
@@ -101,11 +86,10 @@ class SequentialBatches:
                 "reading tars without a ledger can be resumed only by as many"
             )
         done = start.delivered[worker] if start.delivered else 0
-        reader = self._rank + self._world_size * worker
-        tars = self._tars(start.epoch, reader, self._world_size * num_workers)
-        batches = _Batches(self._urls, tars, self._fields, self._clip_filter, self._error_policy)
-        seed = [self._settings.seed, start.epoch, reader]
-        for number, samples in enumerate(batches.make(self._rule, self._settings.shuffle_buffer, seed)):
+        reader = self._settings.rank + self._settings.world_size * worker
+        tars = self._tars(start.epoch, reader, self._settings.world_size * num_workers)
+        batches = _Batches(self._urls, tars, self._settings, self.shared)
+        for number, samples in enumerate(batches.make([self._settings.seed, start.epoch, reader])):
             if number >= done:
                 yield LoadedBatch(number - done, number, samples)
 
@@ -121,13 +105,13 @@ class SequentialBatches:
         """Return the position after the batch with this cursor; the DataLoader takes from each worker in turn."""
         before = start.delivered or (0,) * cursor.num_workers
         delivered = [done + cursor.step + (worker <= cursor.worker) for worker, done in enumerate(before)]
-        return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+        return SequentialPosition(start.epoch, self._settings.rank, self._settings.world_size, tuple(delivered))
 
     def position_in_worker(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
         """Return the position after that batch for one worker alone, whose state is saved with those of the others."""
         before = start.delivered or (0,) * cursor.num_workers
         delivered = [done + (cursor.step + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
-        return SequentialPosition(start.epoch, self._rank, self._world_size, tuple(delivered))
+        return SequentialPosition(start.epoch, self._settings.rank, self._settings.world_size, tuple(delivered))
 
 
 @dataclass
@@ -136,42 +120,37 @@ class _Batches:
 
     urls: Sequence[str]
     tars: list[tuple[int, int, int]]
-    fields: tuple[str, ...] | None
-    clip_filter: ClipFilter
-    error_policy: ErrorPolicy
+    settings: StreamSettings
+    shared: SharedState
     held: dict[int, tuple[Sample, int]] = field(default_factory=dict)
 
-    def make(self, rule: BatchRule, block_size: int, seed: Sequence[int]) -> Iterator[list[Sample]]:
-        for ids in make_batches(self._shuffle_blocks(block_size), self._frames, rule, seed):
+    def make(self, seed: Sequence[int]) -> Iterator[list[Sample]]:
+        for ids in make_batches(self._shuffle_blocks(), self._frames, self.settings.rule, seed):
             yield [self.held.pop(number)[0] for number in ids.tolist()]
 
-    def _shuffle_blocks(self, size: int) -> Iterator[np.ndarray]:
-        block: list[int] = []
-        for number, found in zip(count(), self._samples()):
-            self.held[number] = found
-            block.append(number)
-            if len(block) == size:
-                yield np.array(block)
-                block = []
-        if block:
-            yield np.array(block)
+    def _shuffle_blocks(self) -> Iterator[np.ndarray]:
+        found = enumerate(self._samples())
+        while block := dict(islice(found, self.settings.shuffle_buffer)):
+            self.held |= block
+            yield np.array(list(block))
 
     def _samples(self) -> Iterator[tuple[Sample, int]]:
+        fields = self.settings.task.fields
         for tar, part, num_parts in self.tars:
             url = self.urls[tar]
             try:
-                for place, (key, data) in enumerate(tar_samples(url, self.fields)):
+                for place, (key, data) in enumerate(tar_samples(url, fields)):
                     if place % num_parts != part:
                         continue
-                    sample = decode_sample(url, key, data, self.fields)
+                    sample = decode_sample(url, key, data, fields)
                     num_frames = _num_frames(sample)
-                    if self.clip_filter(key, num_frames):
+                    if self.settings.selects(key, num_frames):
                         yield sample, num_frames
             except DamagedError as error:
-                self.error_policy.lost(tar, error)
+                self.shared.add_lost(tar, error)
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
-        longest = self.clip_filter.crop_frames
+        longest = self.settings.crop_frames
         frames = [self.held[number][1] for number in ids.tolist()]
         return np.array([n if longest is None else min(n, longest) for n in frames], dtype=np.int64)
 

@@ -9,40 +9,54 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from lrs3_loader.stream.catalog import ClipFilter
 from lrs3_loader.stream.schedule import BatchRule
 from lrs3_loader.stream.tasks import Task
+
+_AT_LEAST_ONE = (
+    "batch_size",
+    "batch_frames",
+    "shuffle_buffer",
+    "max_frames",
+    "crop_frames",
+    "num_parallel_shards",
+)
+_IDENTITY = (
+    "batch_size",
+    "batch_frames",
+    "shuffle",
+    "shuffle_buffer",
+    "seed",
+    "crop_frames",
+    "equal_batches",
+    "follow",
+)
 
 
 @dataclass(frozen=True)
 class StreamSettings:
-    """Arguments of ``ShardStream``, which documents them. Invalid ones raise ``ValueError``."""
+    """Arguments of ``ShardStream``, which documents them, and its rank. Invalid ones raise ``ValueError``."""
 
-    batch_size: int | None = None
-    batch_frames: int | None = None
-    shuffle: bool = True
-    shuffle_buffer: int = 1024
-    seed: int = 0
-    min_frames: int = 0
-    max_frames: int | None = None
-    crop_frames: int | None = None
-    select: Callable[[str], bool] | None = None
-    equal_batches: bool = True
-    follow: bool = False
-    partial: bool = False
-    on_error: Literal["raise", "skip"] = "raise"
-    num_parallel_shards: int | None = None
-    poll_seconds: float = 5.0
+    task: Task
+    batch_size: int | None
+    batch_frames: int | None
+    shuffle: bool
+    shuffle_buffer: int
+    seed: int
+    min_frames: int
+    max_frames: int | None
+    crop_frames: int | None
+    select: Callable[[str], bool] | None
+    equal_batches: bool
+    follow: bool
+    partial: bool
+    on_error: Literal["raise", "skip"]
+    num_parallel_shards: int | None
+    poll_seconds: float
+    rank: int
+    world_size: int
 
     def __post_init__(self) -> None:
-        for name in (
-            "batch_size",
-            "batch_frames",
-            "shuffle_buffer",
-            "max_frames",
-            "crop_frames",
-            "num_parallel_shards",
-        ):
+        for name in _AT_LEAST_ONE:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
@@ -52,41 +66,43 @@ class StreamSettings:
             raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
         if self.follow and self.partial:
             raise ValueError("follow waits for all shards of a run and partial for none: give one of the two")
+        given = (self.batch_size is not None) + (self.batch_frames is not None)
+        if given and not self.task.batched:
+            raise ValueError(
+                f"task {self.task.name!r} gives one sample at a time: leave out batch_size and batch_frames"
+            )
+        if self.task.batched and given != 1:
+            raise ValueError(f"task {self.task.name!r} needs one of batch_size and batch_frames")
+        for name in ("max_frames", "crop_frames"):
+            value = getattr(self, name)
+            if value is not None and value < self.shortest:
+                raise ValueError(
+                    f"{name} = {value} is below the {self.shortest} frames that task {self.task.name!r} needs"
+                )
+
+    @property
+    def shortest(self) -> int:
+        """Clips with fewer 25 fps frames are skipped."""
+        return max(self.min_frames, self.task.min_frames)
+
+    @property
+    def skips_errors(self) -> bool:
+        return self.on_error == "skip"
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments that must be equal when a saved position is loaded."""
-        names = (
-            "batch_size",
-            "batch_frames",
-            "shuffle",
-            "shuffle_buffer",
-            "seed",
-            "crop_frames",
-            "equal_batches",
-            "follow",
-        )
-        return {name: getattr(self, name) for name in names}
+        return {"task": self.task.name, **{name: getattr(self, name) for name in _IDENTITY}}
 
-    def rule(self, task: Task) -> BatchRule:
-        """Return the rule that decides when a batch of this task is full."""
-        if not task.batched:
-            if self.batch_size is not None or self.batch_frames is not None:
-                raise ValueError(
-                    f"task {task.name!r} gives one sample at a time: leave out batch_size and batch_frames"
-                )
-            return BatchRule(1, None, task.multiple, self.shuffle)
-        if (self.batch_size is None) == (self.batch_frames is None):
-            raise ValueError(f"task {task.name!r} needs one of batch_size and batch_frames")
-        return BatchRule(self.batch_size, self.batch_frames, task.multiple, self.shuffle)
+    def selects(self, key: str, num_frames: int) -> bool:
+        """Return whether a clip belongs to the stream."""
+        fits = num_frames >= self.shortest and (self.max_frames is None or num_frames <= self.max_frames)
+        return fits and (self.select is None or self.select(key))
 
-    def clip_filter(self, task: Task) -> ClipFilter:
-        """Return the filter of the clips that this task can use."""
-        shortest = max(self.min_frames, task.min_frames)
-        for name in ("max_frames", "crop_frames"):
-            value = getattr(self, name)
-            if value is not None and value < shortest:
-                raise ValueError(f"{name} = {value} is below the {shortest} frames that task {task.name!r} needs")
-        return ClipFilter(shortest, self.max_frames, self.crop_frames, self.select)
+    @property
+    def rule(self) -> BatchRule:
+        """The rule that decides when a batch is full."""
+        batch_size = self.batch_size if self.task.batched else 1
+        return BatchRule(batch_size, self.batch_frames, self.task.multiple, self.shuffle)
 
 
 def resolve_rank(rank: int | None, world_size: int | None) -> tuple[int, int]:
