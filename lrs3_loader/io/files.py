@@ -123,7 +123,7 @@ def cannot_write(path: Path, error: OSError) -> RunError:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Context in which an ``OSError`` becomes a ``RunError`` that says what to do about ``path``."""
+    """Turn an ``OSError`` into a ``RunError`` that says what to do about ``path``."""
     try:
         yield
     except OSError as error:
@@ -132,7 +132,7 @@ def writing(path: Path) -> Iterator[None]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Context in which an ``OSError`` becomes a ``RunError``, unless ``path`` is missing (``FileNotFoundError``)."""
+    """Turn an ``OSError`` into a ``RunError``, unless ``path`` is missing (``FileNotFoundError``)."""
     try:
         yield
     except (FileNotFoundError, NotADirectoryError):

@@ -19,7 +19,7 @@ from concurrent.futures import TimeoutError as StillRunning
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 import fsspec
 
@@ -58,97 +58,28 @@ class FileState:
     stamp: str  # changes with the file: its modification time, or its tag on object storage
 
 
-class Store(Protocol):
-    """A local or remote folder of whole files. Names are relative, with POSIX separators.
-
-    Every method raises ``RunError`` if the store cannot be reached, or refuses to be read or written.
-    """
-
-    @property
-    def root(self) -> Location:
-        """The folder or URL that names are relative to."""
-        ...
-
-    def where(self, name: str) -> str:
-        """Return the path or URL of a file, for messages and for readers of tars."""
-        ...
-
-    def create(self, folders: Sequence[str]) -> None:
-        """Create the root and its folders, where the storage has folders."""
-        ...
-
-    def listing(self, folder: str) -> dict[str, FileState]:
-        """Return the files of a folder by name, without hidden ones; empty if there is no such folder."""
-        ...
-
-    def size(self, name: str) -> int:
-        """Return the size of a file in bytes (``FileNotFoundError`` if there is none)."""
-        ...
-
-    def read(self, name: str) -> bytes:
-        """Return the contents of a file (``FileNotFoundError`` if there is none)."""
-        ...
-
-    def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
-        """Yield (name, contents) of small files in order, many requests at a time; missing files are left out."""
-        ...
-
-    def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
-        """Open a file that appears under its name only if the block ends without an exception."""
-        ...
-
-    def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
-        ...
-
-    def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> AbstractContextManager[Path]:
-        """Provide a folder of this machine that holds these files under their names until the block ends.
-
-        Files that do not exist are missing there, too. ``beat`` is called every second while files are fetched.
-        """
-        ...
-
-    def clear_scratch(self) -> None:
-        """Remove what killed writers left behind. Call it only while nobody writes."""
-        ...
-
-
-def store_at(where: str | Path) -> Store:
-    """Open the store with this root.
-
-    Raises:
-        RunError: no installed package supports the URL's protocol.
-    """
-    root = location(where)
-    return LocalStore(root) if isinstance(root, Path) else RemoteStore(root)
-
-
-def local_path(where: Location, purpose: str) -> Path:
-    """Return a location that must be a path of this machine.
-
-    Raises:
-        RunError: it is a URL; the message says that ``purpose`` needs a path.
-    """
-    if isinstance(where, Path):
-        return where
-    raise RunError(f"{where} is not a folder of this machine, which {purpose} needs")
-
-
 class LocalStore:
-    """A folder of this machine. Files are written under a temporary name and renamed into place."""
+    """A folder of this machine. Files are written under a temporary name and renamed into place.
+
+    Names are relative to ``root``, with POSIX separators. Every method raises ``RunError`` if the storage cannot be
+    reached, or refuses to be read or written.
+    """
 
     def __init__(self, root: Path):
         self.root = root
 
     def where(self, name: str) -> str:
+        """Return the path or URL of a file, for messages and for readers of tars."""
         return str(self.root / name)
 
     def create(self, folders: Sequence[str]) -> None:
+        """Create the root and its folders, where the storage has folders."""
         with writing(self.root):
             for folder in (SCRATCH, *folders):
                 (self.root / folder).mkdir(parents=True, exist_ok=True)
 
     def listing(self, folder: str) -> dict[str, FileState]:
+        """Return the files of a folder by name, without hidden ones; empty if there is no such folder."""
         try:
             with reading(self.root / folder), os.scandir(self.root / folder) as entries:
                 found = [(entry.name, entry.stat()) for entry in entries if not entry.name.startswith(".")]
@@ -157,32 +88,40 @@ class LocalStore:
         return {name: FileState(state.st_size, str(state.st_mtime_ns)) for name, state in found}
 
     def size(self, name: str) -> int:
+        """Return the size of a file in bytes (``FileNotFoundError`` if there is none)."""
         return (self.root / name).stat().st_size
 
     def read(self, name: str) -> bytes:
+        """Return the contents of a file (``FileNotFoundError`` if there is none)."""
         with reading(self.root / name):
             return (self.root / name).read_bytes()
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
+        """Yield (name, contents) of small files in order, many requests at a time; missing files are left out."""
         for name in names:
-            try:
+            with suppress(FileNotFoundError):
                 yield name, self.read(name)
-            except FileNotFoundError:
-                continue
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
+        """Open a file that appears under its name only if the block ends without an exception."""
         # Temporary files lie in ``tmp``, those of the few files of the root in the root itself.
         return atomic_write(self.root / name, self.root / SCRATCH if "/" in name else None)
 
     def delete(self, name: str) -> None:
+        """Remove a file if it is there."""
         with writing(self.root / name):
             (self.root / name).unlink(missing_ok=True)
 
     @contextmanager
     def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
+        """Provide a folder of this machine that holds these files under their names until the block ends.
+
+        Files that do not exist are missing there, too. ``beat`` is called every second while files are fetched.
+        """
         yield self.root
 
     def clear_scratch(self) -> None:
+        """Remove what killed writers left behind. Call it only while nobody writes."""
         with writing(self.root / SCRATCH):
             (self.root / SCRATCH).mkdir(exist_ok=True)
             for entry in os.scandir(self.root / SCRATCH):
@@ -190,7 +129,7 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A folder behind a URL, through fsspec. Files are written to a local temporary file and uploaded from there."""
+    """A folder behind a URL, through fsspec, with the methods of ``LocalStore``; uploads come from temporary files."""
 
     def __init__(self, root: Url):
         self.root = root
@@ -203,7 +142,7 @@ class RemoteStore:
 
     @contextmanager
     def _reaching(self, name: str) -> Iterator[None]:
-        """Context in which errors of the service become a ``RunError`` of one line."""
+        """Turn errors of the service into a ``RunError`` of one line."""
         try:
             yield
         except (FileNotFoundError, RunError):
@@ -220,7 +159,7 @@ class RemoteStore:
         return f"{self.root}/{name}" if name else str(self.root)
 
     def create(self, folders: Sequence[str]) -> None:
-        """Do nothing: on object storage folders are parts of names."""
+        """On object storage folders are parts of names."""
 
     def listing(self, folder: str) -> dict[str, FileState]:
         with self._reaching(folder):
@@ -318,7 +257,31 @@ class RemoteStore:
                     target.unlink(missing_ok=True)
 
     def clear_scratch(self) -> None:
-        """Do nothing: an interrupted upload leaves no object."""
+        """An interrupted upload leaves no object."""
+
+
+Store = LocalStore | RemoteStore
+
+
+def store_at(where: str | Path) -> Store:
+    """Open the store with this root.
+
+    Raises:
+        RunError: no installed package supports the URL's protocol.
+    """
+    root = location(where)
+    return LocalStore(root) if isinstance(root, Path) else RemoteStore(root)
+
+
+def local_path(where: Location, purpose: str) -> Path:
+    """Return a location that must be a path of this machine.
+
+    Raises:
+        RunError: it is a URL; the message says that ``purpose`` needs a path.
+    """
+    if isinstance(where, Path):
+        return where
+    raise RunError(f"{where} is not a folder of this machine, which {purpose} needs")
 
 
 def _stamp(entry: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger, ledger_name, read_ledger
 from lrs3_loader.run.ledger_index import LedgerIndex, LedgerSummary
-from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest, read_manifest
+from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest
 from lrs3_loader.run.shards import TAR_FOLDER, check_shard, publish_shard, read_shard, tar_name
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 
@@ -93,7 +93,7 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
         with store.local_copy(MANIFEST_FILE) as folder:
-            return cls(path, record, _checked_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
+            return cls(path, record, open_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
 
     @property
     def run_hash(self) -> str:
@@ -103,10 +103,6 @@ class RunFolder:
     def tar_path(self, shard: Shard) -> Path:
         """Return the path of a shard's tar; ``RunError`` if the run is remote."""
         return local_path(self.path, "opening tars by path") / tar_name(shard.name)
-
-    def ledger_path(self, shard: Shard) -> Path:
-        """Return the path of a shard's ledger; ``RunError`` if the run is remote."""
-        return local_path(self.path, "opening ledgers by path") / ledger_name(shard.name)
 
     def tar_url(self, shard: Shard) -> str:
         """Return the path or URL of a shard's tar."""
@@ -205,22 +201,6 @@ class RunFolder:
             rejects=tuple(reject for summary in found for reject in summary.rejects),
             reasons=sum((summary.reasons for summary in found if summary.rejects), Counter()),
         )
-
-
-def _checked_manifest(path: Path, digest: str, where: str) -> Manifest:
-    try:
-        manifest = open_manifest(path)
-        if manifest.sha256() == digest:
-            return manifest
-    except OSError as error:
-        raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
-    except ValueError:
-        pass  # read_manifest names the line
-    try:
-        read_manifest(path)
-    except RunError as error:
-        raise RunError(str(error).replace(str(path), where)) from None
-    raise RunError(f"{where} was changed since the run began; begin another run")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,8 +1,7 @@
-"""Summaries of all ledgers of a run, cached in one file.
+"""Summaries of all ledgers of a run, cached in one file: large runs have too many ledgers to read at each launch.
 
-A run of 100,000 shards has as many ledgers, too many to read at each launch. ``index.jsonl`` holds a summary of each,
-one per line. A line is used only if the listing of ``ledger/`` still shows the file that it was made from, by size and
-stamp (time or tag); other ledgers are read. The file may be deleted at any time, and small runs have none.
+``index.jsonl`` holds one summary per line. A line is used only if the listing of ``ledger/`` still shows the file that
+it was made from, by size and stamp (time or tag). The file may be deleted at any time, and small runs have none.
 """
 
 from __future__ import annotations
@@ -35,7 +34,6 @@ class LedgerSummary:
 
     @classmethod
     def of(cls, ledger: Ledger) -> LedgerSummary:
-        """Summarise a ledger."""
         return cls(ledger.shard, ledger.run, ledger.num_bytes, len(ledger.samples), ledger.num_frames, ledger.rejects)
 
     @property

@@ -26,7 +26,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from types import TracebackType
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import cannot_write
@@ -61,7 +60,6 @@ class Holder:
 
     @classmethod
     def me(cls) -> Holder:
-        """Return a record of this process."""
         launch = os.environ.get("TORCHELASTIC_RUN_ID", "none")
         return cls(
             token=uuid.uuid4().hex,
@@ -87,7 +85,6 @@ class Holder:
         return holder if kinds_fit else None
 
     def encode(self) -> bytes:
-        """Return the contents of the lock file."""
         plain = {_FIELDS.get(name, name): value for name, value in asdict(self).items()}
         return json.dumps(plain).encode().ljust(_RECORD_BYTES - 1) + b"\n"
 
@@ -104,9 +101,6 @@ class RunLock:
     """A context manager that holds a run folder, and makes it if it does not exist.
 
     Args:
-        folder: folder of the run.
-        heartbeat_seconds: interval of the heartbeat.
-        stale_seconds: a holder on another machine without a heartbeat for this long is dead.
         on_lost: called in a thread if another launch has taken the folder, because this process was stopped or cut off
             from the disk for more than ``stale_seconds``. Default: end this process by SIGTERM.
 
@@ -147,9 +141,7 @@ class RunLock:
         self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join(timeout=2.0)
         with suppress(OSError):
@@ -257,9 +249,9 @@ class RunLock:
                 logger.debug("%s: %s", self.path, error)
 
     def _close(self) -> None:
-        if self._handle >= 0:
-            os.close(self._handle)
-            self._handle = -1
+        handle, self._handle = self._handle, -1
+        if handle >= 0:
+            os.close(handle)
 
 
 def _read(path: Path) -> Holder | None:

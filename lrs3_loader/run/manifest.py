@@ -12,7 +12,7 @@ import math
 import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import groupby, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, overload
 
@@ -53,30 +53,6 @@ def plan_sha256(shards: Iterable[Shard]) -> str:
     return digest.hexdigest()
 
 
-def read_manifest(path: Path) -> tuple[Shard, ...]:
-    """Read and check every line of a manifest file.
-
-    Raises:
-        RunError: the file cannot be read, or a line is invalid (unknown, missing or mistyped fields, cut off, keys not
-            in order or not unique); the message names the line.
-    """
-    clips: list[tuple[str, Clip]] = []
-    try:
-        with open(path, encoding="ascii", newline="\n") as lines:
-            for line in lines:
-                shard, clip = _parse_line(line)
-                if clips and clip.key <= clips[-1][1].key:
-                    raise ValueError(f"key {clip.key} does not sort after {clips[-1][1].key}")
-                clips.append((shard, clip))
-    except OSError as error:
-        raise RunError(f"cannot read the manifest {path}: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise RunError(f"{path}, line {len(clips) + 1}: not a manifest line: {error}") from error
-    return tuple(
-        Shard(name, tuple(clip for _, clip in members)) for name, members in groupby(clips, key=lambda pair: pair[0])
-    )
-
-
 class Manifest(Sequence[Shard]):
     """The shards of a plan in order; a shard is parsed when it is accessed.
 
@@ -112,10 +88,6 @@ class Manifest(Sequence[Shard]):
     def __reduce__(self) -> tuple[type[Manifest], tuple[bytes]]:
         return Manifest, (bytes(self._data),)
 
-    def sha256(self) -> str:
-        """Return the hash of the plan; equal to ``plan_sha256``."""
-        return hashlib.sha256(self._data).hexdigest()
-
     @property
     def num_clips(self) -> int:
         """Number of clips of all shards together."""
@@ -138,12 +110,31 @@ class Manifest(Sequence[Shard]):
         return self._last[1]
 
 
-def open_manifest(path: Path) -> Manifest:
-    """Open a manifest file as a memory map; ``ValueError`` if it is not a manifest."""
-    with open(path, "rb") as file:
-        if not file.seek(0, 2):
-            return Manifest(b"")
-        return Manifest(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+def open_manifest(path: Path, digest: str, where: str) -> Manifest:
+    """Open a manifest file, which messages call ``where``, as a memory map.
+
+    Raises:
+        RunError: it cannot be read, or its hash is not ``digest``; the message names the first invalid line, if any
+            (unknown, missing or mistyped fields, cut off, keys not in order or not unique).
+    """
+    try:
+        with open(path, "rb") as file:
+            empty = not file.seek(0, 2)
+            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as error:
+        raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
+    if hashlib.sha256(data).hexdigest() == digest:
+        return Manifest(data)
+    last = ""
+    for number, line in enumerate(bytes(data).splitlines(keepends=True), 1):
+        try:
+            key = _parse_line(line.decode("ascii"))[1].key
+            if key <= last:
+                raise ValueError(f"key {key} does not sort after {last}")
+        except (ValueError, RecursionError) as error:
+            raise RunError(f"{where}, line {number}: not a manifest line: {error}") from error
+        last = key
+    raise RunError(f"{where} was changed since the run began; begin another run")
 
 
 def _shard_of(line: bytes) -> tuple[str, bytes]:

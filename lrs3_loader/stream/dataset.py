@@ -210,7 +210,7 @@ class ShardStream(IterableDataset[Item]):
         self._shared.epoch = position.epoch
         self._begin_at(position)
         if get_worker_info() is None:
-            self._generation = self._shared.next_generation()
+            self._shared.generation = self._generation = self._shared.generation + 1
 
     @property
     def num_filtered(self) -> int | None:
@@ -245,7 +245,7 @@ class ShardStream(IterableDataset[Item]):
         self._last = None
 
     def _worker(self) -> tuple[int, int]:
-        """Return the id of this worker and the number of workers; (0, 1) in the main process."""
+        """Return (id of this worker, number of workers)."""
         info = get_worker_info()
         if info is None:
             return 0, 1
@@ -253,7 +253,7 @@ class ShardStream(IterableDataset[Item]):
             raise RunError(
                 "a state was loaded after the DataLoader's persistent workers had started: make a new DataLoader"
             )
-        self._shared.note_worker()
+        self._shared.workers_read = True
         return info.id, info.num_workers
 
     def _item(self, epoch: int, loaded: LoadedBatch) -> Item:

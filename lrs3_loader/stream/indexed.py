@@ -33,7 +33,7 @@ class LoadedBatch(NamedTuple):
 
 
 class IndexedBatches:
-    """The batches of one rank, from a plan."""
+    """The batches of one rank, from a plan. ``ShardStream`` documents what its methods share with those here."""
 
     unit_lost = "samples lost"  # unit of the counts in ``ShardStream.errors``
 
@@ -44,15 +44,12 @@ class IndexedBatches:
 
     @property
     def num_filtered(self) -> int | None:
-        """Number of clips that the filter skipped; None if not all are known."""
         return self.plan.catalog.num_filtered if self.plan.is_final else None
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal when a saved position is loaded."""
         return self.plan.identity()
 
     def epoch_start(self, epoch: int) -> Position:
-        """Return the position at the start of an epoch."""
         return Position(epoch).for_world_size(self._settings.world_size)
 
     def restore(self, plain: dict[str, Any], identity: dict[str, Any]) -> Position:

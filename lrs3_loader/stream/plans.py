@@ -87,14 +87,13 @@ class FollowedPlan:
         self._settings = settings
 
     def identity(self) -> dict[str, Any]:
-        """Return what must be equal when a saved position is loaded."""
         return {"run": self.folder.run_hash}
 
     def restore(self, identity: dict[str, Any]) -> None:
-        """Do nothing: this schedule does not depend on the number of ranks."""
+        """This schedule does not depend on the number of ranks."""
 
     def batches(self, epoch: int, log_waits: bool) -> Iterator[BatchIds]:
-        """Yield the batches of an epoch in order, waiting for shards; ``log_waits`` says so in the log."""
+        """Yield the batches of an epoch in order, waiting for shards."""
         catalog = self.catalog = Catalog(self._settings)
         blocks = (
             block
@@ -120,7 +119,6 @@ class FollowedPlan:
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
-        """Return the batches that were given, and a reader of their samples."""
         is_local = isinstance(self.folder.path, Path)
         return scheduled, (LocalReader if is_local else FetchingReader)(self.catalog, fields)
 

@@ -43,7 +43,6 @@ class BatchRule:
     shuffle: bool  # False: samples and batches stay in order
 
     def padded(self, frames: np.ndarray) -> np.ndarray:
-        """Round lengths up to the multiple that clips are padded to."""
         return -(-frames // self.multiple) * self.multiple
 
     def cut(self, ids: np.ndarray, frames: np.ndarray) -> list[np.ndarray]:
@@ -79,11 +78,9 @@ def shuffle_blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
 def make_batches(
     blocks: Iterable[np.ndarray], frames: Frames, rule: BatchRule, seed: Sequence[int]
 ) -> Iterator[np.ndarray]:
-    """Yield batches of ids, block by block; the last may not be full.
+    """Yield batches of ids, block by block; samples that do not fill a batch are carried into the next block.
 
-    Samples that do not fill a batch are carried into the next block.
-
-    The random generator of a block is seeded with ``seed``, numbers >= 0, and the number of the block.
+    The random generator of a block is seeded with ``seed`` (numbers >= 0) and the number of the block.
     """
     carried = np.zeros(0, np.int64)
     for number, block in enumerate(blocks):
@@ -106,11 +103,6 @@ def interleave(
 
     Where a partition has fewer batches than another, its largest are split, as far as their samples allow.
     """
-    if num_partitions == 1:
-        yield from (
-            BatchIds(0, ids) for ids in make_batches(shuffle_blocks(order, block_size), frames, rule, [*seed, 0])
-        )
-        return
     partitions = [
         [
             BatchIds(partition, ids)

@@ -49,19 +49,18 @@ class SharedState:
         """The number of states that the main process has loaded."""
         return int(self._numbers[_GENERATION])
 
-    def next_generation(self) -> int:
-        """Count another loaded state and return the new number."""
-        self._numbers[_GENERATION] += 1
-        return self.generation
+    @generation.setter
+    def generation(self, generation: int) -> None:
+        self._numbers[_GENERATION] = generation
 
     @property
     def workers_read(self) -> bool:
         """True once a worker process has begun to read."""
         return bool(self._numbers[_WORKERS_READ])
 
-    def note_worker(self) -> None:
-        """Record that a worker process has begun to read."""
-        self._numbers[_WORKERS_READ] = 1
+    @workers_read.setter
+    def workers_read(self, workers_read: bool) -> None:
+        self._numbers[_WORKERS_READ] = workers_read
 
     @property
     def skipped(self) -> np.ndarray:

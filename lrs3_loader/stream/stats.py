@@ -100,22 +100,6 @@ class RunStats:
         plain = {"version": _VERSION, "num_samples": self.num_samples, "num_frames": self.num_frames, "fields": fields}
         return json.dumps(plain, indent=1, allow_nan=False) + "\n"
 
-    @classmethod
-    def from_json(cls, text: str) -> RunStats:
-        """Read what ``to_json`` wrote.
-
-        Raises:
-            ValueError: the text is something else.
-        """
-        try:
-            plain = json.loads(text)
-            if plain["version"] != _VERSION:
-                raise ValueError(f"version {plain['version']} of the statistics, not {_VERSION}")
-            fields = {name: _moments(values) for name, values in plain["fields"].items()}
-            return cls(int(plain["num_samples"]), int(plain["num_frames"]), fields)
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"no statistics of a run: {error}") from error
-
 
 def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
     """Compute the statistics of all samples, holding one at a time."""
@@ -142,21 +126,6 @@ def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
     return path, stats
 
 
-def read_stats(run: Path) -> RunStats:
-    """Read the statistics of a run, as ``write_stats`` wrote them.
-
-    Raises:
-        RunError: the file is missing or damaged.
-    """
-    path = run / FILE_NAME
-    try:
-        return RunStats.from_json(path.read_text())
-    except FileNotFoundError:
-        raise RunError(f"{path} is not there: lrs3-loader export stats {run} writes it") from None
-    except ValueError as error:
-        raise RunError(f"{path} is damaged: {error}") from error
-
-
 def describe_stats(stats: RunStats) -> str:
     """Return a line for each field with its rows and the ranges of its means and deviations."""
     lines = [f"{stats.num_samples} samples, {stats.num_frames} frames"]
@@ -179,11 +148,3 @@ def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:
     if name not in _NO_FACE_NEEDED and "valid" in sample:
         array = array[sample["valid"]]
     return array.reshape(len(array), -1)
-
-
-def _moments(values: Mapping[str, Any]) -> Moments:
-    count = int(values["count"])
-    mean, deviation = (np.array(values[key], dtype=np.float64) for key in ("mean", "deviation"))
-    if mean.ndim != 1 or mean.shape != deviation.shape or count < 1:
-        raise ValueError("mean and deviation must be lists of equal length, over at least one row")
-    return Moments(count, mean, np.square(deviation) * count)

@@ -68,7 +68,7 @@ def describe_offsets(offsets: Sequence[ClipOffset]) -> str:
     if any(offset.in_training for offset in offsets):
         groups["of them of speakers it was not trained on"] = [o for o in offsets if not o.in_training]
     lines = [_describe(name, group) for name, group in groups.items() if group]
-    return "\n".join(["audio-video offset in frames (positive: the sound comes late)", *lines])
+    return "\n".join(["audio-video offset in frames (positive: the audio is late)", *lines])
 
 
 def _describe(name: str, group: Sequence[ClipOffset]) -> str:

@@ -9,7 +9,7 @@ Shape letters: N windows, D width of the speech encoder, E size of the embedding
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -45,9 +45,7 @@ class WindowEncoder(nn.Module):
 class SyncNetModel(nn.Module):
     """Decides whether mouth and audio belong together: ``logit = scale * cos(mouth, audio) + bias``.
 
-    Args:
-        hubert_width: D, the width of the speech features.
-        width: E, also the channels of both encoders.
+    ``hubert_width`` is D; ``width`` is E, and the channels of both encoders.
     """
 
     mouth_mean: torch.Tensor
@@ -57,8 +55,6 @@ class SyncNetModel(nn.Module):
 
     def __init__(self, hubert_width: int, width: int = 128):
         super().__init__()
-        if hubert_width < 1 or width < 1:
-            raise ValueError(f"widths must be above 0, got hubert_width {hubert_width}, width {width}")
         self.hubert_width = hubert_width
         self.width = width
         self.mouth = WindowEncoder(MOUTH_WIDTH, SYNC_FRAMES, (1, 1), width)
@@ -71,21 +67,19 @@ class SyncNetModel(nn.Module):
         self.register_buffer("hubert_deviation", torch.ones(hubert_width))
 
     @torch.no_grad()
-    def set_normalization(self, batches: Iterable[Mapping[str, Any]]) -> None:
+    def set_normalization(self, batches: Sequence[Mapping[str, Any]]) -> None:
         """Set the means and deviations that normalise the inputs, from batches of task ``"syncnet"``.
 
         All mouth coordinates share one deviation, because it matters which of them move much. Each speech feature has
         its own, because their scales are arbitrary.
         """
-        mouths, sounds = [], []
-        for batch in batches:
-            mouths.append(batch["mouth"].double().flatten(0, 1))
-            sounds.append(batch["hubert"].double().flatten(0, 1))
-        mouth, sound = torch.cat(mouths), torch.cat(sounds)
+        mouth, hubert = (
+            torch.cat([batch[name].double().flatten(0, 1) for batch in batches]) for name in ("mouth", "hubert")
+        )
         self.mouth_mean.copy_(mouth.mean(0))
         self.mouth_deviation.copy_(mouth.std(0).square().mean().sqrt().clamp_min(1e-6))
-        self.hubert_mean.copy_(sound.mean(0))
-        self.hubert_deviation.copy_(sound.std(0).clamp_min(1e-6))
+        self.hubert_mean.copy_(hubert.mean(0))
+        self.hubert_deviation.copy_(hubert.std(0).clamp_min(1e-6))
 
     def embed_mouth(self, mouth: torch.Tensor) -> torch.Tensor:
         """Embed mouth windows [N, 5, 60] (decimetres x 10) as unit vectors [N, E]."""

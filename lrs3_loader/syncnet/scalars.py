@@ -6,7 +6,6 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from lrs3_loader.io.files import atomic_write
@@ -18,15 +17,10 @@ EVALUATION_FILE = "evaluation.json"  # the last evaluation, offset by offset
 
 
 class Scalars:
-    """Appends lines ``{"step": n, name: value, ...}`` to FOLDER/scalars.jsonl, and writes FOLDER/tensorboard/.
-
-    Args:
-        folder: folder of the training.
-        first_step: step at which the training begins or resumes; existing lines of later steps are removed.
-        tensorboard: write for TensorBoard as well; a log line says if it is not installed.
-    """
+    """Appends lines ``{"step": n, name: value, ...}`` to FOLDER/scalars.jsonl, and writes FOLDER/tensorboard/."""
 
     def __init__(self, folder: Path, first_step: int, tensorboard: bool):
+        """``first_step`` is where the training begins or resumes; existing lines of later steps are removed."""
         path = folder / SCALARS_FILE
         kept = [line for line in read_scalars(folder) if line["step"] <= first_step]
         with atomic_write(path) as file:
@@ -45,9 +39,7 @@ class Scalars:
     def __enter__(self) -> Scalars:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._file.close()
         if self._board is not None:
             self._board.close()

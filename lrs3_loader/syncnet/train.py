@@ -17,8 +17,9 @@ import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, READS, Accuracy, score
 from lrs3_loader.syncnet.model import SyncNetModel
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, Scalars
 from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
-from lrs3_loader.syncnet.speakers import OfSpeakers, hold_out
+from lrs3_loader.syncnet.speakers import hold_out, is_spoken_by
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +95,9 @@ class Training:
     def run(self) -> Accuracy:
         """Train for the remaining epochs; return the last evaluation."""
         accuracy = None
-        with self._scalars() as scalars, self._averaged_gradients():
+        is_first = self.rank == 0  # the other ranks write nothing
+        opened = Scalars(self.launch.out, self.step, self.launch.tensorboard) if is_first else nullcontext()
+        with opened as scalars, self._averaged_gradients():
             for epoch in range(self.stream.epoch, self.config.epochs):
                 self.stream.set_epoch(epoch)
                 batch = self._epoch(epoch, scalars)
@@ -107,8 +110,7 @@ class Training:
     def _epoch(self, epoch: int, scalars: Scalars | None) -> dict[str, Any] | None:
         """Train on the rest of an epoch; return its last batch, or None if nothing was left."""
         batch, started, total, count = None, time.monotonic(), torch.zeros((), device=self.device), 0
-        workers = self.launch.read_workers
-        for batch in DataLoader(self.stream, batch_size=None, num_workers=workers):
+        for batch in DataLoader(self.stream, batch_size=None, num_workers=self.launch.read_workers):
             total += self._step(batch)
             count += 1
             if self.step % self.launch.checkpoint_steps == 0:
@@ -116,7 +118,9 @@ class Training:
                 self._save(batch)
         if count:
             self._require_finite(total)
-            loss = self._mean_over_ranks(total / count)
+            loss = total / count / self.world_size
+            if self.world_size > 1:
+                dist.all_reduce(loss)
             if scalars is not None:
                 rate = count / (time.monotonic() - started)
                 scalars.write(self.step, {"epoch": epoch + 1, "loss": float(loss), "steps_per_second": round(rate, 2)})
@@ -141,14 +145,13 @@ class Training:
         Raises:
             RunError: none of their clips is long enough.
         """
-        selected = OfSpeakers(self.held_out)
+        selected = partial(is_spoken_by, self.held_out)
         stream = ShardStream(self._run, READS, shuffle=False, equal_batches=False, select=selected)
         self.model.eval()
         mine = [score_clip(self.model, sample) for sample in stream]
         self.model.train()
-        parts = [mine]
+        parts = [mine] * self.world_size
         if self.world_size > 1:
-            parts = [[] for _ in range(self.world_size)]
             dist.all_gather_object(parts, mine)
         try:
             return Accuracy.of(sorted((clip for part in parts for clip in part), key=lambda clip: clip.key))
@@ -176,7 +179,7 @@ class Training:
             pairs,
             batch_size=self.config.batch_clips,
             seed=self.config.seed,
-            select=OfSpeakers(self.trained_on),
+            select=partial(is_spoken_by, self.trained_on),
             rank=rank,
             world_size=world_size,
         )
@@ -250,20 +253,6 @@ class Training:
             speakers=sorted(self.trained_on),
         ).save(self.launch.out / CHECKPOINT_FILE)
 
-    @contextmanager
-    def _scalars(self) -> Iterator[Scalars | None]:
-        """Open the metrics on rank 0; other ranks write none."""
-        if self.rank != 0:
-            yield None
-            return
-        with Scalars(self.launch.out, self.step, self.launch.tensorboard) as scalars:
-            yield scalars
-
-    def _mean_over_ranks(self, value: torch.Tensor) -> torch.Tensor:
-        if self.world_size > 1:
-            dist.all_reduce(value)
-        return value / self.world_size
-
 
 def describe_accuracy(accuracy: Accuracy) -> str:
     """Describe an evaluation in one line."""
@@ -275,7 +264,7 @@ def describe_accuracy(accuracy: Accuracy) -> str:
 
 @contextmanager
 def _process_group(device: torch.device) -> Iterator[None]:
-    """Initialise ``torch.distributed`` within the block if torchrun has started this process."""
+    """Initialise ``torch.distributed`` if torchrun has started this process."""
     if "RANK" not in os.environ or "WORLD_SIZE" not in os.environ:
         yield
         return

@@ -18,6 +18,7 @@ from lrs3_loader import demo
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, output_file, writing
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.ledger import ledger_name
 from support.fault_tools import long, remount, small_disk
 from support.paths import REPO
 from support.run_factory import begin_run, make_run, publish
@@ -77,7 +78,7 @@ def test_a_disk_that_fills_up_at_the_ledger(tmp_path: Path, whole: RunFolder, mo
         publish(run, 1, LENGTHS[1])
     monkeypatch.undo()
     assert run.pending() == [1, 2]
-    assert not run.ledger_path(run.shards[1]).exists()
+    assert not (run.path / ledger_name(run.shards[1].name)).exists()
     assert list((run.path / "tmp").iterdir()) == []
     for index in run.pending():
         publish(run, index, LENGTHS[index])
@@ -177,7 +178,7 @@ def test_a_folder_removed_under_the_run(tmp_path: Path, whole: RunFolder, name: 
 
 def test_a_ledger_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     run = begin(tmp_path / "run")
-    ledger = run.ledger_path(run.shards[0])
+    ledger = run.path / ledger_name(run.shards[0].name)
     ledger.unlink()
     ledger.mkdir()
     with pytest.raises(RunError, match=r"cannot read .*pretrain-000000\.json: Is a directory"):

@@ -31,7 +31,7 @@ from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader
 from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
 from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.ledger import Ledger, ledger_name
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from support.fault_tools import damaged, small_fuzz
@@ -273,7 +273,7 @@ JSON = st.recursive(
 @small_fuzz
 @given(data=st.data())
 def test_ledgers(folder: Path, run: RunFolder, data: st.DataObject) -> None:
-    whole = run.ledger_path(run.shards[0]).read_bytes()
+    whole = (run.path / ledger_name(run.shards[0].name)).read_bytes()
     plain = json.loads(whole)
     changed = st.tuples(st.sampled_from(sorted(plain)), JSON).map(
         lambda pair: json.dumps(plain | dict([pair])).encode()
@@ -291,7 +291,7 @@ def test_ledgers(folder: Path, run: RunFolder, data: st.DataObject) -> None:
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"num_bytes": 1e999}', "null", '{"samples": 1}', "\ufeff{}"])
 def test_files_that_are_no_ledgers(tmp_path: Path, run: RunFolder, text: str) -> None:
-    plain = json.loads(run.ledger_path(run.shards[0]).read_bytes())
+    plain = json.loads((run.path / ledger_name(run.shards[0].name)).read_bytes())
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps(plain).rstrip("}") + ", " + text[1:] if text.startswith('{"') else text)
     with pytest.raises(RunError, match="is not a ledger"):

@@ -24,6 +24,7 @@ from lrs3_loader.interop.geneface.item import MISFIT, TOO_SHORT, ItemMaker, Item
 from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
 from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import Clip, ClipFeatures, Shard
@@ -314,7 +315,7 @@ def with_coeff(sample: ClipFeatures) -> ClipFeatures:
 
 def test_an_unfinished_run_is_exported_only_on_request(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run")
-    folder.ledger_path(folder.shards[1]).unlink()
+    (folder.path / ledger_name(folder.shards[1].name)).unlink()
     with pytest.raises(RunError, match=r"1 of 3 shards .* still to be extracted"):
         export_geneface(folder, tmp_path / "set", ExportOptions())
     report = export_geneface(folder, tmp_path / "set", ExportOptions(partial=True))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.manifest import manifest_lines, plan_sha256, read_manifest
+from lrs3_loader.run.manifest import manifest_lines, open_manifest, plan_sha256
 from lrs3_loader.types import Clip, Shard
 from support.factory import make_shard
 
@@ -29,7 +29,7 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
     lines = list(manifest_lines(PLAN))
     assert lines[1] == '{"shard":"a-000000","key":"a/b/d","video_path":"z.mp4","num_bytes":1099511627776}\n'
     (tmp_path / "m").write_text("".join(lines), encoding="ascii")
-    assert read_manifest(tmp_path / "m") == PLAN
+    assert tuple(open_manifest(tmp_path / "m", plan_sha256(PLAN), "m")) == PLAN
 
 
 @pytest.mark.parametrize(
@@ -50,13 +50,13 @@ def test_round_trip_is_exact(tmp_path: Path) -> None:
 def test_errors_name_the_line(tmp_path: Path, bad: str, message: str) -> None:
     (tmp_path / "m").write_text(GOOD + bad)
     with pytest.raises(RunError, match="line 2") as caught:
-        read_manifest(tmp_path / "m")
+        open_manifest(tmp_path / "m", plan_sha256(PLAN), "m")
     assert message in str(caught.value)
 
 
 def test_a_missing_manifest_is_named(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"cannot read the manifest .*gone"):
-        read_manifest(tmp_path / "gone")
+        open_manifest(tmp_path / "gone", "", "gone")
 
 
 def test_the_hash_sees_every_change() -> None:

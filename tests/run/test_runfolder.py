@@ -9,6 +9,7 @@ import pytest
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder, differences, run_hash
+from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Shard
 from support.factory import make_features, make_reject, make_shard
@@ -51,7 +52,7 @@ def test_a_tar_without_ledger_or_of_another_size_is_pending(tmp_path: Path) -> N
     folder = RunFolder.create(tmp_path, record(), SHARDS)
     for index in range(3):
         publish(folder, index)
-    folder.ledger_path(SHARDS[0]).unlink()
+    (folder.path / ledger_name(SHARDS[0].name)).unlink()
     os.truncate(folder.tar_path(SHARDS[1]), 1000)
     assert folder.pending() == [0, 1]
     folder.tar_path(SHARDS[2]).unlink()

@@ -22,6 +22,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import ClipFeatures, Shard
@@ -247,7 +248,7 @@ def test_ledgers_tell_the_throughput(tmp_path: Path) -> None:
     run = begin_run(tmp_path / "run", LENGTHS)
     for index, row in enumerate(LENGTHS):
         publish(run, index, row)
-        path = run.ledger_path(run.shards[index])
+        path = run.path / ledger_name(run.shards[index].name)
         plain = json.loads(path.read_text())
         start = BEGIN + timedelta(seconds=20 * index)
         plain["provenance"] |= {
