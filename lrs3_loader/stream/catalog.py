@@ -46,7 +46,7 @@ class Catalog:
     def frames(self, ids: np.ndarray) -> np.ndarray:
         """Return the number of frames [n] of each sample as it will be read, that is, after cropping."""
         frames = np.frombuffer(self._frames, np.int64)[ids] if len(ids) else np.zeros(0, np.int64)
-        return np.minimum(frames, self._settings.crop_frames or np.iinfo(np.int64).max)
+        return np.minimum(frames, self._settings.longest)
 
     def locate(self, sample_id: int) -> tuple[int, int]:
         """Return (number of the source, index of the sample in its tar)."""

@@ -143,21 +143,15 @@ class _Batches:
                     if place % num_parts != part:
                         continue
                     sample = decode_sample(url, key, data, fields)
-                    num_frames = _num_frames(sample)
+                    try:
+                        num_frames = frames_of(sample)
+                    except ValueError:
+                        num_frames = 0  # none of its arrays has a time axis
                     if self.settings.selects(key, num_frames):
                         yield sample, num_frames
             except DamagedError as error:
                 self.shared.add_lost(tar, error)
 
     def _frames(self, ids: np.ndarray) -> np.ndarray:
-        longest = self.settings.crop_frames
-        frames = [self.held[number][1] for number in ids.tolist()]
-        return np.array([n if longest is None else min(n, longest) for n in frames], dtype=np.int64)
-
-
-def _num_frames(sample: Sample) -> int:
-    """Return the number of 25 fps frames of a sample, or 0 if none of its arrays has a time axis."""
-    try:
-        return frames_of(sample)
-    except ValueError:
-        return 0
+        frames = np.array([self.held[number][1] for number in ids.tolist()], dtype=np.int64)
+        return np.minimum(frames, self.settings.longest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -84,6 +85,11 @@ class StreamSettings:
     def shortest(self) -> int:
         """Clips with fewer 25 fps frames are skipped."""
         return max(self.min_frames, self.task.min_frames)
+
+    @property
+    def longest(self) -> int:
+        """Clips with more 25 fps frames are cut to this many."""
+        return self.crop_frames or sys.maxsize
 
     @property
     def skips_errors(self) -> bool:

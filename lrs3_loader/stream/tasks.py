@@ -33,31 +33,25 @@ class Task(Protocol):
     @property
     def name(self) -> str:
         """Name of the task, which saved states hold."""
-        ...
 
     @property
     def fields(self) -> tuple[str, ...] | None:
         """Arrays to read (``lrs3_loader.types.FIELDS``); None: all arrays of a sample."""
-        ...
 
     @property
     def min_frames(self) -> int:
         """Clips with fewer frames are skipped."""
-        ...
 
     @property
     def multiple(self) -> int:
         """The batch is padded to a multiple of this many frames."""
-        ...
 
     @property
     def batched(self) -> bool:
         """False if a batch always holds one sample."""
-        ...
 
     def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
         """Return the batch of these samples; ``random_for(key)`` is the random generator of a clip."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What each consumer is given: shapes, units, alignment of pictures and sound."""
+"""What each consumer is given: shapes, units, alignment of frames and audio."""
 
 from __future__ import annotations
 
