@@ -12,7 +12,6 @@ from lrs3_loader.face.landmarks.tracks import (
     Box,
     FaceTrack,
     box_iou,
-    check_track,
     fill_gaps,
     prominence,
 )
@@ -86,7 +85,7 @@ def test_overlap_and_prominence() -> None:
     assert prominence((60, 60, 40, 40), 100, 100) == 0
 
 
-def slow_fill(values: np.ndarray, valid: np.ndarray, max_gap: int) -> np.ndarray:
+def slow_fill(values: np.ndarray, valid: np.ndarray) -> np.ndarray:
     out = np.full_like(values, np.nan)
     out[valid] = values[valid]
     known = np.flatnonzero(valid)
@@ -94,8 +93,6 @@ def slow_fill(values: np.ndarray, valid: np.ndarray, max_gap: int) -> np.ndarray
         before, after = known[known < frame], known[known > frame]
         start = before[-1] if len(before) else -1
         stop = after[0] if len(after) else len(valid)
-        if stop - start - 1 > max_gap or len(known) == 0:
-            continue
         if len(before) and len(after):
             share = (frame - start) / (stop - start)
             out[frame] = (1 - share) * values[start] + share * values[stop]
@@ -107,38 +104,35 @@ def slow_fill(values: np.ndarray, valid: np.ndarray, max_gap: int) -> np.ndarray
 @pytest.mark.parametrize("seed", range(20))
 def test_gaps_are_filled_as_by_hand(seed: int) -> None:
     random = np.random.default_rng(seed)
-    valid = random.uniform(size=40) < random.uniform()
+    valid = random.uniform(size=40) < random.uniform(0.05, 0.95)
     values = np.where(valid[:, None, None], random.normal(size=(40, 5, 3)), np.nan)
-    filled = fill_gaps(torch.from_numpy(values), torch.from_numpy(valid), 4)
-    np.testing.assert_allclose(filled.values.numpy(), slow_fill(values, valid, 4), atol=1e-12)
-    runs = "".join("x" if v else "." for v in valid).split("x")
-    assert filled.longest_gap == max(map(len, runs))
-    assert torch.equal(filled.valid, torch.from_numpy(valid))
-
-
-def test_nothing_measured_gives_nothing() -> None:
-    filled = fill_gaps(torch.zeros(3, 2), torch.zeros(3, dtype=torch.bool), 12)
-    assert filled.values.isnan().all()
-    assert filled.longest_gap == 3
-    assert len(fill_gaps(torch.zeros(0, 2), torch.zeros(0, dtype=torch.bool), 12).values) == 0
+    longest_gap = max(map(len, "".join("x" if v else "." for v in valid).split("x")))
+    arguments = (torch.from_numpy(values), torch.from_numpy(valid))
+    filled = fill_gaps(*arguments, min_valid_fraction=0.0, max_gap_frames=longest_gap)
+    np.testing.assert_allclose(filled.numpy(), slow_fill(values, valid), atol=1e-12)
+    with pytest.raises(NoFaceError, match=f"no face in {longest_gap} consecutive frames"):
+        fill_gaps(*arguments, min_valid_fraction=0.0, max_gap_frames=longest_gap - 1)
 
 
 def test_lengths_must_agree() -> None:
     with pytest.raises(ValueError, match=r"valid must be bool \[3\]"):
-        fill_gaps(torch.zeros(3, 2), torch.ones(2, dtype=torch.bool), 12)
+        fill_gaps(torch.zeros(3, 2), torch.ones(2, dtype=torch.bool), min_valid_fraction=0.5, max_gap_frames=12)
 
 
-def check(found: str, longest_gap: int) -> None:
-    valid = torch.tensor([c == "x" for c in found])
-    check_track(valid, longest_gap, min_valid_fraction=0.5, max_gap_frames=3)
+def check(found: str) -> None:
+    valid = torch.tensor([c == "x" for c in found], dtype=torch.bool)
+    filled = fill_gaps(torch.zeros(len(found), 2), valid, min_valid_fraction=0.5, max_gap_frames=3)
+    assert filled.shape == (len(found), 2)
 
 
 def test_which_clips_are_refused() -> None:
-    check("xx..xx", 2)
-    check("x...xx", 3)
+    check("xx..xx")
+    check("x...xx")
     with pytest.raises(NoFaceError, match="no face found in any of 4 frames"):
-        check("....", 4)
+        check("....")
+    with pytest.raises(NoFaceError, match="no face found in any of 0 frames"):
+        check("")
     with pytest.raises(NoFaceError, match=r"found in 2 of 5 frames \(40%\), 50% are needed"):
-        check("x...x", 3)
+        check("x...x")
     with pytest.raises(NoFaceError, match="no face in 4 consecutive frames, at most 3 can be filled"):
-        check("xxx....xxx", 4)
+        check("xxx....xxx")

@@ -197,7 +197,7 @@ class PeerBench:
         for take, found in zip(self.bench.takes, self._landmarks, strict=True):
             if left and bool(found.found.any()):
                 cut = take.beginning(left)
-                filled = fill_gaps(found.points, found.found, max_gap_frames=take.num_frames).values
+                filled = fill_gaps(found.points, found.found, min_valid_fraction=0, max_gap_frames=take.num_frames)
                 pairs.append((cut, to_ibug68(filled)[: cut.num_frames, :, :2].cpu()))
                 left -= cut.num_frames
         return pairs

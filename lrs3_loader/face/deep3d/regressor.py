@@ -26,7 +26,7 @@ from torchvision.models import ResNet, resnet50
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_points, load_standard_face
-from lrs3_loader.face.landmarks.tracks import check_track, fill_gaps
+from lrs3_loader.face.landmarks.tracks import fill_gaps
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
@@ -76,9 +76,7 @@ def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, ma
         NoFaceError: too few frames have coefficients; see ``fill_track_gaps``.
     """
     measured = coefficients.isfinite().all(1)
-    filled = fill_gaps(coefficients, measured, max_gap_frames)
-    check_track(measured, filled.longest_gap, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
-    return filled.values
+    return fill_gaps(coefficients, measured, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
 
 
 def check_face_model(model: FaceModel) -> None:

@@ -1,1 +1,1 @@
-"""Pictures -> landmarks, by the networks of MediaPipe's face landmarker."""
+"""Frames -> landmarks, by the networks of MediaPipe's face landmarker."""

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
 
-NUM_KEYPOINTS = 6  # right eye, left eye (the subject's), nose, mouth, right and left ear
-RIGHT_EYE, LEFT_EYE = 0, 1
-NUM_COORDINATES = 4 + 2 * NUM_KEYPOINTS  # x0, y0, x1, y1, then x, y of each keypoint
+RIGHT_EYE, LEFT_EYE = 0, 1  # the subject's; then come nose, mouth, right and left ear
+NUM_COORDINATES = 4 + 2 * 6  # x0, y0, x1, y1, then x, y of each keypoint
+MAX_FACES = 4  # K
 MAX_OVERLAP = 0.3  # candidates that overlap more than this (intersection over union) are one face
 _GRIDS = ((16, 2), (8, 6))  # cells per side, anchors per cell
 
@@ -28,7 +28,6 @@ class FaceDetector(nn.Module):
     Args:
         data: the bytes of the ``.tflite`` file.
         min_score: least score of a face.
-        max_faces: K.
 
     Raises:
         ValueError: the file is damaged or another network.
@@ -36,11 +35,10 @@ class FaceDetector(nn.Module):
 
     anchors: Tensor
 
-    def __init__(self, data: bytes, min_score: float = 0.5, max_faces: int = 4) -> None:
+    def __init__(self, data: bytes, min_score: float = 0.5) -> None:
         super().__init__()
         self.network = TFLiteModule(data)
         self.min_score = min_score
-        self.max_faces = max_faces
         anchors = make_anchors()
         shapes = ((len(anchors), NUM_COORDINATES), (len(anchors), 1))
         size = self.network.input_shape[0]
@@ -52,10 +50,7 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Detect faces.
-
-        Args:
-            x: f32 [B, S, S, 3], levels 0..255, as ``warp.letterbox`` returns them.
+        """Detect faces in f32 [B, S, S, 3], levels 0..255, as ``warp.letterbox`` returns them.
 
         Returns:
             scores: [B, K] in 0..1, best first, 0 where there is no further face.
@@ -65,8 +60,8 @@ class FaceDetector(nn.Module):
         coordinates = decode_boxes(raw / self.size, self.anchors)
         scores = logits[..., 0].clamp(-100, 100).sigmoid()
         size = coordinates[..., 2:4] - coordinates[..., 0:2]
-        scores = scores.where((scores >= self.min_score) & (size >= 0).all(-1), torch.zeros_like(scores))
-        return merge_overlapping(coordinates, scores, self.max_faces)
+        scores = scores.where((scores >= self.min_score) & (size >= 0).all(-1), 0.0)
+        return merge_overlapping(coordinates, scores, MAX_FACES)
 
 
 def to_pixels(coordinates: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -96,13 +91,8 @@ def decode_boxes(raw: Tensor, anchors: Tensor) -> Tensor:
 def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tuple[Tensor, Tensor]:
     """Weighted non-maximum suppression: the best candidate and all that overlap it are replaced by their weighted mean.
 
-    Args:
-        coordinates: [B, A, 16].
-        scores: [B, A], 0 = no candidate.
-        max_faces: K.
-
-    Returns:
-        Scores [B, K] and coordinates [B, K, 16]; a merged face has the score of its best candidate.
+    Takes coordinates [B, A, 16] and scores [B, A] (0 = no candidate). Returns scores [B, K] and coordinates [B, K, 16];
+    a merged face has the score of its best candidate.
     """
     remaining = scores
     found_scores, found = [], []
@@ -122,10 +112,6 @@ def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tu
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
     """Return the intersection over union of boxes (x0, y0, x1, y1), [..., 4] each, broadcast; 0 for empty boxes."""
     low, high = torch.maximum(a[..., :2], b[..., :2]), torch.minimum(a[..., 2:], b[..., 2:])
-    common = _area((high - low).clamp_min_(0))
-    union = _area(a[..., 2:] - a[..., :2]) + _area(b[..., 2:] - b[..., :2]) - common
-    return torch.where(union > 0, common / union, torch.zeros_like(union))
-
-
-def _area(extent: Tensor) -> Tensor:
-    return extent[..., 0] * extent[..., 1]
+    common = (high - low).clamp_min_(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common
+    return torch.where(union > 0, common / union, 0.0)

@@ -1,15 +1,10 @@
 """MediaPipe's face landmarker on batches of frames of many clips: 478 (or 468) points and 52 blendshape scores.
 
-Faces are detected in every frame (MediaPipe's IMAGE mode), so frames are independent of one another except for the
-choice among several faces. A batch has a fixed number of frames B on the device, padded with zeros, so that the same
-kernels are used and results do not depend on the rest of the batch. There are three stages:
-
-1. ``detect_faces``, on the device: letterboxed frames -> detector -> up to K faces per frame, copied to the host;
-2. ``find_landmarks``, on the host: each clip's ``FaceTrack`` chooses its face;
-3. ``find_landmarks``, on the device: rotated crops -> points and presence -> pixels of the frame -> blendshapes.
-
-The GPU never waits for the host when ``detect_faces`` is called for the next batch before ``find_landmarks`` for this
-one.
+Faces are detected in every frame (MediaPipe's IMAGE mode). ``detect_faces`` finds up to K of them on the device and
+starts to copy them to the host, where ``find_landmarks`` lets each clip's ``FaceTrack`` choose its own; from rotated
+crops it then computes points, presence and blendshapes. The GPU never waits for the host when ``detect_faces`` is
+called for the next batch before ``find_landmarks`` for this one. A batch is padded with zeros to B frames, so that the
+same kernels are used and results do not depend on the rest of it.
 
 Kartynnik et al., "Real-time Facial Surface Geometry from Monocular Video on Mobile GPUs", 2019; Grishchenko et al.,
 "Blendshapes GHUM: Real-time Monocular Facial Blendshape Prediction", 2023.
@@ -26,6 +21,7 @@ import math
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +33,7 @@ from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES, BLENDSHAPE_POIN
 from lrs3_loader.face.image.warp import crop, letterbox
 from lrs3_loader.face.landmarks.detector import LEFT_EYE, RIGHT_EYE, FaceDetector, to_pixels
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
-from lrs3_loader.face.landmarks.tracks import FaceTrack, check_track, fill_gaps
+from lrs3_loader.face.landmarks.tracks import FaceTrack, fill_gaps
 from lrs3_loader.io.files import ZIP_DAMAGE
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 from lrs3_loader.types import shape_repr
@@ -61,19 +57,16 @@ class LandmarkerFiles:
 
 
 def load_landmarker_files(path: Path) -> LandmarkerFiles:
-    """Read the networks of a face landmarker.
+    """Read the networks of a face landmarker; raises ``RunError`` if a file is missing, damaged or another one.
 
-    Args:
-        path: a ``face_landmarker.task`` file, or a folder with ``face_detection_short_range.tflite`` and
-            ``face_landmark.tflite`` of the mediapipe 0.10.21 wheel (468 points, no blendshapes).
-
-    Raises:
-        RunError: a file is missing, damaged or another one.
+    ``path`` is a ``face_landmarker.task`` file, or a folder with ``face_detection_short_range.tflite`` and
+    ``face_landmark.tflite`` of the mediapipe 0.10.21 wheel (468 points, no blendshapes).
     """
     try:
         if path.is_dir():
             detector, landmarks = ((path / name).read_bytes() for name in _FOLDER_MEMBERS)
-            return LandmarkerFiles(detector, landmarks, None, "face_landmark", _sha256(detector + landmarks), True)
+            digest = hashlib.sha256(detector + landmarks).hexdigest()
+            return LandmarkerFiles(detector, landmarks, None, "face_landmark", digest, square_crop=True)
         data = path.read_bytes()
         with zipfile.ZipFile(path) as task:
             for name in _TASK_MEMBERS:
@@ -83,11 +76,7 @@ def load_landmarker_files(path: Path) -> LandmarkerFiles:
     except ZIP_DAMAGE as problem:
         wanted = f"a face_landmarker.task file or a folder with {' and '.join(_FOLDER_MEMBERS)}"
         raise RunError(f"{path} is not {wanted}: {problem}") from problem
-    return LandmarkerFiles(detector, landmarks, blendshapes, path.stem, _sha256(data))
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return LandmarkerFiles(detector, landmarks, blendshapes, path.stem, hashlib.sha256(data).hexdigest())
 
 
 @dataclass(frozen=True)
@@ -118,32 +107,20 @@ class FrameLandmarks:
 
 
 def fill_track_gaps(track: FrameLandmarks, *, min_valid_fraction: float, max_gap_frames: int) -> FrameLandmarks:
-    """Fill the gaps in the landmarks and blendshapes of a whole clip.
-
-    Returns:
-        Landmarks without NaN; ``found`` is unchanged and marks the measured frames.
+    """Fill the gaps in the landmarks and blendshapes of a whole clip; ``found`` still marks the measured frames.
 
     Raises:
         NoFaceError: less than ``min_valid_fraction`` of the frames have the face, or more than ``max_gap_frames``
             consecutive frames lack it.
     """
-    filled = fill_gaps(track.points, track.found, max_gap_frames)
-    check_track(track.found, filled.longest_gap, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
-    scores = track.blendshapes
-    if scores is not None:
-        scores = fill_gaps(scores, track.found, max_gap_frames).values
-    return FrameLandmarks(filled.values, track.score, track.found, scores)
+    fill = partial(fill_gaps, valid=track.found, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
+    blendshapes = None if track.blendshapes is None else fill(track.blendshapes)
+    return FrameLandmarks(fill(track.points), track.score, track.found, blendshapes)
 
 
 Spans = Sequence[tuple[Tensor, FaceTrack]]
-
-
-@dataclass(frozen=True)
-class DetectedFaces:
-    """A batch between ``detect_faces`` and ``find_landmarks``."""
-
-    spans: Spans
-    faces: HostCopy  # f32 [B, K, 1 + 16], score and letterbox coordinates
+#: A batch between ``detect_faces`` and ``find_landmarks``; f32 [B, K, 1 + 16], score and letterbox coordinates.
+DetectedFaces = tuple[Spans, HostCopy]
 
 
 class FaceLandmarker(nn.Module):
@@ -206,23 +183,33 @@ class FaceLandmarker(nn.Module):
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
             raise ValueError(f"spans must hold 1 to {self.batch_size} frames together, got {lengths}")
         with self._precision():
-            scores, coordinates = self.detector(
-                self._pad([letterbox(frames, self.detector.size) for frames, _ in spans])
-            )
-        return DetectedFaces(spans, HostCopy(torch.cat([scores[..., None], coordinates], -1)))
+            squares = self._pad([letterbox(frames, self.detector.size) for frames, _ in spans])
+            scores, coordinates = self.detector(squares)
+        return spans, HostCopy(torch.cat([scores[..., None], coordinates], -1))
 
     @torch.inference_mode()
     def find_landmarks(self, detected: DetectedFaces) -> list[FrameLandmarks]:
         """Find the landmarks of each clip's face; batches must come in the order of their clips' frames."""
-        spans = detected.spans
+        spans, faces = detected
         lengths = [len(frames) for frames, _ in spans]
-        matrices, chosen = self._choose_faces(spans, detected.faces.wait().numpy().astype(np.float64))
+        num_frames = sum(lengths)
+        matrices = self._choose_faces(spans, faces.wait().numpy().astype(np.float64))
         parts = matrices.split(lengths)
         crops = [crop(frames, part, self.size) for (frames, _), part in zip(spans, parts, strict=True)]
         with self._precision():
             points, presence = self._read_points(self._pad(crops), self._pad([matrices]))
-            blendshapes = self._read_blendshapes(points)
-        return self._split(lengths, chosen, points, presence, blendshapes)
+            blendshapes = None
+            if self.blendshaper is not None:
+                blendshapes = self.blendshaper(points[:, self.blendshape_points, :2])[0]
+        in_detector = (matrices != 0).flatten(1).any(1)
+        score = torch.where(in_detector, presence[:num_frames], 0.0)
+        found = in_detector & (score >= self.min_face_score)
+        points = points[:num_frames].masked_fill(~found[:, None, None], torch.nan)
+        shapes: Sequence[Tensor | None] = [None] * len(lengths)
+        if blendshapes is not None:
+            shapes = blendshapes[:num_frames].masked_fill(~found[:, None], torch.nan).split(lengths)
+        fields = zip(points.split(lengths), score.split(lengths), found.split(lengths), shapes, strict=True)
+        return [FrameLandmarks(*values) for values in fields]
 
     def _check_networks(self) -> tuple[int, int]:
         """Check the shapes of the networks; returns (S, L)."""
@@ -251,16 +238,8 @@ class FaceLandmarker(nn.Module):
             return parts[0]
         return torch.cat([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])])
 
-    def _choose_faces(self, spans: Spans, faces: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Choose each track's face.
-
-        Args:
-            spans: the batch.
-            faces: [B, K, 1 + 16], score and letterbox coordinates.
-
-        Returns:
-            Crop matrices f32 [frames, 2, 3], zero where there is no face, and bool [frames], whether there is one.
-        """
+    def _choose_faces(self, spans: Spans, faces: np.ndarray) -> Tensor:
+        """Choose each track's face; returns crop matrices f32 [frames, 2, 3], zero where there is no face."""
         parts = []
         i = 0
         for frames, track in spans:
@@ -275,9 +254,7 @@ class FaceLandmarker(nn.Module):
             chosen = pixels[np.arange(num_frames), [face or 0 for face in own]]
             matrix = crop_matrix(chosen, self.size, self.square_crop)
             parts.append(np.where(detected[:, None, None], matrix, 0))
-        matrices = np.concatenate(parts).astype(np.float32)
-        uploaded = to_device(torch.from_numpy(matrices), self.device)
-        return uploaded, (uploaded != 0).flatten(1).any(1)
+        return to_device(torch.from_numpy(np.concatenate(parts).astype(np.float32)), self.device)
 
     def _read_points(self, crops: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
         """Read crops f32 [B, S, S, 3], which are overwritten; returns points [B, L, 3] in pixels and presence [B]."""
@@ -290,37 +267,12 @@ class FaceLandmarker(nn.Module):
         depth = z * torch.linalg.vector_norm(matrices[:, None, :, 0], dim=-1, keepdim=True)
         return torch.cat([plane, depth], -1), logits.reshape(-1).sigmoid()
 
-    def _read_blendshapes(self, points: Tensor) -> Tensor | None:
-        if self.blendshaper is None:
-            return None
-        return self.blendshaper(points[:, self.blendshape_points, :2])[0]
-
-    def _split(
-        self, lengths: list[int], detected: Tensor, points: Tensor, presence: Tensor, blendshapes: Tensor | None
-    ) -> list[FrameLandmarks]:
-        num_frames = len(detected)
-        score = torch.where(detected, presence[:num_frames], 0.0)
-        found = detected & (score >= self.min_face_score)
-        points = points[:num_frames].masked_fill(~found[:, None, None], torch.nan)
-        shapes: Sequence[Tensor | None] = [None] * len(lengths)
-        if blendshapes is not None:
-            shapes = blendshapes[:num_frames].masked_fill(~found[:, None], torch.nan).split(lengths)
-        parts = zip(points.split(lengths), score.split(lengths), found.split(lengths), shapes, strict=True)
-        return [FrameLandmarks(*part) for part in parts]
-
 
 def crop_matrix(face: np.ndarray, size: int, square: bool = False) -> np.ndarray:
-    """Compute the transforms from pixels of the landmark network's input to pixels of the source.
+    """Compute the transforms [n, 2, 3] from pixels of the landmark network's input (side ``size``) to source pixels.
 
-    The crop is the detected box, enlarged by ``CROP_MARGIN`` and rotated so that the eyes are level.
-
-    Args:
-        face: [n, 16], box corners and keypoints in source pixels.
-        size: S.
-        square: make the crop square, on the longer side of the box.
-
-    Returns:
-        [n, 2, 3].
+    The crop is the detected box, enlarged by ``CROP_MARGIN`` and rotated so that the eyes are level; if ``square``, on
+    the longer side of the box. ``face`` [n, 16] has box corners and keypoints in source pixels.
     """
     centre, extent = (face[:, 0:2] + face[:, 2:4]) / 2, (face[:, 2:4] - face[:, 0:2]) * CROP_MARGIN
     if square:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from lrs3_loader.face.landmarks.tflite_graph import Graph, read_graph
-from lrs3_loader.face.landmarks.tflite_ops import Convolution, Elementwise, build_layer, drops_batch
+from lrs3_loader.face.landmarks.tflite_ops import Layer, build_layer, drops_batch
 from lrs3_loader.runtime.memory import split_on_oom
 
 MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
@@ -25,7 +25,7 @@ the slices, since each call of a small layer costs more than its arithmetic. Mea
 time for layers of 128 x 128 in slices of 4, 0.52 for those of 8 x 8 and less in slices of 32. As long as batches are
 multiples of the largest slice, an item's result does not depend on the batch size."""
 
-Step = tuple[nn.Module, tuple[int, ...], int, tuple[int, ...]]
+Step = tuple[Layer, tuple[int, ...], int, tuple[int, ...]]
 """A layer, the tensors that it reads and the one that it writes, and those that are not needed after it."""
 
 
@@ -47,15 +47,11 @@ class TFLiteModule(nn.Module):
         self._source = graph.inputs[0]
         self._results = graph.outputs
         self.input_shape: tuple[int, ...] = graph.tensors[self._source].shape[1:]
-        self.layers = nn.ModuleList()
-        self._reads: list[tuple[int, ...]] = []  # per layer
-        self._writes: list[int] = []
-        self._shapes: dict[int, tuple[int, ...]] = {}  # of each computed tensor, without the batch axis
-        self._build(graph)
-        self._unused = self._last_uses()
+        self._shapes = {self._source: self.input_shape}  # of each computed tensor, without the batch axis
+        self._steps = self._build(graph)
+        self.layers = nn.ModuleList(layer for layer, *_ in self._steps)
         self._add_in_place()
         self._check_shapes()
-        self._steps: list[Step] = list(zip(self.layers, self._reads, self._writes, self._unused, strict=True))
         self._stages = self._split()
 
     @property
@@ -67,28 +63,28 @@ class TFLiteModule(nn.Module):
         """Run the network on f32 [N, *input_shape]; returns f32 [N, *shape] for each of ``output_shapes``."""
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
-        if x.device.type == "cpu":
-            return self._run_in_slices(x)
-        parts = split_on_oom(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
-        return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
-
-    def _run_in_slices(self, x: Tensor) -> tuple[Tensor, ...]:
+        if x.device.type != "cpu":
+            parts = split_on_oom(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
+            return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
         values = {self._source: x}
         for steps, num_items in self._stages:
-            parts = [
+            pieces = [
                 _run(steps, {i: tensor[start : start + num_items] for i, tensor in values.items()})
                 for start in range(0, len(x), num_items)
             ]
-            values = parts[0] if len(parts) == 1 else {i: torch.cat([part[i] for part in parts]) for i in parts[0]}
+            values = (
+                pieces[0] if len(pieces) == 1 else {i: torch.cat([piece[i] for piece in pieces]) for i in pieces[0]}
+            )
         return self._outputs(values)
 
     def _outputs(self, values: dict[int, Tensor]) -> tuple[Tensor, ...]:
         return tuple(values[i] for i in self._results)
 
-    def _build(self, graph: Graph) -> None:
+    def _build(self, graph: Graph) -> list[Step]:
         constants = {i: tensor.data for i, tensor in enumerate(graph.tensors) if tensor.data is not None}
         final = set[int]()  # tensors that can be outputs only
-        self._shapes[self._source] = self.input_shape
+        built: list[tuple[Layer, tuple[int, ...], int]] = []
+        last_use: dict[int, int] = {}
         for op in graph.operators:
             if op.name == "DEQUANTIZE" and len(op.inputs) == 1 and op.inputs[0] in constants:
                 constants.update(dict.fromkeys(op.outputs, constants[op.inputs[0]].astype(np.float32)))
@@ -100,32 +96,27 @@ class TFLiteModule(nn.Module):
                 raise ValueError(f"damaged model file: {op.name} reads tensors {reads} that nothing has written")
             if write in constants or write in self._shapes:
                 raise ValueError(f"damaged model file: {op.name} writes tensor {write} a second time")
+            shape = graph.tensors[write].shape
             if drops_batch(op):
                 final.add(write)
-            shape = graph.tensors[write].shape
-            self._shapes[write] = shape if drops_batch(op) else shape[1:]
-            self.layers.append(layer)
-            self._reads.append(reads)
-            self._writes.append(write)
+            else:
+                shape = shape[1:]
+            self._shapes[write] = shape
+            last_use.update(dict.fromkeys((*reads, write), len(built)))
+            built.append((layer, reads, write))
         if any(i not in self._shapes for i in self._results):
             raise ValueError("damaged model file: an output is never written")
-
-    def _last_uses(self) -> list[tuple[int, ...]]:
-        """Return, for each layer, the tensors that are not needed after it."""
-        last: dict[int, int] = {}
-        for step, (reads, write) in enumerate(zip(self._reads, self._writes, strict=True)):
-            last.update(dict.fromkeys((*reads, write), step))
-        unused: list[list[int]] = [[] for _ in self._writes]
-        for tensor, step in last.items():
+        unused: list[list[int]] = [[] for _ in built]
+        for tensor, step in last_use.items():
             if tensor not in self._results:
                 unused[step].append(tensor)
-        return [tuple(tensors) for tensors in unused]
+        return [(*step, tuple(tensors)) for step, tensors in zip(built, unused, strict=True)]
 
     def _split(self) -> list[tuple[list[Step], int]]:
         """Group the layers into stages with a slice size each, as large as the largest following tensor allows."""
         sizes: list[int] = []
         largest = 0
-        for reads, write in zip(reversed(self._reads), reversed(self._writes), strict=True):
+        for _, reads, write, _ in reversed(self._steps):
             largest = max(largest, *(4 * math.prod(self._shapes[i]) for i in (*reads, write)))
             fitting = 1 << max(SLICE_BYTES // largest, 1).bit_length() - 1
             sizes.insert(0, min(max(fitting, MIN_SLICE), MAX_SLICE))
@@ -134,13 +125,11 @@ class TFLiteModule(nn.Module):
 
     def _add_in_place(self) -> None:
         """Let sums overwrite the output of a convolution that nothing else reads."""
-        made_by = dict(zip(self._writes, self.layers, strict=True))
-        for layer, reads, write, unused in zip(self.layers, self._reads, self._writes, self._unused, strict=True):
-            if not (isinstance(layer, Elementwise) and layer.is_sum):
-                continue
-            for position, tensor in enumerate(reads):
-                overwritable = isinstance(made_by.get(tensor), Convolution) and reads.count(tensor) == 1
-                read_once = sum(tensor in others for others in self._reads) == 1
+        made_by = {write: layer for layer, _, write, _ in self._steps}
+        for layer, reads, write, unused in self._steps:
+            for position, tensor in enumerate(reads if layer.is_sum else ()):
+                overwritable = tensor in made_by and made_by[tensor].owns_result and reads.count(tensor) == 1
+                read_once = sum(tensor in others for _, others, _, _ in self._steps) == 1
                 if overwritable and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
                     layer.add_into(position)
                     break
@@ -148,7 +137,7 @@ class TFLiteModule(nn.Module):
     def _check_shapes(self) -> None:
         """Check on an empty batch, at no cost, that every tensor has the shape that the file states."""
         values = {self._source: torch.empty(0, *self.input_shape)}
-        for layer, reads, write in zip(self.layers, self._reads, self._writes, strict=True):
+        for layer, reads, write, _ in self._steps:
             try:
                 values[write] = layer(*[values[i] for i in reads])
             except (RuntimeError, IndexError) as problem:

@@ -8,6 +8,7 @@ offset and length is checked against the end of the file, and every count agains
 
 from __future__ import annotations
 
+import math
 import struct
 from dataclasses import dataclass
 from typing import Any
@@ -66,8 +67,7 @@ class Table:
         if found is None:
             return []
         start, count = found
-        places = range(start, start + 4 * count, 4)
-        return [Table(self._data, at + self._read("<I", at)) for at in places]
+        return [Table(self._data, at + self._read("<I", at)) for at in range(start, start + 4 * count, 4)]
 
     def _field(self, number: int) -> int | None:
         slot = 4 + 2 * number
@@ -129,7 +129,9 @@ def read_graph(data: bytes) -> Graph:
     if data[4:8] != FILE_IDENTIFIER:
         raise ValueError(f"not a TensorFlow Lite file: bytes 4-7 are {data[4:8]!r}, not {FILE_IDENTIFIER!r}")
     model = Table(data, struct.unpack_from("<I", data)[0])
-    names = [_operator_name(code) for code in model.tables(1)]
+    # Codes above 127 were added later, in another field; older files have only the first one.
+    codes = [max(code.scalar(0, "b"), code.scalar(3, "i")) for code in model.tables(1)]
+    names = [OPERATOR_NAMES.get(code, f"operator {code}") for code in codes]
     subgraphs = model.tables(2)
     if len(subgraphs) != 1:
         raise ValueError(f"a model with one subgraph is expected, this one has {len(subgraphs)}")
@@ -144,23 +146,15 @@ def read_graph(data: bytes) -> Graph:
     return Graph(tensors, operators, inputs, outputs)
 
 
-def _operator_name(code: Table) -> str:
-    # Codes above 127 were added later, in another field; older files have only the first one.
-    number = max(code.scalar(0, "b"), code.scalar(3, "i"))
-    return OPERATOR_NAMES.get(number, f"operator {number}")
-
-
 def _tensor(table: Table, buffers: list[np.ndarray | None]) -> TensorSpec:
     dims = table.array(0, "<i4", _MAX_RANK)
-    shape = () if dims is None else tuple(int(size) for size in dims)
+    shape = () if dims is None else tuple(dims.tolist())
     code = table.scalar(1, "b")
     if code not in _DTYPES:
         raise ValueError(f"tensor type {code} is not supported")
-    count = 1
-    for size in shape:
-        count *= size
-        if size < 1 or count > _MAX_ELEMENTS:
-            raise ValueError(f"damaged model file: a tensor of shape {shape}")
+    count = math.prod(shape)
+    if min(shape, default=1) < 1 or count > _MAX_ELEMENTS:
+        raise ValueError(f"damaged model file: a tensor of shape {shape}")
     index = table.scalar(2, "I")
     if index >= len(buffers):
         raise ValueError(f"damaged model file: buffer {index} of {len(buffers)}")
@@ -183,7 +177,7 @@ def _operator(table: Table, names: list[str], num_tensors: int) -> Operator:
 
 def _indices(table: Table, number: int, num_tensors: int, optional: bool = False) -> tuple[int, ...]:
     found = table.array(number, "<i4", _MAX_ARITY)
-    indices = () if found is None else tuple(int(i) for i in found)
+    indices = () if found is None else tuple(found.tolist())
     if any(not (-1 if optional else 0) <= i < num_tensors for i in indices):
         raise ValueError(f"damaged model file: tensors {indices} of {num_tensors}")
     return indices

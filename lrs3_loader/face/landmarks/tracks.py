@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from lrs3_loader.errors import NoFaceError
-from lrs3_loader.types import shape_repr
 
 Box = Sequence[float]  # x0, y0, x1, y1 in pixels
 
@@ -42,20 +40,15 @@ class FaceTrack:
         """Return the index of the followed face among the boxes of the next frame, or None if it is not there."""
         self.num_frames += 1
         self.num_frames_with_several_faces += len(boxes) > 1
-        index = self._find(boxes, height, width) if boxes else None
-        if index is None:
+        followed = self._box if self._num_missed < MAX_LOST_FRAMES else None
+        values = [prominence(box, height, width) if followed is None else box_iou(followed, box) for box in boxes]
+        if not boxes or (followed is not None and max(values) < MIN_OVERLAP):
             self._num_missed += 1
-        else:
-            self._box, self._num_missed = boxes[index], 0
+            return None
+        self.num_switches += self._box is not None and followed is None
+        index = values.index(max(values))
+        self._box, self._num_missed = boxes[index], 0
         return index
-
-    def _find(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
-        if self._box is not None and self._num_missed < MAX_LOST_FRAMES:
-            shared = [box_iou(self._box, box) for box in boxes]
-            return shared.index(max(shared)) if max(shared) >= MIN_OVERLAP else None
-        self.num_switches += self._box is not None
-        values = [prominence(box, height, width) for box in boxes]
-        return values.index(max(values))
 
 
 # Plain numbers, not arrays: a frame has only a few boxes, and the GPU waits for this between two stages.
@@ -75,66 +68,38 @@ def box_iou(a: Box, b: Box) -> float:
     return common / union if union > 0 else 0.0
 
 
-@dataclass(frozen=True)
-class FilledTrack:
-    """A track whose short gaps are filled."""
-
-    values: Tensor  # [T, ...], NaN in gaps that are too long
-    valid: Tensor  # [T] bool, as given: the frames that were measured
-    longest_gap: int  # frames
-
-    __repr__ = shape_repr
-
-
-def fill_gaps(values: Tensor, valid: Tensor, max_gap_frames: int) -> FilledTrack:
+def fill_gaps(values: Tensor, valid: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
     """Fill gaps, runs of frames that are not valid: linearly between their neighbours, at the ends with the nearest.
 
     Args:
         values: floating point [T, ...], of any value where not valid.
-        valid: bool [T].
-        max_gap_frames: longer gaps become NaN.
+        valid: bool [T], frames in which the face was found.
+        min_valid_fraction: least share of valid frames.
+        max_gap_frames: longest gap that can be filled.
 
     Raises:
+        NoFaceError: the face was not found in enough frames; the message has the numbers.
         ValueError: ``valid`` has another shape or type.
     """
     num_frames = len(values)
     if valid.shape != (num_frames,) or valid.dtype != torch.bool:
         raise ValueError(f"valid must be bool [{num_frames}], got {valid.dtype} {list(valid.shape)}")
-    if num_frames == 0:
-        return FilledTrack(values, valid, 0)
-    frame = torch.arange(num_frames, device=values.device)
-    before = torch.where(valid, frame, -1).cummax(0).values
-    after = torch.where(valid, frame, num_frames).flip(0).cummin(0).values.flip(0)
-    gap = torch.where(valid, 0, after - before - 1)
-    first = torch.where(before < 0, after, before).clamp_(max=num_frames - 1)
-    last = torch.where(after >= num_frames, before, after).clamp_(min=0)
-    share = (frame - first).to(values.dtype) / (last - first).clamp_min(1)
-    tail = (-1,) + (1,) * (values.ndim - 1)
-    filled = torch.lerp(values[first], values[last], share.reshape(tail))
-    too_long = (gap > max_gap_frames) | ~valid.any()
-    filled = filled.masked_fill(too_long.reshape(tail), torch.nan)
-    return FilledTrack(torch.where(valid.reshape(tail), values, filled), valid, int(gap.max()))
-
-
-def check_track(valid: Tensor, longest_gap: int, *, min_valid_fraction: float, max_gap_frames: int) -> None:
-    """Check that a face was found in enough frames of a clip.
-
-    Args:
-        valid: bool [T], frames in which the face was found.
-        longest_gap: longest run of frames without the face.
-        min_valid_fraction: least share of frames with the face.
-        max_gap_frames: longest gap that can be filled.
-
-    Raises:
-        NoFaceError: the face was not found in enough frames; the message has the numbers.
-    """
-    num_frames, num_valid = len(valid), int(valid.sum())
+    num_valid = int(valid.sum())
     if num_valid == 0:
         raise NoFaceError(f"no face found in any of {num_frames} frames")
     if num_valid < min_valid_fraction * num_frames:
-        share = num_valid / num_frames
         raise NoFaceError(
-            f"face found in {num_valid} of {num_frames} frames ({share:.0%}), {min_valid_fraction:.0%} are needed"
+            f"face found in {num_valid} of {num_frames} frames ({num_valid / num_frames:.0%}), "
+            f"{min_valid_fraction:.0%} are needed"
         )
+    frame = torch.arange(num_frames, device=values.device)
+    before = torch.where(valid, frame, -1).cummax(0).values
+    after = torch.where(valid, frame, num_frames).flip(0).cummin(0).values.flip(0)
+    longest_gap = int(torch.where(valid, 0, after - before - 1).max())
     if longest_gap > max_gap_frames:
         raise NoFaceError(f"no face in {longest_gap} consecutive frames, at most {max_gap_frames} can be filled")
+    first = torch.where(before < 0, after, before)
+    last = torch.where(after >= num_frames, before, after)
+    share = (frame - first).to(values.dtype) / (last - first).clamp_min(1)
+    tail = (-1,) + (1,) * (values.ndim - 1)
+    return torch.where(valid.reshape(tail), values, torch.lerp(values[first], values[last], share.reshape(tail)))
