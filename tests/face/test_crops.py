@@ -20,8 +20,8 @@ def test_a_place_says_where_source_pixels_lie_in_the_crop(height: int, width: in
     """Ramps of grey along x and y are read back at the transforms."""
     x, y = torch.meshgrid(torch.arange(width), torch.arange(height), indexing="xy")
     frames = torch.stack((x * 250 // width, y * 250 // height, torch.zeros_like(x)), -1).to(torch.uint8)[None]
-    pictures, transforms = crop_to_landmarks(frames, landmarks_around(width / 2, height / 2, size))
-    assert pictures.shape == (1, CROP_SIZE, CROP_SIZE, 3)
+    images, transforms = crop_to_landmarks(frames, landmarks_around(width / 2, height / 2, size))
+    assert images.shape == (1, CROP_SIZE, CROP_SIZE, 3)
     scale, shift = transforms[0, :2], transforms[0, 2:]
     checked = 0
     for px, py in np.random.default_rng(0).uniform(
@@ -29,7 +29,7 @@ def test_a_place_says_where_source_pixels_lie_in_the_crop(height: int, width: in
     ):
         column, row = (torch.tensor([px, py]) * scale + shift).round().long().tolist()
         assert 0 <= column < CROP_SIZE
-        shown = pictures[0, row, column, :2].double()
+        shown = images[0, row, column, :2].double()
         assert abs(shown[0] - px * 250 / width) < 250 / width / scale[0] + 2
         assert abs(shown[1] - py * 250 / height) < 250 / height / scale[1] + 2
         checked += 1
@@ -52,12 +52,12 @@ def test_frames_without_a_face_have_no_place() -> None:
     frames = torch.full((3, 64, 64, 3), 200, dtype=torch.uint8)
     landmarks = landmarks_around(32, 32, 30).repeat(3, 1, 1)
     landmarks[1] = torch.nan
-    pictures, transforms = crop_to_landmarks(frames, landmarks)
+    images, transforms = crop_to_landmarks(frames, landmarks)
     assert transforms.isfinite().all(1).tolist() == [True, False, True]
-    assert not pictures[1].any()
-    assert pictures[2].float().mean() > 190
+    assert not images[1].any()
+    assert images[2].float().mean() > 190
     alone, place = crop_to_landmarks(frames[2:], landmarks[2:])
-    assert torch.equal(alone[0], pictures[2])
+    assert torch.equal(alone[0], images[2])
     assert torch.equal(place[0], transforms[2])
     with pytest.raises(ValueError, match=r"\[3, 68, 2\]"):
         crop_to_landmarks(frames, landmarks[:2])
@@ -65,16 +65,16 @@ def test_frames_without_a_face_have_no_place() -> None:
 
 @pytest.mark.parametrize("memory_bytes", [1, 100 << 20])
 def test_what_was_kept_is_read_back_from_memory_and_from_disk(memory_bytes: int) -> None:
-    pictures = torch.randint(0, 256, (7, CROP_SIZE, CROP_SIZE, 3), generator=torch.Generator().manual_seed(1)).byte()
+    images = torch.randint(0, 256, (7, CROP_SIZE, CROP_SIZE, 3), generator=torch.Generator().manual_seed(1)).byte()
     crops = FaceCrops(memory_bytes)
     assert len(crops) == 0
     for part in (slice(0, 3), slice(3, 4), slice(4, 7)):
-        crops.append(pictures[part], torch.arange(part.start, part.stop)[:, None].expand(-1, 4).float())
-        assert torch.equal(crops.read(torch.tensor([0])), pictures[:1])
+        crops.append(images[part], torch.arange(part.start, part.stop)[:, None].expand(-1, 4).float())
+        assert torch.equal(crops.read(torch.tensor([0])), images[:1])
     assert len(crops) == 7
     assert torch.equal(crops.transforms[:, 2], torch.arange(7.0))
     chosen = torch.tensor([6, 0, 3, 3])
-    assert torch.equal(crops.read(chosen), pictures[chosen])
+    assert torch.equal(crops.read(chosen), images[chosen])
     assert crops._file._rolled is (memory_bytes == 1)  # type: ignore[attr-defined]
     with pytest.raises(ValueError, match="u8"):
-        crops.append(pictures.float(), torch.zeros(7, 4))
+        crops.append(images.float(), torch.zeros(7, 4))

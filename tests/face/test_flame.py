@@ -128,7 +128,7 @@ def test_missing_files_are_named_with_where_to_get_them(source: Path, tmp_path: 
     with pytest.raises(RunError, match=r"none\.pkl not found: register at https://flame\.is\.tue\.mpg\.de"):
         convert_flame(tmp_path / "none.pkl")
     (tmp_path / "landmark_embedding.npy").unlink()
-    with pytest.raises(RunError, match=r"landmark_embedding\.npy not found, .*yfeng95/DECA"):
+    with pytest.raises(RunError, match=r"holds no landmark_embedding\.npy, .*yfeng95/DECA"):
         convert_flame(source)
     source.unlink()
     with pytest.raises(RunError, match=r"holds none of .*generic_model\.pkl.*register at"):

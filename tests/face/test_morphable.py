@@ -173,7 +173,7 @@ def test_ict_is_the_face_in_our_units_and_axes(ict: FaceModel) -> None:
     assert jaw_open[8, 1] < -0.2
     assert jaw_open[62].norm() < 0.3 * jaw_open[66].norm()
     left = ict.landmark_exp_basis[..., ict.exp_names.index("eyeBlink_L")].norm(dim=1)
-    assert left[42:48].max() > 10 * left[36:42].max()  # the person's left is on the right of the picture
+    assert left[42:48].max() > 10 * left[36:42].max()  # the person's left is on the right of the image
 
 
 def test_ict_is_mirror_symmetric(ict: FaceModel) -> None:

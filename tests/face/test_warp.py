@@ -36,7 +36,7 @@ MATRICES = {
 
 
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize(("height", "width"), [(17, 23), (2, 2), (8, 16), (9, 15)])  # the last three: small pictures
+@pytest.mark.parametrize(("height", "width"), [(17, 23), (2, 2), (8, 16), (9, 15)])  # the last three: small frames
 def test_crop_is_exact(height: int, width: int, name: str) -> None:
     frames = np.random.default_rng(0).integers(0, 256, (2, height, width, 3), dtype=np.uint8)
     matrix = np.float32([MATRICES[name], MATRICES["inside"]])  # multiples of 1/32: nothing is left to rounding

@@ -1,6 +1,6 @@
 """Pillow's bicubic ``resize`` followed by ``crop``, batched, on any device, bit for bit.
 
-The network gets exactly the pixels it was trained on. Pillow's filter (Keys' cubic with a = -1/2, widened by the factor
+Networks get exactly the pixels they were trained on. Pillow's filter (Keys' cubic with a = -1/2, widened by the factor
 of reduction against aliasing) is separable and works in integers: weights are multiples of 2^-22, and each of the two
 passes ends in whole levels 0..255. Here both passes are products with a banded matrix; in f64 every sum of such
 products is exact, in any order. Only the pixels inside the crop are computed.
@@ -22,8 +22,8 @@ from lrs3_loader.runtime.transfer import to_device
 
 _SUPPORT = 2.0  # half width of the cubic, in pixels of the coarser of the two grids
 _ONE = float(1 << 22)  # Pillow's weights are integers: 1 is 2^22
-_SLICE_VALUES = {"cpu": 1 << 19}  # source values at a time: as many as fit the cache
-_SLICE_VALUES_ELSEWHERE = 1 << 26  # limits memory to half a GiB
+#: Source values at a time: on a CPU, as many as fit the cache; elsewhere, half a GiB.
+_SLICE_VALUES = {"cpu": 1 << 19, "cuda": 1 << 26}
 
 
 def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> Tensor:
@@ -51,8 +51,7 @@ def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> T
     if num_frames and int(resized.min()) < 1:
         raise ValueError(f"a frame cannot be resized to {resized.min()} pixels")
     out = torch.empty(num_frames, size, size, 3, dtype=torch.uint8, device=frames.device)
-    limit = _SLICE_VALUES.get(frames.device.type, _SLICE_VALUES_ELSEWHERE)
-    step = max(1, limit // (3 * height * width))
+    step = max(1, _SLICE_VALUES.get(frames.device.type, _SLICE_VALUES["cuda"]) // (3 * height * width))
     for i in range(0, num_frames, step):
         here = slice(i, i + step)
         columns, first_column = _weights(width, resized[here, 0], corner[here, 0], size, frames.device)
@@ -77,18 +76,9 @@ def _to_levels(sums: Tensor) -> Tensor:
 
 
 def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: torch.device) -> tuple[Tensor, int]:
-    """Compute the filter weights along one axis.
+    """Compute the filter weights along one axis: f64 [n, S, used] for the consecutive source pixels from ``start``.
 
-    Args:
-        length: size of the source.
-        resized: i64 [n], size after resizing, on the host.
-        corner: i64 [n], start of the crop, on the host.
-        size: S.
-        device: device of the weights.
-
-    Returns:
-        weights: f64 [n, S, used] of consecutive source pixels; 0 for crop pixels outside of the resized frame.
-        start: the first of these source pixels.
+    They are 0 for crop pixels outside of the resized frame. ``resized`` and ``corner`` [n] are on the host.
     """
     _, first, last, inside = _taps(length, resized, corner, size)
     if not inside.any():
@@ -108,12 +98,8 @@ def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: to
 
 
 def _taps(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute the support of each crop pixel, [n, S] each.
-
-    Returns:
-        Its centre in the source, the first source pixel used, the one after the last, and whether the crop pixel is
-        inside the resized frame.
-    """
+    """Compute, [n, S] each, a crop pixel's centre in the source, the first pixel used, the one after the last, and if
+    it is inside."""
     position = corner[:, None] + torch.arange(size, device=corner.device)
     inside = (position >= 0) & (position < resized[:, None])
     step = (length / resized.double())[:, None]

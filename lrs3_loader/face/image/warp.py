@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _STEPS = 32  # sampling positions per pixel
-_SLICE = {"cpu": 1}  # frames at a time: as many as fit the cache
-_SLICE_ELSEWHERE = 64  # limits memory: about 4 MB per frame at S = 256
+#: Frames at a time: on a CPU, as many as fit the cache; elsewhere, 4 MB each at S = 256.
+_SLICE = {"cpu": 1, "cuda": 64}
 
 
 def crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
@@ -36,7 +36,7 @@ def crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
     _check(frames)
     if matrix.shape != (len(frames), 2, 3):
         raise ValueError(f"matrix must be [{len(frames)}, 2, 3], got {list(matrix.shape)}")
-    step = _SLICE.get(frames.device.type, _SLICE_ELSEWHERE)
+    step = _SLICE.get(frames.device.type, _SLICE["cuda"])
     out = torch.empty(len(frames), size, size, 3, device=frames.device)
     for i in range(0, len(frames), step):
         out[i : i + step] = _crop(frames[i : i + step].contiguous(), matrix[i : i + step], size)
@@ -57,7 +57,7 @@ def letterbox(frames: Tensor, size: int) -> Tensor:
     columns = (3 * left[:, None] + torch.arange(3, device=frames.device)).flatten()
     across, columns_there = across.repeat_interleave(3), columns_there.repeat_interleave(3)
     there = rows_there[:, None] * columns_there
-    step = _SLICE.get(frames.device.type, _SLICE_ELSEWHERE)
+    step = _SLICE.get(frames.device.type, _SLICE["cuda"])
     out = torch.empty(len(frames), size, 3 * size, device=frames.device)
     for i in range(0, len(frames), step):
         lines = frames[i : i + step].flatten(2)
@@ -74,27 +74,24 @@ def _check(frames: Tensor) -> None:
 
 
 def _letterbox_axis(size: int, side: int, length: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the samples along one axis of a letterbox.
+    """Compute, for every row (or column), the first of two source pixels, the second's weight, and the share inside.
 
-    Args:
-        size: S.
-        side: the longer side of the frame.
-        length: its side along this axis.
-        device: device of the results.
-
-    Returns:
-        For every row (or column), the first of two source pixels, the weight of the second, and the share of the
-        sample that is inside the frame.
+    ``side`` is the longer side of the frame, ``length`` the one along this axis.
     """
     at = torch.arange(size, device=device, dtype=torch.float32)
     steps = (at * (_STEPS * side / size) + _STEPS * (length - side) / 2).round_()
     first, share = _split_steps(steps.clamp(0, _STEPS * (length - 1)), length)
-    return first.long(), share, _coverage(steps, length)
+    pixels = steps / _STEPS
+    outside = torch.maximum(-pixels, pixels - (length - 1))
+    return first.long(), share, (1 - outside.clamp_(min=0)).clamp_(min=0)
 
 
 def _crop(frames: Tensor, matrix: Tensor, size: int) -> Tensor:
     num_frames, height, width, _ = frames.shape
-    x, y = _positions(matrix, size)
+    at = torch.arange(size, device=matrix.device, dtype=torch.float32)
+    m = (matrix * _STEPS)[:, :, :, None, None]
+    steps = m[:, :, 0] * at + (m[:, :, 1] * at[:, None] + m[:, :, 2])  # [n, 2, S, S]
+    x, y = steps.round_().flatten(2).unbind(1)
     sample = _sample_with_grid if frames.device.type == "cpu" and height * width <= size * size else _sample_with_gather
     value = sample(frames, x.clamp_(0, _STEPS * (width - 1)), y.clamp_(0, _STEPS * (height - 1)))
     return value.add_(0.5).floor_().view(3, num_frames, size, size).permute(1, 2, 3, 0)
@@ -129,27 +126,11 @@ def _sample_with_grid(frames: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return F.grid_sample(planes, grid, align_corners=False)[:, :, 0].transpose(0, 1)
 
 
-def _positions(matrix: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Compute the source x and y of every crop pixel, [n, P] each, in whole steps of 1/32 pixel."""
-    at = torch.arange(size, device=matrix.device, dtype=torch.float32)
-    m = (matrix * _STEPS)[:, :, :, None, None]
-    steps = m[:, :, 0] * at + (m[:, :, 1] * at[:, None] + m[:, :, 2])  # [n, 2, S, S]
-    x, y = steps.round_().flatten(2).unbind(1)
-    return x, y
-
-
 def _split_steps(steps: Tensor, size: int) -> tuple[Tensor, Tensor]:
     """Return the first of the two pixels to interpolate, and the weight of the second (0..1)."""
     pixels = steps / _STEPS
     first = pixels.floor().clamp_(max=size - 2)
     return first, pixels.sub_(first)
-
-
-def _coverage(steps: Tensor, size: int) -> Tensor:
-    """Return the share of each sample that is inside the frame, 0..1."""
-    pixels = steps / _STEPS
-    outside = torch.maximum(-pixels, pixels - (size - 1))
-    return (1 - outside.clamp_(min=0)).clamp_(min=0)
 
 
 def _as_planes(pairs: Tensor) -> Tensor:

@@ -35,8 +35,6 @@ FRONT_INDEX = "BFM_front_idx.mat"
 EXPRESSION_INDEX = "BFM_exp_idx.mat"
 INFO = "facemodel_info.mat"
 
-_SOURCE_FILES = (ORIGINAL, EXPRESSIONS, EXPRESSION_SIGMA, FRONT_INDEX, EXPRESSION_INDEX, INFO)
-
 LICENCE = "LicenseRef-BFM-2009 (research only, not to be passed on)"
 NUM_ID, NUM_EXP, NUM_TEX = 80, 64, 80
 UNITS_PER_DECIMETRE = 1e5  # the originals are in micrometres
@@ -45,8 +43,7 @@ _INSIDE = np.array([0.0, 0.0, -0.5])  # a point inside the head, relative to the
 
 _BASEL = "apply for it at https://faces.dmi.unibas.ch/bfm/main.php?nav=1-2&id=downloads"
 _SHIPPED = "it comes with https://github.com/microsoft/Deep3DFaceReconstruction (folder BFM)"
-_WHERE = {
-    FRONT: f"Deep3DFaceRecon makes it of {ORIGINAL} ({_BASEL}); from the originals, convert with bfm-2009 instead",
+_ORIGINALS = {  # the originals and the index files, and where to get them
     ORIGINAL: _BASEL,
     EXPRESSIONS: "it is part of CoarseData of https://github.com/Juyong/3DFace",
     EXPRESSION_SIGMA: _SHIPPED,
@@ -54,12 +51,13 @@ _WHERE = {
     EXPRESSION_INDEX: _SHIPPED,
     INFO: _SHIPPED,
 }
+_MADE = f"Deep3DFaceRecon makes it of {ORIGINAL} ({_BASEL}); from the originals, convert with bfm-2009 instead"
 
 
 def convert_bfm_front(source: Path) -> FaceModel:
     """Read the model from ``BFM_model_front.mat``, or from a folder that contains it.
 
-    Raises ``RunError`` with the file's name if it is missing (and where to apply for it), damaged, or different.
+    Raises ``RunError`` that names a file which is missing (and where to apply for it), damaged, or different.
     """
     path = source / FRONT if source.is_dir() else source
     keys = ("meanshape", "idBase", "exBase", "meantex", "texBase", "tri", "keypoints")
@@ -73,10 +71,10 @@ def convert_bfm_front(source: Path) -> FaceModel:
 def convert_bfm_2009(folder: Path) -> FaceModel:
     """Read the model from a folder with the original files and Deep3DFaceRecon's index files.
 
-    Raises ``RunError`` with the name of a file that is missing (and where to get it), damaged, or inconsistent.
+    Raises ``RunError`` that names a file which is missing (and where to get it), damaged, or inconsistent.
     """
     if not folder.is_dir():
-        raise RunError(f"{folder} is not a folder; bfm-2009 needs one with {', '.join(_SOURCE_FILES)}")
+        raise RunError(f"{folder} is not a folder; bfm-2009 needs one with {', '.join(_ORIGINALS)}")
     shape = _read_mat(folder / ORIGINAL, ORIGINAL, ("shapePC", "shapeEV", "shapeMU", "texPC", "texEV", "texMU"))
     front = _read_mat(folder / FRONT_INDEX, FRONT_INDEX, ("idx",))["idx"]
     trimmed = _read_mat(folder / EXPRESSION_INDEX, EXPRESSION_INDEX, ("trimIndex",))["trimIndex"]
@@ -94,23 +92,19 @@ def convert_bfm_2009(folder: Path) -> FaceModel:
             "texBase": _modes("tex", shape["texPC"], shape["texEV"], in_original, NUM_TEX),
             **info,
         }
-        return _build(arrays, _digest(folder))
+        listing = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_ORIGINALS))
+        return _build(arrays, hashlib.sha256(listing.encode()).hexdigest())
     except ValueError as error:
         raise RunError(f"the files of BFM 2009 in {folder} do not fit together: {error}") from error
 
 
-def _digest(folder: Path) -> str:
-    listing = "".join(f"{file_sha256(folder / name)}  {name}\n" for name in sorted(_SOURCE_FILES))
-    return hashlib.sha256(listing.encode()).hexdigest()
-
-
-def _missing(path: Path, name: str) -> RunError:
-    return RunError(f"{path} not found: {_WHERE[name]}. Its licence: {LICENCE}")
+def _check_exists(path: Path, where: str) -> None:
+    if not path.is_file():
+        raise RunError(f"{path} not found: {where}. Its licence: {LICENCE}")
 
 
 def _read_mat(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise _missing(path, name)
+    _check_exists(path, _ORIGINALS.get(name, _MADE))
     try:
         arrays = loadmat(str(path), variable_names=keys, appendmat=False)
     except NotImplementedError as error:
@@ -130,8 +124,7 @@ def _read_expressions(folder: Path, num_vertices: int) -> np.ndarray:
     """
     path, sigma_path = folder / EXPRESSIONS, folder / EXPRESSION_SIGMA
     for file in (path, sigma_path):
-        if not file.is_file():
-            raise _missing(file, file.name)
+        _check_exists(file, _ORIGINALS[file.name])
     sigma = np.loadtxt(sigma_path).ravel()
     with open(path, "rb") as stream:
         num_modes = int.from_bytes(stream.read(4), "little")
@@ -147,7 +140,7 @@ def _read_expressions(folder: Path, num_vertices: int) -> np.ndarray:
 
 
 def _modes(name: str, basis: np.ndarray, sigma: np.ndarray, vertices: np.ndarray, count: int) -> np.ndarray:
-    """First ``count`` modes times their standard deviations, at n vertices: [3 n, count]."""
+    """Return the first ``count`` modes times their standard deviations, at n vertices: [3 n, count]."""
     if basis.ndim != 2 or basis.shape[1] != sigma.size or sigma.size < count:
         raise ValueError(f"{name}PC {list(basis.shape)} and {name}EV {list(sigma.shape)} do not fit together")
     return _rows(basis[:, :count], vertices) * sigma.ravel()[:count]

@@ -24,8 +24,8 @@ from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
 MEMBER = "geometry_pipeline_metadata_landmarks.binarypb"
 _CANONICAL_MESH = 1
 _VERTEX_TYPE, _PRIMITIVE_TYPE, _VERTEX_BUFFER, _INDEX_BUFFER = 1, 2, 3, 4
-_FLOATS_PER_VERTEX = 5
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5  # wire types
+_VARINT, _BYTES = 0, 2  # wire types
+_FIXED_SIZES = {1: 8, 5: 4}  # wire type -> bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,13 +36,13 @@ class CanonicalFace:
     triangles: np.ndarray  # [F, 3] i64, counter-clockwise seen from outside
 
     def mirror(self) -> np.ndarray:
-        """Number of each point's mirror image [468] (its own on the middle line)."""
+        """Return the number of each point's mirror image [468] (its own on the middle line)."""
         gaps = self.verts[:, None] - self.verts[None] * [-1.0, 1.0, 1.0]
         return np.square(gaps).sum(-1).argmin(1)
 
 
 def has_canonical_face(task: Path) -> bool:
-    """Return True if a file is a ``.task`` with the canonical face."""
+    """Return whether a file is a ``.task`` with the canonical face."""
     if not zipfile.is_zipfile(task):
         return False
     with zipfile.ZipFile(task) as archive:
@@ -69,12 +69,17 @@ def parse_metadata(data: bytes) -> CanonicalFace:
             types[number] = value
         elif number == _VERTEX_BUFFER and isinstance(value, bytes):
             floats.append(value)  # four bytes each, or all of them packed
-        elif number == _INDEX_BUFFER:
-            indices += _varints(value) if isinstance(value, bytes) else [value]
+        elif number == _INDEX_BUFFER and isinstance(value, bytes):
+            at = 0
+            while at < len(value):
+                index, at = _varint(value, at)
+                indices.append(index)
+        elif number == _INDEX_BUFFER and isinstance(value, int):
+            indices.append(value)
     if any(types.values()):
         raise ValueError(f"the canonical mesh is of another type: {types}")
     buffer = np.frombuffer(b"".join(floats), dtype="<f4").astype(np.float64)
-    if buffer.size != NUM_MESH_POINTS * _FLOATS_PER_VERTEX or not np.isfinite(buffer).all():
+    if buffer.size != NUM_MESH_POINTS * 5 or not np.isfinite(buffer).all():
         raise ValueError(f"the canonical mesh holds {buffer.size} floats, expected {NUM_MESH_POINTS} vertices")
     triangles = np.array(indices, dtype=np.int64)
     if triangles.size == 0 or triangles.size % 3 or triangles.max() >= NUM_MESH_POINTS:
@@ -87,21 +92,17 @@ def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)
-        kind = tag & 7
-        if kind == _VARINT:
-            value, at = _varint(data, at)
-            yield tag >> 3, value
-            continue
-        if kind == _BYTES:
-            size, at = _varint(data, at)
-        elif kind in (_FIXED32, _FIXED64):
-            size = 4 if kind == _FIXED32 else 8
-        else:
+        number, kind = tag >> 3, tag & 7
+        if kind not in (_VARINT, _BYTES, *_FIXED_SIZES):
             raise ValueError(f"wire type {kind} in a protocol buffer")
-        if at + size > len(data):
+        value, at = (_FIXED_SIZES[kind], at) if kind in _FIXED_SIZES else _varint(data, at)
+        if kind == _VARINT:
+            yield number, value
+            continue
+        if at + value > len(data):
             raise ValueError("a protocol buffer ends inside a field")
-        yield tag >> 3, data[at : at + size]
-        at += size
+        yield number, data[at : at + value]
+        at += value
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
@@ -112,11 +113,3 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at + place + 1
     raise ValueError("a protocol buffer ends inside a number")
-
-
-def _varints(data: bytes) -> list[int]:
-    values, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        values.append(value)
-    return values

@@ -27,16 +27,16 @@ def convert_face_model(
     """Read a published face model.
 
     Args:
-        kind: Which model it is.
-        source: Its file or folder, see the reader of this kind.
-        task: A ``face_landmarker.task``, to compute the dense correspondence with its canonical face.
-        dense_index: A file with the dense correspondence, see ``with_dense_index``; takes precedence over ``task``.
-        flame_embedding: Embedding of FLAME's landmarks, see ``convert_flame``.
-        flame_jaw: Whether FLAME's jaw joint becomes expression modes.
+        kind: which model it is.
+        source: its file or folder, see the reader of this kind.
+        task: a ``face_landmarker.task``, to compute the dense correspondence with its canonical face.
+        dense_index: a file with the dense correspondence, see ``with_dense_index``; takes precedence over ``task``.
+        flame_embedding: embedding of FLAME's landmarks, see ``convert_flame``.
+        flame_jaw: whether FLAME's jaw joint becomes expression modes.
 
     Raises:
-        RunError: If a file is missing, damaged or of another kind.
-        ValueError: For an unknown ``kind``.
+        RunError: a file is missing, damaged or of another kind.
+        ValueError: an unknown ``kind``.
     """
     if kind == "flame":
         model = convert_flame(source, flame_embedding, jaw=flame_jaw)
@@ -54,10 +54,7 @@ def save_face_model(model: FaceModel, path: Path) -> None:
     """Write ``model`` to ``path`` atomically; raises ``RunError`` if that fails or the suffix is not ``.npz``."""
     if path.suffix != ".npz":
         raise RunError(f"a face model's file must be called something.npz, got {path}")
-    try:
-        model.save(path)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror or error}") from error
+    model.save(path)
 
 
 def describe_model(model: FaceModel) -> str:
@@ -65,14 +62,12 @@ def describe_model(model: FaceModel) -> str:
     texture = "none" if model.tex_basis is None else f"{model.tex_basis.shape[2]} modes"
     dense = "none"
     if model.dense is not None:
-        dense = f"{model.dense.num_weighted} of {NUM_MESH_POINTS} points have a weight"
-    rows = {
-        "name": model.name,
-        "licence": model.licence,
-        "vertices": f"{model.num_vertices}, triangles {len(model.triangles)}",
-        "modes": f"{model.num_id} identity, {model.num_exp} expression",
-        "texture": texture,
-        "dense": dense,
-        "source": f"sha256 {model.source_sha256}",
-    }
-    return "\n".join(f"{name:9} {text}" for name, text in rows.items())
+        dense = f"{int((model.dense.weight > 0).sum())} of {NUM_MESH_POINTS} points have a weight"
+    return f"""\
+name      {model.name}
+licence   {model.licence}
+vertices  {model.num_vertices}, triangles {len(model.triangles)}
+modes     {model.num_id} identity, {model.num_exp} expression
+texture   {texture}
+dense     {dense}
+source    sha256 {model.source_sha256}"""

@@ -2,7 +2,8 @@
 
 It is found by registering MediaPipe's canonical face (see ``canonical``) to the model's mean face:
 
-1. a similarity transform on the 68 landmarks, which both have (Umeyama 1991);
+1. a similarity transform on the 68 landmarks, which both have (Umeyama, "Least-squares estimation of transformation
+   parameters between two point patterns", TPAMI 1991);
 2. a smooth warp through them: radial basis functions with the kernel r, which bends three-dimensional space least
    (Duchon 1977), held exactly at eyes and lips and loosely elsewhere, since the schemes' contours differ;
 3. for every point, the nearest place on the model's surface that faces the same way.
@@ -35,8 +36,7 @@ from lrs3_loader.face.geometry.surface import (
 )
 from lrs3_loader.face.geometry.topology import IBUG68, NUM_MESH_POINTS
 from lrs3_loader.face.model.canonical import CanonicalFace, load_canonical_face
-from lrs3_loader.face.model.dense import DensePoints
-from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+from lrs3_loader.face.model.morphable import NUM_LANDMARKS, DensePoints, FaceModel
 
 #: Points without a reliable place on other models: the rims of the lips' insides between the landmarks (a model with
 #: closed lips has them anywhere) and the nostrils (MediaPipe's own points lie 5 to 6 mm from its canonical mesh's).
@@ -54,11 +54,10 @@ _CONTOUR_SMOOTHING, _SMOOTHING = 1.0, 0.02  # decimetres: how far the warp may m
 _REACH = 0.15  # decimetres from the nearest landmark where the weight is one half
 _NEAR, _FAR = 0.03, 0.10  # decimetres to the surface: full weight, none
 _ALIKE, _ASLANT = 0.7, 0.3  # cosine of normals: full weight, none
-_NO_COUNTERPART = -1
 
 
 def with_dense(model: FaceModel, task: Path) -> FaceModel:
-    """Copy of ``model`` with a dense correspondence to the canonical face of a ``face_landmarker.task``.
+    """Return ``model`` with a dense correspondence to the canonical face of a ``face_landmarker.task``.
 
     Raises ``RunError`` if the file does not contain the canonical face.
     """
@@ -66,7 +65,7 @@ def with_dense(model: FaceModel, task: Path) -> FaceModel:
 
 
 def with_dense_index(model: FaceModel, index: Path) -> FaceModel:
-    """Copy of ``model`` with the dense correspondence of a file; raises ``RunError`` if that does not fit.
+    """Return ``model`` with the dense correspondence of a file; raises ``RunError`` if that does not fit.
 
     The file contains either 468 vertex numbers from 0, with -1 for a point without counterpart, as ``.npy`` or text
     (GeneFace++'s ``index_mp468_from_mesh35709.npy`` for BFM), or it is the ``.npz`` that comes with FLAME (some of the
@@ -86,20 +85,25 @@ def register(model: FaceModel, canonical: CanonicalFace) -> DensePoints:
     landmarks = model.landmark_verts.cpu().numpy()
     aligned = _aligned(canonical.verts, verts[landmarks])
     warped = _warped(aligned, verts[landmarks])
-    skin = _skin(verts, triangles, verts[landmarks[30]])
+    used = np.unique(triangles)
+    nose = used[np.square(verts[used] - verts[landmarks[30]]).sum(1).argmin()]
+    skin = connected_triangles(triangles, len(verts), nose)  # eyeballs, teeth and the like are other components
     normals = vertex_normals(warped, canonical.triangles)
     found = nearest_on_surface(warped, normals, verts, triangles[skin])
     weight = _weights(aligned, found, on_border(found, triangles[skin]))
     weight = np.minimum(weight, weight[canonical.mirror()])
-    found = dataclasses.replace(found, triangle=skin[found.triangle])
-    return _anchored(found, weight, verts, triangles, landmarks).to(model.device)
+    triangle = skin[found.triangle]
+    barycentric = found.barycentric
+    # Eye and lip landmarks lie on the model's own landmark vertices.
+    points = np.array(IBUG68)[_EXACT]
+    at = _triangle_of_vertex(triangles, len(verts))[landmarks[_EXACT]]
+    points, at, exact = points[at >= 0], at[at >= 0], landmarks[_EXACT][at >= 0]
+    triangle[points], barycentric[points], weight[points] = at, triangles[at] == exact[:, None], 1.0
+    return _dense_points(triangle, barycentric, weight).to(model.device)
 
 
 def _aligned(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-    """Map ``points`` [468, 3] onto ``landmarks`` [68, 3] by a weighted similarity transform.
-
-    Umeyama, "Least-squares estimation of transformation parameters between two point patterns" (TPAMI 1991).
-    """
+    """Map ``points`` [468, 3] onto ``landmarks`` [68, 3] by a weighted similarity transform."""
     weights = np.ones(NUM_LANDMARKS)
     weights[_CONTOUR], weights[_NOSTRILS] = _CONTOUR_TRUST, 0.0
     weights /= weights.sum()
@@ -122,14 +126,8 @@ def _warped(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     return points + shift(points)
 
 
-def _skin(verts: np.ndarray, triangles: np.ndarray, nose_tip: np.ndarray) -> np.ndarray:
-    """Triangles [n] of the face itself; eyeballs, teeth and the like are other components of a mesh."""
-    used = np.unique(triangles)
-    return connected_triangles(triangles, len(verts), used[np.square(verts[used] - nose_tip).sum(1).argmin()])
-
-
 def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> np.ndarray:
-    """Weights [468] in 0..1 of the points, see the module docstring."""
+    """Compute the weights [468] of the points, see the module docstring."""
     solid = aligned[np.array(IBUG68)[_SOLID]]
     reach = np.sqrt(np.square(aligned[:, None] - solid).sum(-1).min(1))
     weight = 1.0 / (1.0 + np.square(reach / _REACH))  # the standard error grows with the distance from a landmark
@@ -140,26 +138,11 @@ def _weights(aligned: np.ndarray, found: SurfacePoints, border: np.ndarray) -> n
     return weight
 
 
-def _anchored(
-    found: SurfacePoints, weight: np.ndarray, verts: np.ndarray, triangles: np.ndarray, landmarks: np.ndarray
-) -> DensePoints:
-    """Dense points, with eye and lip landmarks placed on the model's own landmark vertices."""
-    triangle, barycentric = found.triangle.copy(), found.barycentric.copy()
-    points = np.array(IBUG68)[_EXACT]
-    at, on_mesh = _vertex_places(triangles, landmarks[_EXACT], len(verts))
-    points, at = points[on_mesh], at[on_mesh]
-    triangle[points] = at
-    barycentric[points] = triangles[at] == landmarks[_EXACT][on_mesh, None]
-    weight = weight.copy()
-    weight[points] = 1.0
-    return _dense_points(triangle, barycentric, weight)
-
-
-def _vertex_places(triangles: np.ndarray, wanted: np.ndarray, num_verts: int) -> tuple[np.ndarray, np.ndarray]:
-    """For vertices ``wanted`` [n], a triangle of each [n], and whether it has one [n] bool."""
+def _triangle_of_vertex(triangles: np.ndarray, num_verts: int) -> np.ndarray:
+    """Return a triangle [V] of each vertex, -1 for a vertex of none."""
     owner = np.full(num_verts, -1)
     owner[triangles] = np.arange(len(triangles))[:, None]
-    return owner[wanted], owner[wanted] >= 0
+    return owner
 
 
 def _indexed(model: FaceModel, path: Path) -> DensePoints:
@@ -168,14 +151,13 @@ def _indexed(model: FaceModel, path: Path) -> DensePoints:
     if index.shape != (NUM_MESH_POINTS,) or not np.array_equal(index, np.rint(index)):
         raise ValueError(f"expected {NUM_MESH_POINTS} whole numbers, got {index.dtype} {list(index.shape)}")
     index = index.astype(np.int64)
-    if index.min() < _NO_COUNTERPART or index.max() >= model.num_vertices:
+    if index.min() < -1 or index.max() >= model.num_vertices:
         raise ValueError(f"vertex numbers must lie in -1..{model.num_vertices - 1}, got {index.min()}..{index.max()}")
     triangles = model.triangles.cpu().numpy()
     has = index >= 0
-    at, on_mesh = _vertex_places(triangles, np.where(has, index, 0), model.num_vertices)
-    if not on_mesh[has].all():
-        raise ValueError(f"vertex {index[has & ~on_mesh][0]} belongs to no triangle")
-    triangle = np.where(has, at, 0)
+    triangle = np.where(has, _triangle_of_vertex(triangles, model.num_vertices)[index], 0)
+    if triangle.min() < 0:
+        raise ValueError(f"vertex {index[triangle < 0][0]} belongs to no triangle")
     barycentric = np.where(has[:, None], triangles[triangle] == index[:, None], [1.0, 0.0, 0.0])
     return _dense_points(triangle, barycentric, has)
 

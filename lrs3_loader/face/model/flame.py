@@ -73,22 +73,26 @@ def convert_flame(
     """Read FLAME from its pickle, or from a folder that contains it under one of its usual names.
 
     Args:
-        source: The pickle or its folder.
-        embedding: Places of the 68 landmarks: ``landmark_embedding.npy``, or ``flame_static_embedding.pkl`` with
-            ``flame_dynamic_embedding.npy`` in the same folder. Default: searched for in the model's folder.
-        num_id: Number of identity modes, at most 300.
-        num_exp: Number of expression modes, at most 100.
-        jaw: Whether the jaw joint becomes three further expression modes.
+        source: the pickle or its folder.
+        embedding: places of the 68 landmarks: ``landmark_embedding.npy``, or ``flame_static_embedding.pkl`` with
+            ``flame_dynamic_embedding.npy`` in the same folder. By default they are searched for in the model's folder.
+        num_id: number of identity modes, at most 300.
+        num_exp: number of expression modes, at most 100.
+        jaw: whether the jaw joint becomes three further expression modes.
 
     Raises:
-        RunError: With the file's name, if it is missing (and where to apply for it), damaged, of another layout, or
-            its pickle asks for anything but arrays.
-        ValueError: For numbers of modes out of range.
+        RunError: a file (which is named) is missing, damaged, of another layout, or its pickle asks for anything but
+            arrays.
+        ValueError: a number of modes out of range.
     """
     if not 1 <= num_id <= NUM_ALL_ID or not 1 <= num_exp <= NUM_ALL_EXP:
         raise ValueError(f"FLAME has up to {NUM_ALL_ID} and {NUM_ALL_EXP} modes, asked for {num_id} and {num_exp}")
-    path = _model_file(source)
-    embedding = embedding or _embedding_file(path.parent)
+    path = _first_file(source, MODEL_FILES, f"holds none of {', '.join(MODEL_FILES)}: {_ASK}")
+    if not path.is_file():
+        raise RunError(f"{path} not found: {_ASK}")
+    if embedding is None:
+        missing = f"holds no {EMBEDDING}, which says where the 68 landmarks lie: {_ASK_EMBEDDING}"
+        embedding = _first_file(path.parent, (EMBEDDING, STATIC), missing)
     data = path.read_bytes()
     try:
         flame = _parse(load_arrays(data))
@@ -107,22 +111,14 @@ def convert_flame(
         raise RunError(f"{path} and {embedding} do not give a face: {error}") from error
 
 
-def _model_file(source: Path) -> Path:
+def _first_file(source: Path, names: tuple[str, ...], problem: str) -> Path:
+    """Return ``source``, or the first of the named files in it if it is a folder."""
     if not source.is_dir():
-        if not source.is_file():
-            raise RunError(f"{source} not found: {_ASK}")
         return source
-    for name in MODEL_FILES:
+    for name in names:
         if (source / name).is_file():
             return source / name
-    raise RunError(f"{source} holds none of {', '.join(MODEL_FILES)}: {_ASK}")
-
-
-def _embedding_file(folder: Path) -> Path:
-    for name in (EMBEDDING, STATIC):
-        if (folder / name).is_file():
-            return folder / name
-    raise RunError(f"{folder / EMBEDDING} not found, which says where the 68 landmarks lie: {_ASK_EMBEDDING}")
+    raise RunError(f"{source} {problem}")
 
 
 def _parse(content: Any) -> _Flame:
@@ -153,7 +149,7 @@ def _parse(content: Any) -> _Flame:
 
 
 def _landmark_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Triangles [68] and barycentric coordinates [68, 3] of the landmarks in iBUG's order."""
+    """Read triangles [68] and barycentric coordinates [68, 3] of the landmarks in iBUG's order."""
     data = path.read_bytes()
     content = load_npy(data) if path.suffix == ".npy" else load_arrays(data)
     if "full_lmk_faces_idx" in content:
@@ -177,7 +173,7 @@ def _array(value: Any) -> np.ndarray:
 
 
 def _with_jaw(flame: _Flame, angles: tuple[float, float, float]) -> np.ndarray:
-    """Template [V, 3] with its jaw rotated by ``angles`` (radians) about the axes x, y and z."""
+    """Return the template [V, 3] with its jaw rotated by ``angles`` (radians) about the axes x, y and z."""
     rotation = euler_to_matrix(torch.tensor(angles, dtype=torch.float64)).numpy()
     feature = np.zeros(flame.pose_modes.shape[2])
     feature[9 * (_JAW - 1) : 9 * _JAW] = (rotation - np.eye(3)).ravel()
@@ -187,7 +183,7 @@ def _with_jaw(flame: _Flame, angles: tuple[float, float, float]) -> np.ndarray:
 
 
 def _jaw_modes(flame: _Flame) -> np.ndarray:
-    """Modes [V, 3, 3] of the jaw, metres per radian."""
+    """Return the modes [V, 3, 3] of the jaw, metres per radian."""
     opened = (_with_jaw(flame, (JAW_OPEN, 0.0, 0.0)) - flame.template) / JAW_OPEN
     turned = (_with_jaw(flame, (0.0, JAW_SIDE, 0.0)) - _with_jaw(flame, (0.0, -JAW_SIDE, 0.0))) / (2 * JAW_SIDE)
     rolled = (_with_jaw(flame, (0.0, 0.0, JAW_SIDE)) - _with_jaw(flame, (0.0, 0.0, -JAW_SIDE))) / (2 * JAW_SIDE)

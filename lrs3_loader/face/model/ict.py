@@ -15,10 +15,11 @@ import hashlib
 import json
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,15 +31,15 @@ FOLDER = "FaceXModel"
 NEUTRAL = "generic_neutral_mesh.obj"
 INDICES = "vertex_indices.json"
 NUM_FACE_VERTICES = 9_409
-NUM_IDENTITIES = 100
+IDENTITIES = tuple(f"identity{number:03d}" for number in range(100))
 NUM_EXPRESSIONS = 53
 DECIMETRES_PER_UNIT = 0.1
-# Root mean square weight of each blendshape over speech, in three sizes. Guided by the scores of MediaPipe's blendshape
-# network over speaking faces (2,000 frames: 0.49 for browInnerUp to under 0.01 for cheekPuff and noseSneer), kept
-# coarse so as not to say more than that.
-LARGE_SIGMA, MEDIUM_SIGMA, SMALL_SIGMA = 0.3, 0.15, 0.05
+# Root mean square weight of each blendshape over speech: 0.3, 0.05, or 0.15 for all others. Guided by the scores of
+# MediaPipe's blendshape network over speaking faces (2,000 frames: 0.49 for browInnerUp to under 0.01 for cheekPuff and
+# noseSneer), kept coarse so as not to say more than that.
 _LARGE = ("browInnerUp", "browOuterUp", "eyeBlink", "eyeSquint", "jawOpen", "mouthPucker", "mouthSmile")
 _SMALL = ("cheekPuff", "cheekSquint", "jawForward", "jawLeft", "jawRight", "mouthFrown", "noseSneer")
+_SIGMAS = dict.fromkeys(_LARGE, 0.3) | dict.fromkeys(_SMALL, 0.05)
 
 _MAX_MEMBER_BYTES = 16 << 20  # the largest mesh has 2.7 MB
 _MAX_TOTAL_BYTES = 4 << 30  # the whole repository unpacks to 0.6 GB
@@ -48,7 +49,7 @@ def convert_ict(source: Path) -> FaceModel:
     """Read the face of ICT-FaceKit from a release: its folder, a tar (any compression) or a zip of the repository.
 
     ``source_sha256`` is a hash over the names and contents of the files used, so it does not depend on the container.
-    Raises ``RunError`` with ``source`` if files are missing, damaged or of another layout.
+    Raises ``RunError`` that names ``source`` if files are missing, damaged or of another layout.
     """
     try:
         files, digest = _read_release(source)
@@ -69,12 +70,7 @@ def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
     for name in (INDICES, NEUTRAL):
         if name not in files:
             raise ValueError(f"no {FOLDER}/{name} in it")
-    used = [
-        INDICES,
-        NEUTRAL,
-        *_identity_files(),
-        *(f"{name}.obj" for name in _expression_names(files[INDICES])),
-    ]
+    used = [INDICES, NEUTRAL, *(f"{name}.obj" for name in (*IDENTITIES, *_expression_names(files[INDICES])))]
     missing = [name for name in used if name not in files]
     if missing:
         raise ValueError(f"{len(missing)} files are missing, the first is {FOLDER}/{missing[0]}")
@@ -84,52 +80,36 @@ def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
 
 def _members(source: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (file name, contents) of the OBJ and JSON files directly inside a folder called ``FaceXModel``."""
+    total = 0
+    for name, size, open_file in _files(source):
+        total += size
+        if total > _MAX_TOTAL_BYTES:
+            raise ValueError(f"it unpacks to more than {_MAX_TOTAL_BYTES} bytes")
+        path = PurePosixPath(name)
+        if path.parent.name == FOLDER and path.suffix in (".obj", ".json"):
+            if size > _MAX_MEMBER_BYTES:
+                raise ValueError(f"{path.name} has {size} bytes, over the limit of {_MAX_MEMBER_BYTES}")
+            with open_file() as file:
+                yield path.name, file.read()
+
+
+def _files(source: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
+    """Yield (path, size, how to open it) of every file in a folder or an archive."""
     if source.is_dir():
         folder = source if source.name == FOLDER else source / FOLDER
         for path in sorted(folder.glob("*")):
-            if _wanted(PurePosixPath(FOLDER, path.name)) and path.is_file():
-                yield path.name, _bounded(path.name, path.stat().st_size, path.read_bytes)
+            if path.is_file():
+                yield f"{FOLDER}/{path.name}", path.stat().st_size, partial(path.open, "rb")
     elif zipfile.is_zipfile(source):
-        yield from _zip_members(source)
+        with zipfile.ZipFile(source) as zipped:
+            for member in zipped.infolist():
+                if not member.is_dir():
+                    yield member.filename, member.file_size, partial(zipped.open, member)
     else:
-        yield from _tar_members(source)
-
-
-def _zip_members(source: Path) -> Iterator[tuple[str, bytes]]:
-    with zipfile.ZipFile(source) as archive:
-        for info in archive.infolist():
-            path = PurePosixPath(info.filename)
-            if _wanted(path) and not info.is_dir():
-                yield path.name, _bounded(path.name, info.file_size, partial(archive.read, info))
-
-
-def _tar_members(source: Path) -> Iterator[tuple[str, bytes]]:
-    total = 0
-    with tarfile.open(source, mode="r|*") as archive:
-        for info in archive:
-            total += info.size
-            if total > _MAX_TOTAL_BYTES:
-                raise ValueError(f"it unpacks to more than {_MAX_TOTAL_BYTES} bytes")
-            path = PurePosixPath(info.name)
-            if not (_wanted(path) and info.isreg()):
-                continue
-            stream = archive.extractfile(info)
-            assert stream is not None  # a regular file always has one
-            yield path.name, _bounded(path.name, info.size, stream.read)
-
-
-def _wanted(path: PurePosixPath) -> bool:
-    return path.parent.name == FOLDER and path.suffix in (".obj", ".json")
-
-
-def _bounded(name: str, size: int, read: Callable[[], bytes]) -> bytes:
-    if size > _MAX_MEMBER_BYTES:
-        raise ValueError(f"{name} has {size} bytes, over the limit of {_MAX_MEMBER_BYTES}")
-    return read()
-
-
-def _identity_files() -> list[str]:
-    return [f"identity{number:03d}.obj" for number in range(NUM_IDENTITIES)]
+        with tarfile.open(source, mode="r|*") as tar:
+            for info in tar:
+                if info.isreg():
+                    yield info.name, info.size, partial(tar.extractfile, info)
 
 
 def _expression_names(indices: bytes) -> list[str]:
@@ -139,14 +119,8 @@ def _expression_names(indices: bytes) -> list[str]:
     return names
 
 
-def _sigma(expression: str) -> float:
-    base = expression.removesuffix("_L").removesuffix("_R")
-    return LARGE_SIGMA if base in _LARGE else SMALL_SIGMA if base in _SMALL else MEDIUM_SIGMA
-
-
 def _build(files: dict[str, bytes], digest: str) -> FaceModel:
     expressions = _expression_names(files[INDICES])
-    identities = [name.removesuffix(".obj") for name in _identity_files()]
     landmarks = np.asarray(json.loads(files[INDICES])["idx_to_landmark_verts"])
     if landmarks.shape != (NUM_LANDMARKS,) or landmarks.min() < 0 or landmarks.max() >= NUM_FACE_VERTICES:
         raise ValueError(f"{INDICES} must name {NUM_LANDMARKS} landmark vertices inside the face part")
@@ -154,7 +128,7 @@ def _build(files: dict[str, bytes], digest: str) -> FaceModel:
     centre = neutral[landmarks].mean(0)
     centre[0] = 0.0  # the mesh is symmetric about x = 0; the average is off by rounding alone
 
-    def modes(names: list[str]) -> torch.Tensor:
+    def modes(names: Sequence[str]) -> torch.Tensor:
         meshes = [_parse_vertices(name, files[f"{name}.obj"]) - neutral for name in names]
         return torch.from_numpy((np.stack(meshes, axis=-1) * DECIMETRES_PER_UNIT).astype(np.float32))
 
@@ -163,20 +137,20 @@ def _build(files: dict[str, bytes], digest: str) -> FaceModel:
         licence="MIT",
         source_sha256=digest,
         mean=torch.from_numpy(((neutral - centre) * DECIMETRES_PER_UNIT).astype(np.float32)),
-        id_basis=modes(identities),
+        id_basis=modes(IDENTITIES),
         exp_basis=modes(expressions),
-        id_sigma=torch.ones(NUM_IDENTITIES),
-        exp_sigma=torch.tensor([_sigma(name) for name in expressions]),
+        id_sigma=torch.ones(len(IDENTITIES)),
+        exp_sigma=torch.tensor([_SIGMAS.get(name.removesuffix("_L").removesuffix("_R"), 0.15) for name in expressions]),
         triangles=_triangles(files[NEUTRAL]),
         landmark_verts=torch.from_numpy(landmarks.astype(np.int64)),
-        id_names=tuple(identities),
+        id_names=IDENTITIES,
         exp_names=tuple(expressions),
         exp_bounds=torch.tensor([[0.0], [1.0]]).repeat(1, NUM_EXPRESSIONS),
     )
 
 
 def _face_vertex_lines(name: str, data: bytes) -> bytes:
-    """Numbers of the first 9,409 ``v x y z`` lines, without the letters."""
+    """Return the numbers of the first 9,409 ``v x y z`` lines, without the letters."""
     start = data.find(b"\nv ") + 1
     lines = data[start:].split(b"\n", NUM_FACE_VERTICES)[:NUM_FACE_VERTICES]
     if start == 0 or len(lines) < NUM_FACE_VERTICES or not all(line.startswith(b"v ") for line in lines):
@@ -193,7 +167,7 @@ def _parse_vertices(name: str, numbers: bytes) -> np.ndarray:
 
 
 def _triangles(data: bytes) -> torch.Tensor:
-    """Triangles [F, 3] i64 of the polygons (mostly quads) inside the face part, each split as a fan."""
+    """Return triangles [F, 3] i64 of the polygons (mostly quads) inside the face part, each split as a fan."""
     triangles: list[tuple[int, int, int]] = []
     for line in data[data.find(b"\nf ") + 1 :].split(b"\n"):
         if not line.startswith(b"f "):

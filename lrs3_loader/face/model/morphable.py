@@ -4,10 +4,11 @@
 
 Blanz and Vetter, "A morphable model for the synthesis of 3D faces" (SIGGRAPH 1999).
 
-Letters: V vertices, F triangles, I identity modes, E expression modes, X texture modes, ``...`` any leading dimensions.
+Letters: V vertices, F triangles, I identity modes, E expression modes, X texture modes, L = 468 dense points,
+``...`` any leading dimensions.
 
 Unit: decimetre (the outer corners of an adult's eyes are about 0.9 apart). Axes, for a face that looks into
-the camera: x to the right of the picture (the person's left), y up, z out of the face towards the camera.
+the camera: x to the right of the image (the person's left), y up, z out of the face towards the camera.
 Origin: the centroid of the mean face's 68 landmark vertices, unless the model's published coefficients need
 another one. Triangles are counter-clockwise seen from outside. "mean" is the face of zero coefficients;
 for blendshape models such as ICT-FaceKit it is the generic neutral face.
@@ -28,7 +29,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.model.dense import DensePoints
+from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
 from lrs3_loader.io.files import ZIP_DAMAGE, atomic_write
 from lrs3_loader.io.safe_load import DAMAGE
 
@@ -43,7 +44,41 @@ _NAME_LISTS = ("id_names", "exp_names")
 _FLOATS = ("mean", "id_basis", "exp_basis", "id_sigma", "exp_sigma")
 _INTS = ("triangles", "landmark_verts")
 _OPTIONAL_FLOATS = ("exp_bounds", "tex_mean", "tex_basis")
-_DENSE = ("dense_triangle", "dense_barycentric", "dense_weight")
+_DENSE = {"dense_triangle": "iu", "dense_barycentric": "f", "dense_weight": "f"}  # kinds of their types in a file
+
+
+@dataclass(frozen=True, eq=False)
+class DensePoints:
+    """Dense correspondence: for each of MediaPipe's 468 points, a triangle of a face model, a place in it, a weight.
+
+    The irises (points 468 to 477 of the newer network) belong to no surface and are left out.
+
+    Raises ``ValueError`` for wrong shapes, weights outside 0..1, or barycentric coordinates that leave the triangle.
+    """
+
+    triangle: torch.Tensor  # [L] i64, number of the triangle; 0 for a point without counterpart
+    barycentric: torch.Tensor  # [L, 3] f32, weights of the triangle's corners; at least 0, sum 1
+    weight: torch.Tensor  # [L] f32, 0 (no counterpart, do not use) to 1 (as good as a landmark): inverse variance
+
+    def __post_init__(self) -> None:
+        _check_tensor("dense triangle", self.triangle, (NUM_MESH_POINTS,), torch.int64)
+        _check_tensor("dense barycentric", self.barycentric, (NUM_MESH_POINTS, 3))
+        _check_tensor("dense weight", self.weight, (NUM_MESH_POINTS,))
+        if not (self.barycentric >= 0).all() or not ((self.barycentric.sum(1) - 1).abs() < 1e-4).all():
+            raise ValueError("dense barycentric coordinates must be at least 0 and sum to 1")
+        if not ((self.weight >= 0) & (self.weight <= 1)).all():
+            raise ValueError("dense weights must lie in 0..1")
+        if self.triangle.min() < 0:
+            raise ValueError(f"dense triangles must be numbered from 0, got {int(self.triangle.min())}")
+
+    def to(self, device: torch.device | str) -> DensePoints:
+        """Return a copy on ``device``."""
+        return DensePoints(self.triangle.to(device), self.barycentric.to(device), self.weight.to(device))
+
+    def interpolate(self, values: torch.Tensor, triangles: torch.Tensor) -> torch.Tensor:
+        """Interpolate ``values`` [..., V, D] at the vertices of ``triangles`` [F, 3] to the points, [..., L, D]."""
+        corners = values[..., triangles[self.triangle], :]  # [..., L, 3, D]
+        return (corners * self.barycentric[..., None]).sum(-2)
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +129,7 @@ class FaceModel:
         return self.mean.device
 
     def to(self, device: torch.device | str) -> FaceModel:
-        """Copy of the model with its tensors on ``device``."""
+        """Return a copy on ``device``."""
         moved = {name: getattr(self, name).to(device) for name in (*_FLOATS, *_INTS, *self._optional_floats())}
         return replace(self, **moved, dense=None if self.dense is None else self.dense.to(device))
 
@@ -153,12 +188,11 @@ class FaceModel:
         return self.dense.interpolate(values, self.triangles)
 
     def normals(self, vertices: torch.Tensor) -> torch.Tensor:
-        """Outward unit normals [..., V, 3] at ``vertices`` [..., V, 3]: normalised area-weighted sums.
+        """Return outward unit normals [..., V, 3] at ``vertices`` [..., V, 3]: normalised area-weighted sums.
 
         On a GPU, the order of ``index_add`` may change the last bits from call to call.
         """
-        corners = vertices[..., self.triangles, :]
-        first, second, third = corners.unbind(-2)
+        first, second, third = vertices[..., self.triangles, :].unbind(-2)
         area_normals = torch.linalg.cross(second - first, third - first)
         sums = torch.zeros_like(vertices)
         for corner in range(3):
@@ -168,11 +202,10 @@ class FaceModel:
     def save(self, path: Path) -> None:
         """Write the model as a neutral ``.npz``, atomically; equal models give equal bytes."""
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
-        arrays |= {name: np.array(getattr(self, name)) for name in _TEXTS}
-        arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in _NAME_LISTS}
-        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.float32) for name in _FLOATS}
+        arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in (*_TEXTS, *_NAME_LISTS)}
+        arrays |= {name: getattr(self, name).cpu().numpy() for name in _FLOATS}
         arrays |= {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in _INTS}
-        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.float32) for name in self._optional_floats()}
+        arrays |= {name: getattr(self, name).cpu().numpy() for name in self._optional_floats()}
         if self.dense is not None:
             arrays |= {name: getattr(self.dense, name.removeprefix("dense_")).cpu().numpy() for name in _DENSE}
         with atomic_write(path) as file:  # a handle: numpy would append .npz to a name without it
@@ -180,13 +213,14 @@ class FaceModel:
 
     @classmethod
     def load(cls, path: Path) -> FaceModel:
-        """Read a neutral ``.npz`` onto the CPU.
-
-        Raises ``RunError`` with the path and the reason if it cannot be read or is not a face model.
-        """
+        """Read a neutral ``.npz`` onto the CPU; raises ``RunError`` with the path and what is wrong with it."""
         try:
-            arrays = _read_npz(path)
-            return _from_arrays(arrays)
+            with zipfile.ZipFile(path) as archive:
+                unpacked = sum(member.file_size for member in archive.infolist())
+            if unpacked > MAX_FILE_BYTES:
+                raise ValueError(f"it would unpack to {unpacked} bytes, over the limit of {MAX_FILE_BYTES}")
+            with np.load(path, allow_pickle=False) as file:
+                return _from_arrays({name: file[name] for name in file.files})
         except OSError as error:
             raise RunError(f"cannot read the face model {path}: {error.strerror or error}") from error
         except (*ZIP_DAMAGE, *DAMAGE) as error:
@@ -202,6 +236,11 @@ def linear_offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Ten
     return flat.unflatten(-1, basis.shape[:2])
 
 
+def _check_tensor(name: str, tensor: torch.Tensor, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> None:
+    if tuple(tensor.shape) != shape or tensor.dtype != dtype:
+        raise ValueError(f"{name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+
+
 def _check_shapes(model: FaceModel) -> None:
     num_vertices, num_id, num_exp = len(model.mean), len(model.id_names), len(model.exp_names)
     want = {
@@ -210,20 +249,17 @@ def _check_shapes(model: FaceModel) -> None:
         "exp_basis": (num_vertices, 3, num_exp),
         "id_sigma": (num_id,),
         "exp_sigma": (num_exp,),
-        "landmark_verts": (NUM_LANDMARKS,),
-        "triangles": (model.triangles.shape[0], 3),
     }
     if (model.tex_mean is None) != (model.tex_basis is None):
         raise ValueError("tex_mean and tex_basis go together")
     if model.exp_bounds is not None:
         want["exp_bounds"] = (2, num_exp)
-    if model.tex_mean is not None and model.tex_basis is not None:
+    if model.tex_basis is not None:
         want |= {"tex_mean": (num_vertices, 3), "tex_basis": (num_vertices, 3, model.tex_basis.shape[-1])}
     for name, shape in want.items():
-        tensor = getattr(model, name)
-        dtype = torch.int64 if name in _INTS else torch.float32
-        if tuple(tensor.shape) != shape or tensor.dtype != dtype:
-            raise ValueError(f"{name} must be {dtype} {list(shape)}, got {tensor.dtype} {list(tensor.shape)}")
+        _check_tensor(name, getattr(model, name), shape)
+    _check_tensor("landmark_verts", model.landmark_verts, (NUM_LANDMARKS,), torch.int64)
+    _check_tensor("triangles", model.triangles, (len(model.triangles), 3), torch.int64)
     if num_vertices == 0 or num_id == 0 or num_exp == 0:
         raise ValueError("a face model needs vertices, identity modes and expression modes")
 
@@ -271,44 +307,23 @@ def _check_geometry(model: FaceModel) -> None:
         raise ValueError("the landmarks' centroid lies more than 1.5 decimetres from the origin: model not centred?")
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    with zipfile.ZipFile(path) as archive:
-        unpacked = sum(member.file_size for member in archive.infolist())
-    if unpacked > MAX_FILE_BYTES:
-        raise ValueError(f"it would unpack to {unpacked} bytes, over the limit of {MAX_FILE_BYTES}")
-    with np.load(path, allow_pickle=False) as file:
-        return {name: file[name] for name in file.files}
-
-
 def _from_arrays(arrays: dict[str, np.ndarray]) -> FaceModel:
     if str(arrays.get("format")) != FORMAT:
         raise ValueError(f"its format reads {str(arrays.get('format'))!r}, expected {FORMAT!r}")
-    missing = sorted({*_TEXTS, *_NAME_LISTS, *_FLOATS, *_INTS} - set(arrays))
-    if missing:
+    dense = [name for name in _DENSE if name in arrays]  # older files have none
+    optional = [name for name in _OPTIONAL_FLOATS if name in arrays]
+    needed = {*_TEXTS, *_NAME_LISTS, *_FLOATS, *_INTS, *(_DENSE if dense else ())}
+    if missing := sorted(needed - set(arrays)):
         raise ValueError(f"it lacks {', '.join(missing)}")
-    floats = {name: _tensor(name, arrays[name], "f", torch.float32) for name in _FLOATS}
-    ints = {name: _tensor(name, arrays[name], "iu", torch.int64) for name in _INTS}
-    optional = {name: _tensor(name, arrays[name], "f", torch.float32) for name in _OPTIONAL_FLOATS if name in arrays}
+    tensors = {name: _tensor(name, arrays[name], "f") for name in (*_FLOATS, *optional)}
+    tensors |= {name: _tensor(name, arrays[name], "iu") for name in _INTS}
     texts = {name: str(arrays[name]) for name in _TEXTS}
     lists = {name: tuple(str(text) for text in arrays[name].ravel()) for name in _NAME_LISTS}
-    return FaceModel(**texts, **lists, **floats, **ints, **optional, dense=_dense(arrays))  # type: ignore[arg-type]
+    points = DensePoints(*(_tensor(name, arrays[name], _DENSE[name]) for name in dense)) if dense else None
+    return FaceModel(**texts, **lists, **tensors, dense=points)  # type: ignore[arg-type]
 
 
-def _dense(arrays: dict[str, np.ndarray]) -> DensePoints | None:
-    """Dense correspondence of a file; older files have none."""
-    present = [name for name in _DENSE if name in arrays]
-    if not present:
-        return None
-    if len(present) < len(_DENSE):
-        raise ValueError(f"it lacks {', '.join(sorted({*_DENSE} - {*present}))}")
-    return DensePoints(
-        triangle=_tensor(_DENSE[0], arrays[_DENSE[0]], "iu", torch.int64),
-        barycentric=_tensor(_DENSE[1], arrays[_DENSE[1]], "f", torch.float32),
-        weight=_tensor(_DENSE[2], arrays[_DENSE[2]], "f", torch.float32),
-    )
-
-
-def _tensor(name: str, array: np.ndarray, kinds: str, dtype: torch.dtype) -> torch.Tensor:
+def _tensor(name: str, array: np.ndarray, kinds: str) -> torch.Tensor:
     if array.dtype.kind not in kinds:
         raise ValueError(f"{name} has the type {array.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(array)).to(dtype)
+    return torch.from_numpy(array.astype(np.float32 if kinds == "f" else np.int64))
