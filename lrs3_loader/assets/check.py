@@ -13,8 +13,21 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
 
 State = Literal["ok", "differs", "unknown", "damaged", "missing"]
-
-_COLUMNS = ("file", "needed for", "found", "sha256", "licence")
+_OPTIONAL = (  # name, what it is needed for, licence, how to get it
+    (
+        BFM,
+        "BFM coefficients",
+        "by application",
+        "apply for the Basel Face Model at https://faces.dmi.unibas.ch/bfm/, then convert as Deep3DFaceRecon does",
+    ),
+    (
+        DEEP3D,
+        "Deep3D regression",
+        "MIT, needs BFM",
+        "download the checkpoint that the authors of Deep3DFaceRecon_pytorch link in its README, and beside it: "
+        f"curl -LO {STANDARD_FACE_URL}",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -42,15 +55,11 @@ def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) 
         rows.append(_check_face_model(assets, face_model))
     if speech != "demo":
         rows.append(_check_speech(assets, speech))
-    bfm_instructions = (
-        "apply for the Basel Face Model at https://faces.dmi.unibas.ch/bfm/, then convert as Deep3DFaceRecon does"
-    )
-    deep3d_instructions = (
-        "download the checkpoint that the authors of Deep3DFaceRecon_pytorch link in its README, and beside it: "
-        f"curl -LO {STANDARD_FACE_URL}"
-    )
-    rows.append(_check_optional(assets, BFM, "BFM coefficients", "by application", bfm_instructions))
-    rows.append(_check_optional(assets, DEEP3D, "Deep3D regression", "MIT, needs BFM", deep3d_instructions))
+    for name, needed_for, licence, instructions in _OPTIONAL:
+        path = assets.find(name)
+        state: State = "missing" if path is None else "unknown"
+        digest = None if path is None else file_sha256(path)
+        rows.append(AssetStatus(name, needed_for, licence, instructions, False, state, path, digest))
     return rows
 
 
@@ -61,8 +70,13 @@ def is_complete(rows: Sequence[AssetStatus]) -> bool:
 
 def format_table(rows: Sequence[AssetStatus]) -> str:
     """Format the table as plain text, followed by the problems and by how to get the missing files."""
-    cells = [_COLUMNS, *(_cells(row) for row in rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_COLUMNS))]
+    cells = [("file", "needed for", "found", "sha256", "licence")]
+    for row in rows:
+        found = row.state if row.path is None else str(row.path)
+        digest = f"{row.sha256[:12]} {row.state}" if row.sha256 else "-"
+        needed_for = row.needed_for if row.required else f"{row.needed_for} (optional)"
+        cells.append((row.name, needed_for, found, digest, row.licence))
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip() for line in cells]
     lines.insert(1, "  ".join("-" * width for width in widths))
     for row in rows:
@@ -71,13 +85,6 @@ def format_table(rows: Sequence[AssetStatus]) -> str:
         elif row.state == "missing":
             lines += ["", f"{row.name}{'' if row.required else ' (optional)'}: {row.instructions}"]
     return "\n".join(lines)
-
-
-def _cells(row: AssetStatus) -> tuple[str, ...]:
-    found = row.state if row.path is None else str(row.path)
-    digest = f"{row.sha256[:12]} {row.state}" if row.sha256 else "-"
-    needed_for = row.needed_for if row.required else f"{row.needed_for} (optional)"
-    return row.name, needed_for, found, digest, row.licence
 
 
 def _check_landmarker(assets: Assets) -> AssetStatus:
@@ -103,19 +110,16 @@ def _check_face_model(assets: Assets, name: str) -> AssetStatus:
     from lrs3_loader.face.model.morphable import FaceModel  # here: importing torch takes a second
 
     instructions = assets.ict_instructions() if name == "ict" else "name an existing file"
+    path = None
     try:
         path = assets.face_model_path(name)
-    except RunError as error:
-        state: State = "damaged" if name == "ict" and assets.has_ict() else "missing"
-        problem = str(error) if state == "damaged" else None
-        return AssetStatus(
-            name, "face model", "MIT" if name == "ict" else "?", instructions, True, state, problem=problem
-        )
-    try:
         model = FaceModel.load(path)
     except RunError as error:
-        return AssetStatus(name, "face model", "?", instructions, True, "damaged", path, problem=str(error))
-    state = "unknown"
+        licence = "MIT" if name == "ict" else "?"
+        if path is None and not (name == "ict" and assets.has_ict()):
+            return AssetStatus(name, "face model", licence, instructions, True, "missing")
+        return AssetStatus(name, "face model", licence, instructions, True, "damaged", path, problem=str(error))
+    state: State = "unknown"
     if name == "ict":
         state = "ok" if model.source_sha256 == assets.catalogue.ict_sha256 else "differs"
     return AssetStatus(name, "face model", model.licence, instructions, True, state, path, model.source_sha256)
@@ -129,12 +133,11 @@ def _check_speech(assets: Assets, name: str) -> AssetStatus:
         f"weights) into the assets folder as {Path(name).name}, or name the folder with --hubert"
     )
     licence = "Apache-2.0" if name == HUBERT else "see its card"
-    if folder is None:
-        return AssetStatus(name, "speech features", licence, instructions, True, "missing")
-    state: State = "unknown"
+    state: State = "missing" if folder is None else "unknown"
     problem = None
     try:
-        find_weights(folder)
+        if folder is not None:
+            find_weights(folder)
     except (RunError, OSError, ValueError, KeyError, TypeError) as error:
         state, problem = "damaged", str(error)
     return AssetStatus(name, "speech features", licence, instructions, True, state, folder, problem=problem)
@@ -150,10 +153,3 @@ def _hub_snapshot(name: str) -> Path | None:
     except HFValidationError:  # a path rather than a name
         return None
     return Path(config).parent if isinstance(config, str) else None
-
-
-def _check_optional(assets: Assets, name: str, needed_for: str, licence: str, instructions: str) -> AssetStatus:
-    path = assets.find(name)
-    if path is None:
-        return AssetStatus(name, needed_for, licence, instructions, False, "missing")
-    return AssetStatus(name, needed_for, licence, instructions, False, "unknown", path, file_sha256(path))

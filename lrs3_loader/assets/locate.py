@@ -102,21 +102,17 @@ class Assets:
     def __init__(self, folder: Path | None = None, store: Path | None = None, catalogue: Catalogue | None = None):
         self.catalogue = catalogue or Catalogue()
         self.store = store or cache_folder()
-        named = {"--assets": folder, "$LRS3_LOADER_ASSETS": os.environ.get("LRS3_LOADER_ASSETS") or None}
-        folders = []
+        named = {"--assets": folder, "$LRS3_LOADER_ASSETS": os.environ.get("LRS3_LOADER_ASSETS")}
+        self.folders = (*(Path(place) for place in named.values() if place), self.store)
         for origin, place in named.items():
-            if place is not None and not Path(place).is_dir():
+            if place and not Path(place).is_dir():
                 raise RunError(f"{origin} names a folder that does not exist: {place}")
-            if place is not None:
-                folders.append(Path(place))
-        self.folders = (*folders, self.store)
+        self._searched = ", ".join(map(str, self.folders))
 
     def find(self, *names: str) -> Path | None:
         """Return the path of the first of ``names`` in the first folder that has any of them, or None."""
         places = (folder / name for folder in self.folders for name in names)
         return next((place for place in places if place.exists()), None)
-
-    # Face landmarks
 
     def landmarker(self) -> Path:
         """Return the path of MediaPipe's face landmarker: a ``.task`` file, or a folder with the two older networks.
@@ -129,18 +125,26 @@ class Assets:
             if task.exists():
                 self._check_task(task)
                 return task
-            pair = [folder / member.name for member in self.catalogue.wheel_members]
+            pair = {folder / member.name: member.sha256 for member in self.catalogue.wheel_members}
             if all(path.exists() for path in pair):
-                self._check_pair(folder)
+                for path, sha256 in pair.items():
+                    if file_sha256(path) != sha256:
+                        raise RunError(f"{path} is damaged or another version; delete it and run: {FETCH_COMMAND}")
                 return folder
-        raise RunError(f"{self.catalogue.task} not found in {self._searched()}. {self.landmarker_instructions()}")
+        raise RunError(f"{self.catalogue.task} not found in {self._searched}. {self.landmarker_instructions()}")
 
     def ensure_landmarker(self) -> Path:
         """Return ``landmarker()``; if there is none, download it from its official address or out of the wheel."""
         if not self.has_landmarker():
             with self._exclusive_write(self.catalogue.task):
                 if not self.has_landmarker():  # another process may have fetched it in the meantime
-                    self._fetch_landmarker()
+                    try:
+                        download(self.catalogue.task_url, self.store / self.catalogue.task, self.catalogue.task_sha256)
+                    except UnreachableError as error:
+                        logger.info("%s; taking the older networks from a wheel", error)
+                        with tempfile.TemporaryDirectory() as folder:
+                            wheel = download_wheel(self.catalogue.wheel, Path(folder))
+                            extract_wheel(wheel, self.catalogue.wheel_members, self.store)
         return self.landmarker()
 
     def landmarker_instructions(self) -> str:
@@ -160,15 +164,6 @@ class Assets:
             for folder in self.folders
         )
 
-    def _fetch_landmarker(self) -> None:
-        try:
-            download(self.catalogue.task_url, self.store / self.catalogue.task, self.catalogue.task_sha256)
-        except UnreachableError as error:
-            logger.info("%s; taking the older networks from a wheel", error)
-            with tempfile.TemporaryDirectory() as folder:
-                wheel = download_wheel(self.catalogue.wheel, Path(folder))
-                extract_wheel(wheel, self.catalogue.wheel_members, self.store)
-
     def _check_task(self, path: Path) -> None:
         remedy = f"delete it and run: {FETCH_COMMAND}"
         try:
@@ -183,19 +178,8 @@ class Assets:
             raise RunError(f"{path} is damaged or of another kind (look at {damaged or missing[0]}); {remedy}")
         logger.warning("%s is another version of the face landmarker than this package was checked with", path)
 
-    def _check_pair(self, folder: Path) -> None:
-        for member in self.catalogue.wheel_members:
-            path = folder / member.name
-            if file_sha256(path) != member.sha256:
-                raise RunError(f"{path} is damaged or another version; delete it and run: {FETCH_COMMAND}")
-
-    # Face models
-
     def face_model_path(self, name: str) -> Path:
-        """Return the path of a face model's ``.npz`` file.
-
-        Args:
-            name: ``ict``, which is converted on first use, or the name of a file.
+        """Return the path of the ``.npz`` file of ``ict``, which is converted on first use, or of a file by its name.
 
         Raises:
             RunError: the model does not exist (the message tells how to get it), or its source is damaged.
@@ -212,7 +196,7 @@ class Assets:
             return path
         source = self.find(ICT_MODEL, *ICT_SOURCES)
         if source is None:
-            raise RunError(f"ICT-FaceKit not found in {self._searched()}. {self.ict_instructions()}")
+            raise RunError(f"ICT-FaceKit not found in {self._searched}. {self.ict_instructions()}")
         return source if source.name == ICT_MODEL else self._converted_ict(source)
 
     def ensure_face_model(self, name: str) -> Path:
@@ -289,16 +273,11 @@ class Assets:
                     os.replace(Path(folder) / ICT_MODEL, path)
         return path
 
-    # Regression
-
     def deep3d(self, checkpoint: Path) -> tuple[Path, Path]:
         """Return the paths of Deep3DFaceRecon's checkpoint and of the standard face that belongs to it.
 
-        Args:
-            checkpoint: a file, or the name of a file in an assets folder.
-
-        Raises:
-            RunError: one of the two does not exist; the message tells how to get it.
+        ``checkpoint`` is a file, or the name of one in an assets folder. Raises ``RunError`` with how to get the one
+        of the two that does not exist.
         """
         path = checkpoint if checkpoint.is_file() else self.find(checkpoint.name)
         if path is None or not path.is_file():
@@ -311,12 +290,10 @@ class Assets:
         standard = standard or self.find(STANDARD_FACE, f"BFM/{STANDARD_FACE}")
         if standard is None:
             raise RunError(
-                f"{STANDARD_FACE}, which {path.name} needs, is neither in its folder nor in {self._searched()}. "
+                f"{STANDARD_FACE}, which {path.name} needs, is neither in its folder nor in {self._searched}. "
                 f"Get it with: curl -L -o {shlex.quote(str(neighbours[0]))} {STANDARD_FACE_URL}"
             )
         return path, standard
-
-    # Speech encoders
 
     def speech_encoder(self, name: str) -> str:
         """Return the local folder of a speech encoder if there is one, otherwise ``name`` itself.
@@ -328,9 +305,6 @@ class Assets:
             return name
         found = self.find(Path(name).name)
         return str(found) if found is not None and found.is_dir() else name
-
-    def _searched(self) -> str:
-        return ", ".join(map(str, self.folders))
 
     @contextmanager
     def _exclusive_write(self, name: str) -> Iterator[None]:

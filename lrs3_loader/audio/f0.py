@@ -12,10 +12,7 @@ import parselmouth
 
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
 
-TIME_STEP_SECONDS = HOP_LENGTH / SAMPLE_RATE
 PITCH_FLOOR_HZ = 80.0
-PITCH_CEILING_HZ = 750.0
-VOICING_THRESHOLD = 0.6
 MAX_ROWS_APART = 8  # a larger difference between Praat's rows and those requested is a wrong length, not an edge effect
 
 #: Praat analyses windows of three periods of the pitch floor and refuses audio shorter than one window.
@@ -42,7 +39,18 @@ def f0_praat(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
     """
     if waveform.ndim != 1:
         raise ValueError(f"waveform must be [n], got shape {waveform.shape}")
-    pitch = _pitch_hz(waveform) if len(waveform) >= MIN_SAMPLES else np.zeros(0)
+    pitch = np.zeros(0)
+    if len(waveform) >= MIN_SAMPLES:
+        pitch = (
+            parselmouth.Sound(waveform.astype(np.float64), sampling_frequency=SAMPLE_RATE)
+            .to_pitch_ac(
+                time_step=HOP_LENGTH / SAMPLE_RATE,
+                pitch_floor=PITCH_FLOOR_HZ,
+                pitch_ceiling=750.0,
+                voicing_threshold=0.6,
+            )
+            .selected_array["frequency"]
+        )
     num_true_rows = len(pitch)
     if abs(num_rows - num_true_rows) > MAX_ROWS_APART:
         raise ValueError(
@@ -54,15 +62,3 @@ def f0_praat(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
         f0_hz[:num_true_rows] = pitch[:num_rows]
         f0_hz[num_true_rows:] = pitch[-1]
     return f0_hz, num_true_rows
-
-
-def _pitch_hz(waveform: np.ndarray) -> np.ndarray:
-    """Return Praat's pitch path of least cost, [rows] f64, 0 = unvoiced."""
-    sound = parselmouth.Sound(waveform.astype(np.float64), sampling_frequency=SAMPLE_RATE)
-    pitch = sound.to_pitch_ac(
-        time_step=TIME_STEP_SECONDS,
-        pitch_floor=PITCH_FLOOR_HZ,
-        pitch_ceiling=PITCH_CEILING_HZ,
-        voicing_threshold=VOICING_THRESHOLD,
-    )
-    return pitch.selected_array["frequency"]

@@ -53,13 +53,18 @@ class SpeechEncoder:
             ValueError: ``config.layer`` is out of range.
         """
         self.device = torch.device(device)
-        self.dtype = _resolve_dtype(config.dtype, self.device)
+        precise = "float32" if self.device.type == "cpu" else "bfloat16"
+        self.dtype: torch.dtype = getattr(torch, precise if config.dtype == "auto" else config.dtype)
         self.layer = resolve_layer(config.layer, checkpoint.model.config.num_hidden_layers)
         self._checkpoint = checkpoint
         self._chunking = config.chunking
         seconds = config.batch_seconds or BATCH_SECONDS.get(self.device.type, BATCH_SECONDS["cuda"])
         self._batch_samples = int(seconds * SAMPLE_RATE)
-        self._min_fill = MIN_FILL if _is_padding_safe(checkpoint.model) else 1.0
+        # Masked padding changes rows where convolutions are normalised over time, or where a batch norm makes masked
+        # zeros nonzero before the positional convolution, which pads an unpadded waveform with true zeros.
+        settings = checkpoint.model.config
+        padding_safe = settings.feat_extract_norm == "layer" and not getattr(settings, "conv_pos_batch_norm", False)
+        self._min_fill = MIN_FILL if padding_safe else 1.0
         model: Any = _cut_above(checkpoint.model, self.layer)
         if self.device.type == "cpu":  # not measured on a GPU
             model = _with_channels_last(model)
@@ -67,12 +72,7 @@ class SpeechEncoder:
 
     @classmethod
     def load(cls, config: SpeechConfig, device: torch.device | str) -> SpeechEncoder:
-        """Load the encoder that ``config.model`` names.
-
-        Raises:
-            RunError: it cannot be found, downloaded or read (see ``load_checkpoint``).
-            ValueError: ``config.layer`` is out of range.
-        """
+        """Load the encoder that ``config.model`` names; raises as ``load_checkpoint`` and ``SpeechEncoder`` do."""
         return cls(load_checkpoint(config.model), config, device)
 
     @property
@@ -109,17 +109,19 @@ class SpeechEncoder:
             ValueError: a waveform is not a whole, positive number of video frames long.
         """
         chunks: list[torch.Tensor] = []
-        chunks_of_clip: list[range] = []
+        chunks_of_clip: list[slice] = []
         for waveform in waveforms:
             check_waveform(waveform)
             waveform = waveform.to(self.device, torch.float32)
             if self._checkpoint.normalize:
-                waveform = normalize_waveform(waveform)
+                centred = waveform - waveform.mean()
+                waveform = centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()
             first = len(chunks)
             chunks += [waveform[bounds] for bounds in chunk_bounds(len(waveform), self._chunking)]
-            chunks_of_clip.append(range(first, len(chunks)))
+            chunks_of_clip.append(slice(first, len(chunks)))
         rows = self._encode(chunks)
-        return [_repeat_last_row([rows[i] for i in indices]) for indices in chunks_of_clip]
+        clips = [rows[bounds] for bounds in chunks_of_clip]
+        return [torch.cat([*parts, parts[-1][-1:]]) for parts in clips]
 
     def count_padding(self, lengths: Sequence[int]) -> dict[str, int]:
         """Count samples, without and with padding, in the batches that waveforms of these lengths form."""
@@ -138,7 +140,7 @@ class SpeechEncoder:
             for batch in batch_by_length(lengths, self._batch_samples, min_fill=self._min_fill):
                 parts = split_on_oom(self._forward, [chunks[i] for i in batch])
                 for i, clip_hidden in zip(batch, itertools.chain.from_iterable(parts), strict=True):
-                    rows[i] = clip_hidden[: num_rows(lengths[i])].float()
+                    rows[i] = clip_hidden[: (lengths[i] - OVERLAP) // HOP_LENGTH].float()
         return [rows[i] for i in range(len(chunks))]
 
     def _forward(self, chunks: list[torch.Tensor]) -> torch.Tensor:
@@ -151,27 +153,11 @@ class SpeechEncoder:
         return self._model(padded.to(self.dtype), attention_mask=mask).last_hidden_state
 
 
-def normalize_waveform(waveform: torch.Tensor) -> torch.Tensor:
-    """Return (x - mean) / sqrt(variance + 1e-7) over a whole utterance [n]; silence stays 0."""
-    centred = waveform - waveform.mean()
-    return centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()
-
-
-def num_rows(num_samples: int) -> int:
-    """Return the number of rows that the encoder gives for a number of samples."""
-    return max(0, (num_samples - OVERLAP) // HOP_LENGTH)
-
-
 def chunk_bounds(num_samples: int, chunking: str) -> list[slice]:
-    """Return the chunks of an utterance that are encoded separately.
+    """Return the chunks of an utterance that are encoded separately; their rows add up to those of the whole.
 
-    Args:
-        num_samples: length of the utterance.
-        chunking: ``whole`` for a single chunk; ``reference`` for 320080 samples every 320000, without a tail that is
-            too short for a row.
-
-    Returns:
-        Slices whose rows add up to the rows of the whole utterance.
+    ``chunking`` is ``whole`` for a single chunk, or ``reference`` for 320080 samples every 320000, without a tail that
+    is too short for a row.
     """
     if chunking == "whole":
         return [slice(0, num_samples)]
@@ -183,33 +169,13 @@ def chunk_bounds(num_samples: int, chunking: str) -> list[slice]:
 def resolve_layer(layer: int | None, num_layers: int) -> int:
     """Return the number of transformer layers to run, from 0 (the input of the first) to ``num_layers`` (all of them).
 
-    Args:
-        layer: index of a hidden state; negative numbers count from the end, and None is the last.
-        num_layers: number of layers of the encoder.
-
-    Raises:
-        ValueError: there is no such layer.
+    ``layer`` is the index of a hidden state; negative numbers count from the end, and None is the last. Raises
+    ``ValueError`` if there is no such layer.
     """
     index = num_layers if layer is None else layer + num_layers + 1 if layer < 0 else layer
     if not 0 <= index <= num_layers:
         raise ValueError(f"layer must lie in 0..{num_layers} or -{num_layers + 1}..-1, got {layer}")
     return index
-
-
-def _resolve_dtype(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        name = "float32" if device.type == "cpu" else "bfloat16"
-    return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[name]
-
-
-def _is_padding_safe(model: PreTrainedModel) -> bool:
-    """Return whether masked padding leaves the rows of the waveform unchanged.
-
-    It does not where convolutions are normalised over time, or where a batch norm makes masked zeros nonzero before the
-    positional convolution, which pads an unpadded waveform with true zeros.
-    """
-    config = model.config
-    return config.feat_extract_norm == "layer" and not getattr(config, "conv_pos_batch_norm", False)
 
 
 def _cut_above(model: PreTrainedModel, layer: int) -> PreTrainedModel:
@@ -244,11 +210,8 @@ class _ChannelsLastConv1d(nn.Module):
         self.padding, self.dilation = (0, *conv.padding), (1, *conv.dilation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve [B, C, L] to [B, C', L']."""
-        wide = x[:, :, None]
-        return nn.functional.conv2d(
-            wide, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups
-        )[:, :, 0]
+        settings = (self.stride, self.padding, self.dilation, self.groups)
+        return nn.functional.conv2d(x[:, :, None], self.weight, self.bias, *settings)[:, :, 0]
 
 
 def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
@@ -260,10 +223,6 @@ def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
     for layer in layers:
         layer.conv = _ChannelsLastConv1d(layer.conv)
     return model
-
-
-def _repeat_last_row(parts: list[torch.Tensor]) -> torch.Tensor:
-    return torch.cat([*parts, parts[-1][-1:]])
 
 
 @contextmanager

@@ -12,38 +12,38 @@ from support.sounds import SAMPLE_RATE, real_sounds, synthetic_sounds
 pytestmark = pytest.mark.smoke
 
 
-def praat(sound: np.ndarray) -> np.ndarray:
-    pitch = parselmouth.Sound(sound, SAMPLE_RATE).to_pitch_ac(
+def praat(waveform: np.ndarray) -> np.ndarray:
+    pitch = parselmouth.Sound(waveform, SAMPLE_RATE).to_pitch_ac(
         time_step=0.02, voicing_threshold=0.6, pitch_floor=80, pitch_ceiling=750
     )
     return pitch.selected_array["frequency"]
 
 
-def geneface(sound: np.ndarray) -> np.ndarray:
-    """Its rule: a hop of zeros behind the sound, Praat, then cut or edge-padded to the rows of the mel spectrogram."""
-    pitch = praat(np.concatenate([sound, np.zeros(320, sound.dtype)]))
-    num_mel_rows = (len(sound) - 512) // 320 + 1
+def geneface(waveform: np.ndarray) -> np.ndarray:
+    """Its rule: a hop of zeros behind the audio, Praat, then cut or edge-padded to the rows of the mel spectrogram."""
+    pitch = praat(np.concatenate([waveform, np.zeros(320, waveform.dtype)]))
+    num_mel_rows = (len(waveform) - 512) // 320 + 1
     return np.pad(pitch, (0, max(0, num_mel_rows - len(pitch))), mode="edge")[:num_mel_rows]
 
 
-def check_against_praat(name: str, sound: np.ndarray) -> np.ndarray:
-    num_rows = len(sound) // 320
-    f0, num_true_rows = f0_praat(sound, num_rows)
+def check_against_praat(name: str, waveform: np.ndarray) -> np.ndarray:
+    num_rows = len(waveform) // 320
+    f0, num_true_rows = f0_praat(waveform, num_rows)
     assert f0.dtype == np.float32
     assert len(f0) == num_rows
     assert num_true_rows == num_rows - 1
-    np.testing.assert_array_equal(f0[:-1], praat(sound).astype(np.float32), err_msg=name)
+    np.testing.assert_array_equal(f0[:-1], praat(waveform).astype(np.float32), err_msg=name)
     # No window of a kept row reaches into the zeros, but Praat's search for the best path does: where a voiced stretch
     # lasts to the very end it may be decided the other way.
-    assert (f0[:-1] != geneface(sound).astype(np.float32)).mean() <= 0.03, name
+    assert (f0[:-1] != geneface(waveform).astype(np.float32)).mean() <= 0.03, name
     assert f0[-1] == f0[-2]
     return f0
 
 
 def test_equals_praat_and_geneface_on_real_clips(shared_data) -> None:
     voiced = {}
-    for name, sound in real_sounds(shared_data).items():
-        f0 = check_against_praat(name, sound)
+    for name, waveform in real_sounds(shared_data).items():
+        f0 = check_against_praat(name, waveform)
         voiced[name] = (f0 > 0).mean()
         assert ((f0 == 0) | ((f0 >= 80) & (f0 <= 750))).all()
     assert voiced["clips/silent_480_30fps_44k.mp4"] == 0

@@ -78,17 +78,17 @@ def encoder_of(folder: Path, **settings: object) -> SpeechEncoder:
     return SpeechEncoder.load(SpeechConfig(model=str(folder), **settings), "cpu")
 
 
-def sounds(*frames: int) -> list[Tensor]:
+def waveforms(*frames: int) -> list[Tensor]:
     generator = torch.Generator().manual_seed(1)
     return [torch.randn(640 * t, generator=generator) * 0.05 + 0.01 for t in frames]
 
 
 @torch.no_grad()
-def geneface(folder: Path, sound: Tensor, *, whole: bool = False) -> Tensor:
+def geneface(folder: Path, waveform: Tensor, *, whole: bool = False) -> Tensor:
     """The steps of the published script, with transformers' own preprocessing, on one clip: [2 T - 1, D]."""
     model = transformers.AutoModel.from_pretrained(folder, attn_implementation="eager").eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
-    speech = extractor(sound.numpy(), return_tensors="pt", sampling_rate=16000).input_values
+    speech = extractor(waveform.numpy(), return_tensors="pt", sampling_rate=16000).input_values
     if whole:
         return model(speech).last_hidden_state[0]
     num_full = speech.shape[1] // 320000
@@ -102,14 +102,14 @@ def geneface(folder: Path, sound: Tensor, *, whole: bool = False) -> Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_equals_transformers_clip_by_clip(folders: dict[str, Path], kind: str) -> None:
-    clips = sounds(50, 1, 43, 50, 12, 49, 13)
+    clips = waveforms(50, 1, 43, 50, 12, 49, 13)
     encoder = encoder_of(folders[kind], batch_seconds=5.0)
     rows = encoder(clips)
     assert encoder.width == 32
-    for sound, got in zip(clips, rows, strict=True):
-        want = geneface(folders[kind], sound)
+    for waveform, got in zip(clips, rows, strict=True):
+        want = geneface(folders[kind], waveform)
         assert got.dtype == torch.float32
-        assert tuple(got.shape) == (len(sound) // 320, 32)
+        assert tuple(got.shape) == (len(waveform) // 320, 32)
         torch.testing.assert_close(got[:-1], want, rtol=0, atol=TOLERANCE)
         assert torch.equal(got[-1], got[-2])
     assert all(torch.equal(again, once) for again, once in zip(encoder(clips), rows, strict=True))
@@ -117,25 +117,25 @@ def test_batch_equals_transformers_clip_by_clip(folders: dict[str, Path], kind: 
 
 @pytest.mark.parametrize(("frames", "num_chunks"), [(500, 1), (501, 2), (530, 2)])
 def test_clips_beyond_20_seconds_in_chunks(folders: dict[str, Path], frames: int, num_chunks: int) -> None:
-    clips = sounds(frames, 25)
+    clips = waveforms(frames, 25)
     assert len(chunk_bounds(len(clips[0]), "reference")) == num_chunks
     rows = encoder_of(folders["hubert-large"])(clips)
-    for sound, got in zip(clips, rows, strict=True):
-        torch.testing.assert_close(got[:-1], geneface(folders["hubert-large"], sound), rtol=0, atol=TOLERANCE)
+    for waveform, got in zip(clips, rows, strict=True):
+        torch.testing.assert_close(got[:-1], geneface(folders["hubert-large"], waveform), rtol=0, atol=TOLERANCE)
 
 
 def test_clips_beyond_20_seconds_whole(folders: dict[str, Path]) -> None:
-    (sound,) = sounds(530)
-    (whole,) = encoder_of(folders["hubert-large"], chunking="whole")([sound])
-    want = geneface(folders["hubert-large"], sound, whole=True)
+    (waveform,) = waveforms(530)
+    (whole,) = encoder_of(folders["hubert-large"], chunking="whole")([waveform])
+    want = geneface(folders["hubert-large"], waveform, whole=True)
     torch.testing.assert_close(whole[:-1], want, rtol=0, atol=TOLERANCE)
-    (chunked,) = encoder_of(folders["hubert-large"])([sound])
+    (chunked,) = encoder_of(folders["hubert-large"])([waveform])
     assert (whole - chunked).abs().max() > 10 * TOLERANCE  # the encoder looks further than one chunk
 
 
 def test_padding_would_show_if_it_were_not_masked(folders: dict[str, Path]) -> None:
-    """What the masks are for: the same network over padded sound without one gives other rows."""
-    short, long = sounds(40, 50)
+    """What the masks are for: the same network over padded audio without one gives other rows."""
+    short, long = waveforms(40, 50)
     encoder = encoder_of(folders["hubert-large"])
     padded = torch.cat([short, torch.zeros(len(long) - len(short))])
     unmasked = encoder._forward([padded])[0, :79]
@@ -146,14 +146,14 @@ def test_padding_would_show_if_it_were_not_masked(folders: dict[str, Path]) -> N
 
 @pytest.mark.parametrize("kind", ["hubert-large", "hubert-base", "wavlm-large"])
 def test_every_layer_equals_transformers(folders: dict[str, Path], kind: str) -> None:
-    (sound,) = sounds(20)
+    (waveform,) = waveforms(20)
     model = transformers.AutoModel.from_pretrained(folders[kind]).eval()
-    speech = (sound - sound.mean()) / (sound.var(correction=0) + 1e-7).sqrt()
+    speech = (waveform - waveform.mean()) / (waveform.var(correction=0) + 1e-7).sqrt()
     with torch.no_grad():
         output = model(speech[None], output_hidden_states=True)
     hidden = [*output.hidden_states[:NUM_LAYERS], output.last_hidden_state]
     for layer in (0, 1, NUM_LAYERS - 1, NUM_LAYERS, None, -1, -2, -NUM_LAYERS - 1):
-        (rows,) = encoder_of(folders[kind], layer=layer)([sound])
+        (rows,) = encoder_of(folders[kind], layer=layer)([waveform])
         want = hidden[-1 if layer is None else layer][0]
         torch.testing.assert_close(rows[:-1], want, rtol=0, atol=TOLERANCE)
 
@@ -169,20 +169,20 @@ def test_resolve_layer() -> None:
 
 
 def test_normalisation_is_what_the_checkpoint_was_trained_with(tmp_path: Path) -> None:
-    (sound,) = sounds(20)
+    (waveform,) = waveforms(20)
     model = make_model("wav2vec2-large")
     for do_normalize in (True, False):
         folder = save(model, tmp_path / str(do_normalize), do_normalize=do_normalize)
         encoder = encoder_of(folder)
         assert encoder.description()["normalized"] is do_normalize
-        torch.testing.assert_close(encoder([sound])[0][:-1], geneface(folder, sound), rtol=0, atol=TOLERANCE)
-    assert not torch.allclose(encoder([sound * 3])[0], encoder([sound])[0], atol=TOLERANCE)
+        torch.testing.assert_close(encoder([waveform])[0][:-1], geneface(folder, waveform), rtol=0, atol=TOLERANCE)
+    assert not torch.allclose(encoder([waveform * 3])[0], encoder([waveform])[0], atol=TOLERANCE)
 
 
 def test_loudness_and_offset_do_not_matter(folders: dict[str, Path]) -> None:
     encoder = encoder_of(folders["hubert-large"])
-    (sound,) = sounds(20)
-    torch.testing.assert_close(encoder([sound * 5 + 0.1])[0], encoder([sound])[0], rtol=0, atol=1e-3)
+    (waveform,) = waveforms(20)
+    torch.testing.assert_close(encoder([waveform * 5 + 0.1])[0], encoder([waveform])[0], rtol=0, atol=1e-3)
 
 
 def test_silence_is_finite() -> None:
@@ -192,11 +192,11 @@ def test_silence_is_finite() -> None:
 
 def test_real_clips_in_a_batch(shared_data: Path, folders: dict[str, Path]) -> None:
     sounds_by_name = real_sounds(shared_data)
-    clips = [torch.from_numpy(sound) for name, sound in sounds_by_name.items() if name.startswith("lrs3_mini")]
+    clips = [torch.from_numpy(waveform) for name, waveform in sounds_by_name.items() if name.startswith("lrs3_mini")]
     assert len(clips) >= 4
     encoder = encoder_of(folders["hubert-large"], batch_seconds=60.0)
-    for sound, got in zip(clips, encoder(clips), strict=True):
-        torch.testing.assert_close(got, encoder([sound])[0], rtol=0, atol=TOLERANCE)
+    for waveform, got in zip(clips, encoder(clips), strict=True):
+        torch.testing.assert_close(got, encoder([waveform])[0], rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("shape", [(0,), (641,), (1, 640)])
@@ -219,7 +219,7 @@ def test_chunks_have_the_rows_of_the_whole(num_samples: int, chunking: str) -> N
 
 
 def test_low_precision_stays_close(folders: dict[str, Path]) -> None:
-    clips = sounds(60, 50)
+    clips = waveforms(60, 50)
     exact = encoder_of(folders["hubert-large"])(clips)
     encoder = encoder_of(folders["hubert-large"], dtype="bfloat16")
     assert encoder.description()["dtype"] == "bfloat16"
@@ -242,7 +242,7 @@ def test_convolutions_leave_rows_together_in_memory(groups: int) -> None:
 
 def test_arithmetic_switches_are_put_back(folders: dict[str, Path]) -> None:
     before = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
-    encoder_of(folders["hubert-large"])(sounds(5))
+    encoder_of(folders["hubert-large"])(waveforms(5))
     after = (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32, torch.backends.cudnn.deterministic)
     assert after == before
 
@@ -251,8 +251,8 @@ def test_arithmetic_switches_are_put_back(folders: dict[str, Path]) -> None:
 
 
 def test_safetensors_bin_and_split_checkpoints_are_the_same(folders: dict[str, Path], tmp_path: Path) -> None:
-    (sound,) = sounds(10)
-    want = encoder_of(folders["hubert-large"])([sound])[0]
+    (waveform,) = waveforms(10)
+    want = encoder_of(folders["hubert-large"])([waveform])[0]
 
     pickled = tmp_path / "pickled"
     shutil.copytree(folders["hubert-large"], pickled, ignore=shutil.ignore_patterns("*.safetensors"))
@@ -263,7 +263,7 @@ def test_safetensors_bin_and_split_checkpoints_are_the_same(folders: dict[str, P
     digests = set()
     for folder in (folders["hubert-large"], pickled, split):
         encoder = encoder_of(folder)
-        assert torch.equal(encoder([sound])[0], want)
+        assert torch.equal(encoder([waveform])[0], want)
         digests.add(encoder.description()["sha256"])
     assert len(digests) == 3
 
@@ -288,15 +288,15 @@ def test_description(folders: dict[str, Path]) -> None:
 
 
 def test_demo_is_always_the_same_and_says_it_is_untrained() -> None:
-    (sound,) = sounds(25)
+    (waveform,) = waveforms(25)
     state = torch.random.get_rng_state()
     first, second = encoder_of(Path("demo")), encoder_of(Path("demo"))
     assert torch.equal(torch.random.get_rng_state(), state)
-    assert torch.equal(first([sound])[0], second([sound])[0])
+    assert torch.equal(first([waveform])[0], second([waveform])[0])
     assert first.description() == second.description()
     assert first.description()["untrained"] is True
     assert first.width == 64
-    assert first([sound])[0].std() > 0.1  # not collapsed to a constant
+    assert first([waveform])[0].std() > 0.1  # not collapsed to a constant
 
 
 def test_digest_of_the_demo_sees_every_number() -> None:
@@ -315,7 +315,7 @@ def test_loading_makes_no_noise(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for folder in folders:
-            encoder_of(folder)(sounds(20, 18))
+            encoder_of(folder)(waveforms(20, 18))
     assert capfd.readouterr() == ("", "")
     assert caplog.records == []
     assert transformers.utils.logging.is_progress_bar_enabled()
@@ -471,7 +471,7 @@ def test_adapters_are_refused(tmp_path: Path) -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_gpu_equals_cpu_in_float32(folders: dict[str, Path], kind: str) -> None:
-    clips = sounds(50, 1, 43, 50, 501)
+    clips = waveforms(50, 1, 43, 50, 501)
     config = SpeechConfig(model=str(folders[kind]), dtype="float32")
     encoder = SpeechEncoder.load(config, "cuda")
     on_gpu = encoder(clips)
@@ -483,7 +483,7 @@ def test_gpu_equals_cpu_in_float32(folders: dict[str, Path], kind: str) -> None:
 
 @pytest.mark.gpu
 def test_gpu_uses_bfloat16_and_stays_close(folders: dict[str, Path]) -> None:
-    clips = sounds(60, 50)
+    clips = waveforms(60, 50)
     encoder = SpeechEncoder.load(SpeechConfig(model=str(folders["hubert-large"])), "cuda")
     assert encoder.description()["dtype"] == "bfloat16"
     exact = encoder_of(folders["hubert-large"])(clips)

@@ -13,18 +13,18 @@ from support.sounds import real_sounds, synthetic_sounds
 TOLERANCE = 1e-5  # log10 units; measured 5e-7
 
 
-def librosa_mel(sound: np.ndarray) -> np.ndarray:
+def librosa_mel(waveform: np.ndarray) -> np.ndarray:
     """The definition GeneFace uses, as librosa computes it: [2 T - 1, 80]."""
-    spectrum = np.abs(librosa.stft(sound, n_fft=512, hop_length=320, win_length=512, window="hann", center=False))
+    spectrum = np.abs(librosa.stft(waveform, n_fft=512, hop_length=320, win_length=512, window="hann", center=False))
     basis = librosa.filters.mel(sr=16000, n_fft=512, n_mels=80, fmin=80, fmax=7600)
     return np.log10(np.maximum(1e-6, basis @ spectrum)).T
 
 
-def check_against_librosa(name: str, sound: np.ndarray) -> None:
-    (mel,) = MelSpectrogram()([torch.from_numpy(sound)])
-    want = librosa_mel(sound)
+def check_against_librosa(name: str, waveform: np.ndarray) -> None:
+    (mel,) = MelSpectrogram()([torch.from_numpy(waveform)])
+    want = librosa_mel(waveform)
     assert mel.dtype == torch.float32
-    assert tuple(mel.shape) == (len(sound) // 320, 80)
+    assert tuple(mel.shape) == (len(waveform) // 320, 80)
     assert len(want) == len(mel) - 1
     np.testing.assert_allclose(mel[:-1].numpy(), want, rtol=0, atol=TOLERANCE, err_msg=name)
     assert torch.equal(mel[-1], mel[-2])
@@ -36,10 +36,10 @@ def test_equals_librosa_on_extremes(name: str) -> None:
 
 
 def test_equals_librosa_on_real_clips(shared_data) -> None:
-    sounds = real_sounds(shared_data)
-    assert len(sounds) >= 5
-    for name, sound in sounds.items():
-        check_against_librosa(name, sound)
+    waveforms = real_sounds(shared_data)
+    assert len(waveforms) >= 5
+    for name, waveform in waveforms.items():
+        check_against_librosa(name, waveform)
 
 
 @pytest.mark.smoke
@@ -67,18 +67,18 @@ def test_neighbours_in_a_batch_change_nothing() -> None:
 
 
 def test_long_clips_are_transformed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    sound = torch.randn(640 * 50, generator=torch.Generator().manual_seed(0))
-    (want,) = MelSpectrogram()([sound])
+    waveform = torch.randn(640 * 50, generator=torch.Generator().manual_seed(0))
+    (want,) = MelSpectrogram()([waveform])
     monkeypatch.setitem(BLOCK_ROWS, "cpu", 7)
-    (got,) = MelSpectrogram()([sound])
+    (got,) = MelSpectrogram()([waveform])
     torch.testing.assert_close(got, want, rtol=0, atol=1e-6)
 
 
 @pytest.mark.smoke
 def test_batch_tensor_and_empty_list() -> None:
-    sound = torch.randn(2, 640 * 4, generator=torch.Generator().manual_seed(0))
+    waveform = torch.randn(2, 640 * 4, generator=torch.Generator().manual_seed(0))
     mel = MelSpectrogram()
-    for got, want in zip(mel(sound), mel(list(sound)), strict=True):
+    for got, want in zip(mel(waveform), mel(list(waveform)), strict=True):
         assert torch.equal(got, want)
     assert mel([]) == []
 
@@ -91,8 +91,8 @@ def test_refuses_broken_lengths(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.gpu
 def test_gpu_equals_cpu() -> None:
-    sounds = [torch.from_numpy(sound) for sound in synthetic_sounds().values()]
-    on_gpu = MelSpectrogram().cuda()(sounds)
-    for got, want in zip(on_gpu, MelSpectrogram()(sounds), strict=True):
+    waveforms = [torch.from_numpy(waveform) for waveform in synthetic_sounds().values()]
+    on_gpu = MelSpectrogram().cuda()(waveforms)
+    for got, want in zip(on_gpu, MelSpectrogram()(waveforms), strict=True):
         assert got.is_cuda
         torch.testing.assert_close(got.cpu(), want, rtol=0, atol=TOLERANCE)
