@@ -32,9 +32,9 @@ _PIECE = 1 << 20  # bytes read at a time
 
 
 def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's contents as hexadecimal digits."""
+    """Return the SHA-256 of a file's contents as hexadecimal digits; ``RunError`` if it cannot be read."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
+    with reading(path), open(path, "rb") as file:
         while piece := file.read(_PIECE):
             digest.update(piece)
     return digest.hexdigest()
@@ -119,6 +119,21 @@ def cannot_write(path: Path, error: OSError) -> RunError:
     """Make the error to raise when ``path`` could not be written."""
     remedy = _REMEDIES.get(error.errno or 0, "fix this")
     return RunError(f"cannot write {path}: {error.strerror or error}; {remedy}, then run the same command again")
+
+
+#: Errors that a disk or its owner is to blame for, wherever they come up.
+_DISK_ERRNOS = {
+    *(errno.EIO, errno.ESTALE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+}
+
+
+def disk_failure(error: OSError) -> RunError | None:
+    """Make the error to raise for an ``OSError`` that no caller expected; None if it is not the disk's."""
+    if error.errno not in _DISK_ERRNOS:
+        return None
+    what = error.filename if isinstance(error.filename, (str, Path)) else "a file"
+    remedy = "give this user permission" if error.errno in (errno.EACCES, errno.EPERM) else _REMEDIES[error.errno]
+    return RunError(f"cannot read or write {what}: {error.strerror}; {remedy}, then run the same command again")
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import tyro
 
 from lrs3_loader.config import with_current_flags
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import disk_failure
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -111,6 +112,11 @@ def main(body: Callable[[], int]) -> NoReturn:
         code = _complain(error, EXIT_USAGE) if _rank() == 0 else _end_after_rank_0(EXIT_USAGE)
     except RunError as error:
         code = _complain(error, EXIT_PROBLEM)
+    except OSError as error:
+        failure = disk_failure(error)
+        if failure is None:
+            raise
+        code = _complain(failure, EXIT_PROBLEM)
     except Interrupted as request:
         code = request.exit_code
     except SystemExit as request:  # the arguments do not parse, or rank 0 reports for all

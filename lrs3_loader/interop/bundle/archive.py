@@ -53,7 +53,7 @@ def archive_errors(what: str) -> Iterator[None]:
         raise RunError(f"{what} cannot be unpacked: {error}") from error
     except OSError as error:
         if error.errno is not None:  # the disk's, not the archive's
-            raise RunError(f"{what}: {error.strerror}") from error
+            raise RunError(f"{error.filename or what}: {error.strerror}") from error
         raise RunError(f"{what} is damaged: {error}") from error
     except _DAMAGE as error:
         raise RunError(f"{what} is damaged: {error or type(error).__name__}") from error

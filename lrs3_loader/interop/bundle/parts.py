@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write, file_sha256
+from lrs3_loader.io.files import atomic_write, file_sha256, reading
 
 MANIFEST_FORMAT = "lrs3_loader bundle 1"
 MANIFEST_SUFFIX = ".manifest.json"
@@ -172,10 +172,12 @@ class PartsReader(io.BufferedIOBase):
         index = self._part_at(self._position)
         if self._open is None or self._open[0] != index:
             self._close_part()
-            self._open = (index, open(self._paths[index], "rb"))  # noqa: SIM115  (closed by _close_part)
+            with reading(self._paths[index]):
+                self._open = (index, open(self._paths[index], "rb"))  # noqa: SIM115  (closed by _close_part)
         file = self._open[1]
-        file.seek(self._position - self._starts[index])
-        data = file.read(min(size, self._starts[index + 1] - self._position))
+        with reading(self._paths[index]):
+            file.seek(self._position - self._starts[index])
+            data = file.read(min(size, self._starts[index + 1] - self._position))
         if not data:
             raise RunError(f"{self._paths[index]} was cut off while it was read")
         self._position += len(data)

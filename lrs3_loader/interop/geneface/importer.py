@@ -27,6 +27,7 @@ from lrs3_loader.interop.geneface.exporter import EXPORT_FORMAT, RECORD
 from lrs3_loader.interop.geneface.indexed import IndexedReader
 from lrs3_loader.interop.geneface.item import ANGLES, BFM_EXP, BFM_ID, EXP, ID, NUM_COEFF, TRANSLATION, five_landmarks
 from lrs3_loader.interop.geneface.settings import ImportOptions
+from lrs3_loader.io.files import reading
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.run.manifest import plan_sha256
@@ -121,7 +122,8 @@ def _coeff_layout(source: Path) -> dict[str, Any]:
     if not path.exists():
         return layout
     try:
-        record = json.loads(path.read_bytes())
+        with reading(path):
+            record = json.loads(path.read_bytes())
         if record["format"] != EXPORT_FORMAT:
             raise ValueError(f"format {record['format']!r}")
         for name in ("face_model", "speech"):

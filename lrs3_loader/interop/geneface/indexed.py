@@ -26,6 +26,7 @@ import numpy as np
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
 from lrs3_loader.interop.geneface.unpickle import loads
+from lrs3_loader.io.files import reading
 from lrs3_loader.io.safe_load import DAMAGE
 
 HEADER_BYTES = 32
@@ -150,16 +151,17 @@ class IndexedReader:
         if not 0 < size <= MAX_ITEM_BYTES:
             raise RunError(f"an item of {size} bytes")
         path, start = self._place(index)
-        file = self._files.get(path)
-        if file is None:
-            file = self._files[path] = open(path, "rb")  # noqa: SIM115  (closed with the reader)
-        file.seek(start)
-        head = file.read(min(2, size))
-        if self._gzip or head == _GZIP_MAGIC:
-            return _gunzip(head + file.read(size - len(head)))
-        if head[:1] != _PICKLE_MAGIC:
-            raise RunError(f"begins with {head!r}: not a pickle")
-        return head + file.read(size - len(head))
+        with reading(path):
+            file = self._files.get(path)
+            if file is None:
+                file = self._files[path] = open(path, "rb")  # noqa: SIM115  (closed with the reader)
+            file.seek(start)
+            data = file.read(size)
+        if self._gzip or data[:2] == _GZIP_MAGIC:
+            return _gunzip(data)
+        if data[:1] != _PICKLE_MAGIC:
+            raise RunError(f"begins with {data[:2]!r}: not a pickle")
+        return data
 
 
 def _gunzip(data: bytes) -> bytes:
