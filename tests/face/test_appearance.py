@@ -8,8 +8,7 @@ import torch
 
 from lrs3_loader.demo import demo_head
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
-from lrs3_loader.face.photometric import lighting
-from lrs3_loader.face.photometric.appearance import MISALIGNMENT_PX, Appearance, estimate_appearance
+from lrs3_loader.face.photometric.appearance import FLAT, MISALIGNMENT_PX, Appearance, estimate_appearance, harmonics
 from lrs3_loader.face.photometric.region import Region
 from support.textured_face import NUM_TEXTURES, grid_face, paint, random_light
 
@@ -24,7 +23,7 @@ def sphere(count: int = 40_000) -> torch.Tensor:
 
 def test_harmonics_are_orthonormal_and_hold_a_distant_lamp() -> None:
     directions = sphere()
-    values = lighting.harmonics(directions)
+    values = harmonics(directions)
     gram = 4 * np.pi * values.T @ values / len(values)
     assert (gram - torch.eye(9, dtype=torch.float64)).abs().max() < 1e-3
     lamp = torch.nn.functional.normalize(torch.tensor([0.3, -0.5, 0.8], dtype=torch.float64), dim=0)
@@ -35,10 +34,10 @@ def test_harmonics_are_orthonormal_and_hold_a_distant_lamp() -> None:
 
 def test_a_flat_light_shades_with_one() -> None:
     light = torch.zeros(9, 3)
-    light[0] = lighting.FLAT
-    shading = lighting.harmonics(sphere(50).float()) @ light
+    light[0] = FLAT
+    shading = harmonics(sphere(50).float()) @ light
     assert torch.allclose(shading, torch.ones(50, 3))
-    light[2] = 3 * lighting.FLAT  # darker than black behind
+    light[2] = 3 * FLAT  # darker than black behind
     shown = Appearance(torch.ones(2, 3), light, torch.zeros(2)).colours(torch.tensor([[0.0, 0, -1], [0, 0, 1]]))
     assert (shown[0] == 0.05).all()
     assert (shown[1] > 1).all()

@@ -160,7 +160,7 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
 
 def test_the_closed_form_start_is_near_and_survives_degenerate_landmarks() -> None:
     clip, _, _, pose = speaking_clip(MODEL, seed=3, noise_px=0.0)
-    normalized_xy = FitPoints(MODEL, FitConfig()).normalized_xy(clip, Camera.for_frame(224, 224)).float()
+    normalized_xy = FitPoints(MODEL, FitConfig()).measure(clip)[0].float()
     shape = MODEL.landmark_mean.expand(len(normalized_xy), -1, -1)
     rotation, translation = start.weak_perspective(normalized_xy, shape, torch.ones(60, 68))
     assert rotation_error(torch.cat((matrix_to_euler(rotation), translation), 1), pose).max() < 8
@@ -184,9 +184,9 @@ def test_landmarks_without_weight_are_left_out() -> None:
         [FitInput(clip.lm68, clip.valid, 224, 224, confidence)]
     )
     assert (refit_pixels(MODEL, clip, result) - refit_pixels(MODEL, clip, expected)).abs().max() < 5e-3
-    normalized_xy = left_out._points.normalized_xy(clip, Camera.for_frame(224, 224))
+    normalized_xy, _ = left_out._points.measure(clip)
     lips = normalized_xy[:, left_out._points.inner_lips]
-    all_normalized_xy = FitPoints(MODEL, FitConfig()).normalized_xy(clip, Camera.for_frame(224, 224))
+    all_normalized_xy, _ = FitPoints(MODEL, FitConfig()).measure(clip)
     assert torch.equal(lips, all_normalized_xy[:, [62, 66]])
 
 

@@ -1,4 +1,4 @@
-"""The fit to pixels: derivatives against differences, and truth approached in pictures of two different renderers.
+"""The fit to pixels: derivatives against differences, and truth approached in images of two different renderers.
 
 What draws is skipped where pytorch3d is missing; the terms are tested without it.
 """
@@ -36,7 +36,7 @@ from lrs3_loader.face.image.crops import CROP_SIZE, FaceCrops, crop_to_landmarks
 from lrs3_loader.face.photometric.drawing import Views, spread_evenly
 from lrs3_loader.face.photometric.fitter import PhotometricConfig, PhotometricFitter
 from lrs3_loader.face.photometric.region import Region
-from lrs3_loader.face.photometric.terms import PhotometricProblem, Samples, blurred, sample, with_gradients
+from lrs3_loader.face.photometric.terms import PhotometricProblem, Samples, blurred, sample, to_pixels, with_gradients
 from lrs3_loader.launch.prepare import prepare
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject
 from support.factory import make_chunk, make_clip, make_reject
@@ -50,7 +50,7 @@ def pytorch3d() -> Any:
     return pytest.importorskip("pytorch3d.renderer", reason="pytorch3d is not installed")
 
 
-def smooth_pictures(num_frames: int) -> torch.Tensor:
+def smooth_images(num_frames: int) -> torch.Tensor:
     """[n, S, S, 3] u8, waves of a few periods."""
     at = torch.linspace(0, 1, CROP_SIZE)
     x, y = torch.meshgrid(at, at, indexing="xy")
@@ -85,7 +85,7 @@ def some_problem(outlier: float) -> tuple[PhotometricProblem, State]:
         precision=precision,
         pixel=torch.zeros(6, 200, 2),
         pinhole=torch.tensor([[focal, 1.02 * focal, 64.0, 62.0]]).expand(6, -1),
-        pictures=smooth_pictures(6),
+        crops=smooth_images(6),
     )
     size = model.num_exp + 6
     frames = Observations(
@@ -138,7 +138,7 @@ def test_the_curvature_is_the_square_of_the_residuals_derivatives() -> None:
 
     def residuals(where: State) -> torch.Tensor:
         _, normalized_xy, _ = problem._place(where, part)
-        shown = sample(blurred(problem.samples.pictures), problem._pixel(normalized_xy, part))
+        shown = sample(blurred(problem.samples.crops), to_pixels(normalized_xy, problem.samples.pinhole))
         weight = (problem.pixel_weight * problem.samples.precision / 3).sqrt()
         return (weight[..., None] * (shown - problem.samples.colour)).flatten(1).double()
 
@@ -189,13 +189,11 @@ def test_what_lies_off_the_frame_or_has_no_crop_is_not_compared() -> None:
     frames = torch.zeros(2, 60, 60, 3, dtype=torch.uint8)
     landmarks = torch.rand(2, 68, 2, generator=torch.Generator().manual_seed(0)) * 40
     landmarks[1] = torch.nan
-    views = Views.from_crops(
-        torch.zeros(2, 4, 3),
-        torch.eye(3).expand(2, 3, 3),
-        torch.zeros(2, 3),
-        crop_to_landmarks(frames, landmarks),
-        (60, 60),
-    )
+    crops = FaceCrops()
+    crops.append(*crop_to_landmarks(frames, landmarks))
+    clip = FitInput(landmarks, torch.tensor([True, False]), 60, 60, crops=crops)
+    state = State(torch.zeros(1), torch.zeros(2, 1), torch.eye(3).expand(2, 3, 3), torch.zeros(2, 3))
+    views = Views.of_clip(clip, torch.arange(2), torch.zeros(2, 4, 3), state)
     at = torch.arange(0.0, CROP_SIZE)
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).view(1, -1, 2).expand(2, -1, -1)
     inside = views.inside(grid)
@@ -251,7 +249,7 @@ def test_a_model_with_texture_modes_uses_them(pytorch3d: Any) -> None:
     assert after.photometric is not None
     assert after.photometric.error < after.photometric.error_before < 0.03
     assert expression_error(model, after.exp, clip.exp) < expression_error(model, before.exp, clip.exp)
-    look = fitter._look(clip.input, fitter._state_of([after]), 0, 0)
+    look = fitter._appearance(clip.input, fitter._state_of([after]), 0, 0)
     true = albedo[fitter.region.verts]
     found = look.albedo / look.albedo.mean(0) * true.mean(0)
     assert (found - true).abs().mean() < 0.5 * (model.tex_mean[fitter.region.verts] - true).abs().mean()
@@ -294,7 +292,7 @@ def test_truth_is_approached_where_another_renderer_drew(pytorch3d: Any) -> None
 
 
 def test_where_pixels_do_not_help_the_landmark_fit_is_kept(pytorch3d: Any) -> None:
-    """Pictures of noise, and a bound on the landmarks' error that nothing can meet."""
+    """Images of noise, and a bound on the landmarks' error that nothing can meet."""
     model = grid_face()
     clip = draw_clip(model, 0, num_frames=4).input
     (before,) = LandmarkFitter(model)([clip])

@@ -92,8 +92,8 @@ def test_cameras_project_alike_and_come_back(transforms: Any, height: int, width
     assert (pinhole - expected).abs().max() < 1e-3
 
 
-def test_the_picture_equals_our_own_rasterisers(transforms: Any) -> None:
-    """The demo head in two poses, in a picture that is not square: the same pixels, depths and colours but at edges."""
+def test_the_image_equals_our_own_rasterisers(transforms: Any) -> None:
+    """The demo head in two poses, in an image that is not square: the same pixels, depths and colours but at edges."""
     model, camera, (height, width) = demo_head(), Camera.for_frame(28, 42), (28, 42)
     pose = torch.tensor([[0.1, 0.4, -0.1, 0.4, -0.1, -1.0], [0.0, -0.2, 0.2, -0.6, 0.2, -3.0]])
     exp = torch.zeros(2, model.num_exp)
@@ -143,13 +143,13 @@ def test_where_nothing_is_nothing_is_seen(transforms: Any) -> None:
 def test_the_preview_draws_the_same_mesh_with_it(transforms: Any) -> None:
     model, view = demo_head(), View(left=30, top=20, side=160, size=24)
     pose = torch.tensor([0.1, 0.3, -0.05, 0.1, -0.05, -2.0])
-    pictures = []
+    images = []
     for kind in (MeshPainter, Pytorch3dMeshPainter):
-        picture = np.full((24, 24, 3), 0.5, dtype=np.float32)
+        image = np.full((24, 24, 3), 0.5, dtype=np.float32)
         painter = kind(model, torch.zeros(model.num_id), Camera.for_frame(224, 224), view)
-        painter.draw(picture, torch.zeros(model.num_exp), pose, 0.7)
-        pictures.append(picture)
-    own, theirs = pictures
+        painter.draw(image, torch.zeros(model.num_exp), pose, 0.7)
+        images.append(image)
+    own, theirs = images
     assert (np.abs(own - 0.5).max(2) > 0.02).mean() > 0.3
     assert np.quantile(np.abs(own - theirs), 0.97) < 0.01
     assert np.abs(own - theirs).mean() < 0.004

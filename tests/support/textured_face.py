@@ -13,8 +13,7 @@ from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.camera import Camera, apply_pose, project
 from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
 from lrs3_loader.face.model.morphable import FaceModel
-from lrs3_loader.face.photometric.appearance import Appearance
-from lrs3_loader.face.photometric.lighting import FLAT
+from lrs3_loader.face.photometric.appearance import FLAT, Appearance
 from support.face_factory import small_model
 
 NUM_TEXTURES = 6
@@ -118,12 +117,12 @@ def draw_clip(
     cameras = cameras_of_pose(pose, camera, size, size)
     drawn = render.render(vertices, colours, model.triangles, cameras, size, size)
     wall = torch.tensor([0.2, 0.35, 0.3])
-    picture = (
+    image = (
         drawn[..., :3]
         + (1 - drawn[..., 3:]) * wall
         + 0.004 * torch.tensor(rng.standard_normal(drawn.shape[:3]))[..., None]
     )
-    frames = (picture.clamp(0, 1) * 255).round().to(torch.uint8)
+    frames = (image.clamp(0, 1) * 255).round().to(torch.uint8)
     landmarks = project(model.landmarks(id, exp), pose, camera)
     landmarks = landmarks + torch.tensor(noise_px * rng.standard_normal(landmarks.shape), dtype=torch.float32)
     crops = FaceCrops()

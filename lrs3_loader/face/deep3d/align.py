@@ -26,7 +26,6 @@ from torch import Tensor
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.image.resample import resize_crop
 from lrs3_loader.runtime.transfer import to_device
-from lrs3_loader.types import shape_repr
 
 CROP_SIZE = 224
 PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
@@ -38,17 +37,10 @@ _OTHERS = (30, 48, 54)  # tip of the nose, corners of the mouth
 
 
 def five_points(landmarks: Tensor) -> Tensor:
-    """Compute the five points for the alignment.
+    """Compute the five points [..., 5, D] for the alignment from iBUG-68 ``landmarks`` [..., 68, D].
 
-    Args:
-        landmarks: iBUG-68, [..., 68, D].
-
-    Returns:
-        [..., 5, D] in the same units: the centre of the eye on the left of the image, that of the other eye, the tip of
-        the nose, the left and the right corner of the mouth.
-
-    Raises:
-        ValueError: the landmarks have another shape.
+    They are the centres of the eye on the left of the image and of the other one, the tip of the nose, the left and the
+    right corner of the mouth.
     """
     if landmarks.ndim < 2 or landmarks.shape[-2] != 68:
         raise ValueError(f"landmarks must be [..., 68, D], got {list(landmarks.shape)}")
@@ -57,13 +49,10 @@ def five_points(landmarks: Tensor) -> Tensor:
 
 
 def load_standard_face(path: Path) -> Tensor:
-    """Read the five points of the standard face from Deep3DFaceReconstruction's ``similarity_Lm3D_all.mat``.
+    """Read the five points f32 [5, 3] of the standard face from Deep3DFaceReconstruction's ``similarity_Lm3D_all.mat``.
 
-    Returns:
-        f32 [5, 3], points of the Basel Face Model's mean face: x right, y up, z to the viewer, decimetres.
-
-    Raises:
-        RunError: the file is damaged or another one.
+    They lie on the Basel Face Model's mean face: x right, y up, z to the viewer, decimetres. Raises ``RunError`` for a
+    file that is damaged or another one.
     """
     try:
         landmarks = np.asarray(loadmat(path, appendmat=False)["lm"], dtype=np.float32)
@@ -85,8 +74,6 @@ class Alignment:
     corner: Tensor  # i64 [n, 2], left and top of the crop in it; it may lie partly outside
     usable: Tensor  # bool [n]; false where landmarks are not finite or hardly apart, and the crop has no meaning
 
-    __repr__ = shape_repr
-
 
 def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignment:
     """Compute the crop of every frame.
@@ -95,9 +82,6 @@ def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignmen
         points: f32 [n, 5, 2], pixels of the source, y down, NaN where there is no face.
         standard: f32 [5, 3], not all in one plane.
         height, width: size of the frames.
-
-    Raises:
-        ValueError: the points have another shape, or the standard face is degenerate.
     """
     if points.ndim != 3 or points.shape[1:] != (NUM_POINTS, 2):
         raise ValueError(f"points must be [n, {NUM_POINTS}, 2], got {list(points.shape)}")
@@ -114,8 +98,7 @@ def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignmen
     away = torch.stack([centre[:, 0] - size[0] / 2, size[1] / 2 - centre[:, 1]], 1) * scale
     corner = (resized / 2 - CROP_SIZE / 2 + away).trunc()
     usable = ((resized >= 1) & (resized <= MAX_RESIZED) & (corner.abs() <= MAX_RESIZED)).all(1)
-    pick = usable[:, None]
-    return Alignment(resized.where(pick, 1.0).long(), corner.where(pick, 0.0).long(), usable)
+    return Alignment(resized.where(usable[:, None], 1.0).long(), corner.where(usable[:, None], 0.0).long(), usable)
 
 
 def crop_faces(frames: Tensor, alignment: Alignment) -> Tensor:

@@ -13,7 +13,6 @@ Letters: n frames, B frames of a batch, S = 224.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +31,6 @@ from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.runtime.transfer import HostCopy, to_device
-from lrs3_loader.types import shape_repr
 
 #: The position of each part in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
@@ -50,7 +48,6 @@ COEFF_CONVENTION = (
 )
 _HEAD_WIDTHS = (80, 64, 80, 3, 27, 2, 1)  # the last two are trans
 _FEATURES = 2048
-_FAST_DTYPES = (torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -63,17 +60,11 @@ class Deep3DFiles:
     sha256: str  # of the checkpoint
     standard_sha256: str
 
-    __repr__ = shape_repr
-
 
 def fill_coefficient_gaps(coefficients: Tensor, *, min_valid_fraction: float, max_gap_frames: int) -> Tensor:
     """Fill the gaps (NaN) in a clip's coefficients [T, 257]: linearly, and at the ends with the nearest frame.
 
-    Returns:
-        [T, 257] without NaN.
-
-    Raises:
-        NoFaceError: too few frames have coefficients; see ``fill_track_gaps``.
+    Raises ``NoFaceError`` if too few frames have coefficients; see ``fill_track_gaps``.
     """
     measured = coefficients.isfinite().all(1)
     return fill_gaps(coefficients, measured, min_valid_fraction=min_valid_fraction, max_gap_frames=max_gap_frames)
@@ -90,16 +81,10 @@ def check_face_model(model: FaceModel) -> None:
 
 
 def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = False) -> Tensor:
-    """Compute GeneFace's ``idexp_lm3d`` for each frame.
+    """Compute GeneFace's ``idexp_lm3d`` f32 [..., 68, 3] (decimetres x 10) from ``coefficients`` [..., 257].
 
-    Args:
-        model: the face model.
-        coefficients: [..., 257].
-        off_by_one: use the vertex after each landmark's own, as GeneFace's published data does, whose code reads the
-            model's 1-based landmark numbers as 0-based.
-
-    Returns:
-        f32 [..., 68, 3], decimetres x 10.
+    ``off_by_one`` uses the vertex after each landmark's own, as GeneFace's published data does, whose code reads the
+    model's 1-based landmark numbers as 0-based.
     """
     verts = model.landmark_verts + int(off_by_one)
     basis = torch.cat([model.id_basis[verts], model.exp_basis[verts]], 2)  # [68, 3, 144]
@@ -110,12 +95,10 @@ def idexp_lm3d(model: FaceModel, coefficients: Tensor, *, off_by_one: bool = Fal
 def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
     """Read ``epoch_20.pth`` and ``similarity_Lm3D_all.mat`` without executing anything in them.
 
-    Raises:
-        RunError: one of them cannot be read or is another file.
+    Raises ``RunError`` if one of them cannot be read or is another file.
     """
     try:
-        content = load_plain(checkpoint)
-        weights = content["net_recon"]
+        weights = load_plain(checkpoint)["net_recon"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RunError(f"{checkpoint} is not a checkpoint of Deep3DFaceRecon_pytorch: {reason}") from error
@@ -126,36 +109,26 @@ def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
 class Deep3DNetwork(nn.Module):
     """The network: crops u8 [B, S, S, 3] to coefficients f32 [B, 257].
 
-    Batch normalisation is folded into the convolutions (in f64, off by less than 1e-5).
-
-    Args:
-        weights: as in the checkpoint.
-        dtype: type of the convolutions, float32, bfloat16 or float16; pooling and heads are in f32.
-
-    Raises:
-        ValueError: the weights or the type do not fit.
+    Batch normalisation is folded into the convolutions (in f64, off by less than 1e-5), whose type is ``dtype``;
+    pooling and heads are in f32. Raises ``ValueError`` for ``weights`` of another network.
     """
 
     def __init__(self, weights: Mapping[str, Tensor], dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        if dtype is not torch.float32 and dtype not in _FAST_DTYPES:
-            raise ValueError(f"dtype must be float32, bfloat16 or float16, got {dtype}")
         self.dtype = dtype
         backbone = _load_backbone(weights)
         self.stem = nn.Sequential(_fold(backbone.conv1, backbone.bn1), backbone.relu, backbone.maxpool)
-        blocks = [block for name in ("layer1", "layer2", "layer3", "layer4") for block in getattr(backbone, name)]
-        self.blocks = nn.Sequential(*(_fold_block(block) for block in blocks))
+        layers = (backbone.layer1, backbone.layer2, backbone.layer3, backbone.layer4)
+        self.blocks = nn.Sequential(*(_fold_block(block) for layer in layers for block in layer))
         self.head = _load_heads(weights)
         self.stem.to(dtype)
         self.blocks.to(dtype)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stub lacks it
-        self.requires_grad_(False)
-        self.eval()
+        self.requires_grad_(False).eval()
 
     def forward(self, crops: Tensor) -> Tensor:
         images = crops.permute(0, 3, 1, 2).float().div(255).to(self.dtype)  # channels-last already
-        features = self.blocks(self.stem(images)).float().mean((2, 3))
-        return self.head(features)
+        return self.head(self.blocks(self.stem(images)).float().mean((2, 3)))
 
 
 @dataclass(frozen=True)
@@ -169,15 +142,9 @@ class PreparedBatch:
 class Deep3DRegressor(nn.Module):
     """Computes the coefficients of batches of frames; see the module docstring.
 
-    The GPU never waits for the host when ``prepare`` is called for the next batch before ``regress`` for this one.
-
-    ``description`` names the files and settings, for the metadata of runs.
-
-    Args:
-        files: the weights and the standard face.
-        device: where the network runs.
-        batch_size: B, frames that go through the network at a time.
-        dtype: type of the convolutions.
+    ``batch_size`` (B) frames go through the network at a time. The GPU never waits for the host when ``prepare`` is
+    called for the next batch before ``regress`` for this one. ``description`` names the files and settings, for the
+    metadata of runs.
     """
 
     def __init__(
@@ -189,8 +156,6 @@ class Deep3DRegressor(nn.Module):
         dtype: torch.dtype = torch.float32,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
         self.network = Deep3DNetwork(files.weights, dtype)
         self.standard = files.standard
         self.description = {
@@ -228,12 +193,10 @@ class Deep3DRegressor(nn.Module):
     def regress(self, prepared: PreparedBatch) -> list[Tensor]:
         """Finish a prepared batch; returns the coefficients as ``forward`` does."""
         lengths = [len(frames) for frames in prepared.frames]
-        crops, kept = [], []
-        for frames, points in zip(prepared.frames, prepared.points.wait().split(lengths), strict=True):
-            alignment = align(points, self.standard, *frames.shape[1:3])
-            crops.append(crop_faces(frames, alignment))
-            kept.append(alignment.usable)
-        usable = torch.cat(kept)
+        spans = list(zip(prepared.frames, prepared.points.wait().split(lengths), strict=True))
+        alignments = [align(points, self.standard, *frames.shape[1:3]) for frames, points in spans]
+        crops = [crop_faces(frames, found) for frames, found in zip(prepared.frames, alignments, strict=True)]
+        usable = torch.cat([found.usable for found in alignments])
         coefficients = torch.full((len(usable), NUM_COEFFICIENTS), torch.nan, device=self.device)
         coefficients[to_device(usable.nonzero()[:, 0], self.device)] = self._regress(torch.cat(crops))
         return list(coefficients.split(lengths))
@@ -241,16 +204,11 @@ class Deep3DRegressor(nn.Module):
     def _regress(self, crops: Tensor) -> Tensor:
         """Run the network on crops u8 [k, S, S, 3], B at a time, the last batch padded with black: f32 [k, 257]."""
         results = [crops.new_zeros(0, NUM_COEFFICIENTS, dtype=torch.float32)]
-        with self._precision():
+        with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
             for part in crops.split(self.batch_size):
                 missing = crops.new_zeros(self.batch_size - len(part), CROP_SIZE, CROP_SIZE, 3)
                 results.append(torch.cat(split_on_oom(self.network, torch.cat([part, missing])))[: len(part)])
         return torch.cat(results)
-
-    def _precision(self) -> contextlib.AbstractContextManager[None]:
-        if self.device.type != "cuda":
-            return contextlib.nullcontext()
-        return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
 
 
 def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
@@ -261,7 +219,8 @@ def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
     try:
         backbone.load_state_dict(own, assign=True)
     except RuntimeError as error:
-        raise ValueError(f"the checkpoint's backbone is no ResNet-50: {_first_detail(error)}") from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"the checkpoint's backbone is no ResNet-50: {lines[min(1, len(lines) - 1)]}") from error
     return backbone.eval()
 
 
@@ -291,10 +250,4 @@ def _fold_block(block: Any) -> nn.Module:
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> nn.Conv2d:
-    """Fold a batch normalisation into a convolution."""
     return fusion.fuse_conv_bn_eval(conv.double().eval(), norm.double().eval()).float()
-
-
-def _first_detail(error: RuntimeError) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else lines[0]

@@ -13,7 +13,6 @@ On one CPU thread that takes half the time of forming the Jacobians and their sq
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 
@@ -25,42 +24,16 @@ _AXES = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))
 class ModeProducts:
     """Products of pairs of a model's modes at every landmark, f32, computed once for a model.
 
-    Rows: axes first, then landmarks.
+    Rows: axes first, then landmarks. Pairs of equal kind are in the order of ``torch.triu_indices``; ``..._places``
+    [size * size] are their columns for the entries of a whole block.
     """
 
     def __init__(self, basis: Basis) -> None:
-        self._id, self._exp = basis.id, basis.exp
         self.num_exp, self.num_id = basis.exp.shape[-1], basis.id.shape[-1]
-
-    @cached_property
-    def exp_exp(self) -> torch.Tensor:
-        """Products of expression modes [6 K, E (E + 1) / 2], pairs in the order of ``torch.triu_indices``."""
-        return _upper(self._exp)
-
-    @cached_property
-    def id_id(self) -> torch.Tensor:
-        """Products of identity modes [6 K, I (I + 1) / 2], pairs in the order of ``torch.triu_indices``."""
-        return _upper(self._id)
-
-    @cached_property
-    def id_exp(self) -> torch.Tensor:
-        """Products of identity and expression modes [6 K, I E]."""
-        return _pair_products(self._id[..., None], self._exp[:, :, None]).flatten(1)
-
-    @cached_property
-    def flat(self) -> torch.Tensor:
-        """Both bases, concatenated [3 K, E + I]."""
-        return torch.cat((self._exp, self._id), -1).transpose(0, 1).flatten(0, 1).float()
-
-    @cached_property
-    def exp_places(self) -> torch.Tensor:
-        """Column [E E] of ``exp_exp`` for each entry of an expression block."""
-        return _places(self.num_exp, self._exp.device)
-
-    @cached_property
-    def id_places(self) -> torch.Tensor:
-        """Column [I I] of ``id_id`` for each entry of an identity block."""
-        return _places(self.num_id, self._id.device)
+        self.exp_exp, self.exp_places = _symmetric_products(basis.exp)  # [6 K, E (E + 1) / 2]
+        self.id_id, self.id_places = _symmetric_products(basis.id)  # [6 K, I (I + 1) / 2]
+        self.id_exp = _pair_products(basis.id[..., None], basis.exp[:, :, None]).flatten(1)  # [6 K, I E]
+        self.flat = torch.cat((basis.exp, basis.id), -1).transpose(0, 1).flatten(0, 1).float()  # [3 K, E + I]
 
 
 @dataclass(frozen=True)
@@ -75,9 +48,7 @@ class Curvature:
 def curvature(state: State, residuals: Residuals, products: ModeProducts, with_identity: bool) -> Curvature:
     """Half the Gauss-Newton Hessian at ``state``, whose residuals are ``residuals``."""
     batch, num_frames, num_points = residuals.weight.shape
-    shape = (batch * num_frames, num_points)
-    by_model_point, by_pose = _derivatives(state, residuals, shape)
-    (a, b), (pose_a, pose_b) = by_model_point, by_pose
+    a, b, pose_a, pose_b = _derivatives(state, residuals)
     six = torch.stack([a[:, i] * a[:, j] + b[:, i] * b[:, j] for i, j in _AXES], 1).flatten(1)
     mixed = pose_a[:, :, None] * a[:, None] + pose_b[:, :, None] * b[:, None]  # [B T, 6, 3, K]
     num_exp, num_id = products.num_exp, products.num_id if with_identity else 0
@@ -104,18 +75,14 @@ def curvature(state: State, residuals: Residuals, products: ModeProducts, with_i
     )
 
 
-Pair = tuple[torch.Tensor, torch.Tensor]
+def _derivatives(state: State, residuals: Residuals) -> tuple[torch.Tensor, ...]:
+    """Derivatives of the weighted u and v by the model point, 2 x [n, 3, K], and by the pose, 2 x [n, 6, K].
 
-
-def _derivatives(state: State, residuals: Residuals, shape: tuple[int, int]) -> tuple[Pair, Pair]:
-    """Derivatives of the weighted normalized image coordinates by the model point [n, 3, K] and by the pose [n, 6, K].
-
-    ``shape`` is (n, K). Returns one pair of tensors each, for u and v. Axes come before landmarks, so that all of this
-    runs along memory.
+    Axes come before landmarks, so that all of this runs along memory.
     """
-    scale = (residuals.weight.sqrt() / residuals.depth).float().view(shape)
-    u, v = (value.reshape(shape) for value in residuals.normalized_xy.float().unbind(-1))
-    x, y, z = (turned.reshape(shape) * scale for turned in residuals.turned.float().unbind(-1))
+    scale = (residuals.weight.sqrt() / residuals.depth).float().flatten(0, 1)
+    u, v = residuals.normalized_xy.float().flatten(0, 1).unbind(-1)
+    x, y, z = (turned * scale for turned in residuals.turned.float().flatten(0, 1).unbind(-1))
     first, second, third = state.rotation.float().view(-1, 3, 3, 1).unbind(1)  # rows of R, [n, 3, 1]
     nothing = torch.zeros_like(scale)
     # d(u, v)/dP = [1 0 u; 0 1 v] / d
@@ -123,12 +90,16 @@ def _derivatives(state: State, residuals: Residuals, shape: tuple[int, int]) -> 
     by_point_y = (second + third * v[:, None]) * scale[:, None]
     by_pose_x = (u * y, z - u * x, -y, scale, nothing, u * scale)
     by_pose_y = (v * y - z, -v * x, x, nothing, scale, v * scale)
-    return (by_point_x, by_point_y), (torch.stack(by_pose_x, 1), torch.stack(by_pose_y, 1))
+    return by_point_x, by_point_y, torch.stack(by_pose_x, 1), torch.stack(by_pose_y, 1)
 
 
-def _upper(basis: torch.Tensor) -> torch.Tensor:
-    first, second = torch.triu_indices(basis.shape[-1], basis.shape[-1], device=basis.device)
-    return _pair_products(basis[..., first], basis[..., second])
+def _symmetric_products(basis: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Products of the pairs of modes in the upper triangle, and their columns for all entries [size * size]."""
+    size = basis.shape[-1]
+    first, second = torch.triu_indices(size, size, device=basis.device)
+    places = torch.empty(size, size, dtype=torch.int64, device=basis.device)
+    places[first, second] = places[second, first] = torch.arange(len(first), device=basis.device)
+    return _pair_products(basis[..., first], basis[..., second]), places.flatten()
 
 
 def _pair_products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -136,16 +107,5 @@ def _pair_products(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     parts = []
     for a, b in _AXES:
         product = first[:, a] * second[:, b]
-        if a != b:
-            product = product + first[:, b] * second[:, a]
-        parts.append(product.float())
+        parts.append((product if a == b else product + first[:, b] * second[:, a]).float())
     return torch.cat(parts)
-
-
-def _places(size: int, device: torch.device) -> torch.Tensor:
-    """Places [size * size] of the entries of a symmetric matrix in its upper triangle."""
-    first, second = torch.triu_indices(size, size, device=device)
-    places = torch.empty(size, size, dtype=torch.int64, device=device)
-    places[first, second] = torch.arange(len(first), device=device)
-    places[second, first] = places[first, second]
-    return places.flatten()

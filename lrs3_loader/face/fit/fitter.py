@@ -28,7 +28,7 @@ import torch
 
 from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.points import MOUTH, FitPoints, identity_prior
-from lrs3_loader.face.fit.solver import FitProblem, SolverSettings, minimise
+from lrs3_loader.face.fit.solver import FitProblem, minimise
 from lrs3_loader.face.fit.start import bridge_gaps, keyframe_features, spread, weak_perspective
 from lrs3_loader.face.fit.terms import Observations, State
 from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult
@@ -59,14 +59,9 @@ class Measurements:
 class LandmarkFitter:
     """Fits one face model to clips, on the model's device: ``fitter(clips) -> results`` in the same order.
 
-    Args:
-        model: Face model.
-        config: Configuration, ``FitConfig.fast()`` by default.
-        batch_frames: Number of frames fitted together (default 128 on a CPU, where more would leave the caches, 16384
-            on a GPU). It changes nothing but the last bits of the results.
-
-    Raises:
-        ValueError: If the configuration asks for dense points and the model, or later a clip, has none.
+    ``batch_frames`` frames are fitted together (default 128 on a CPU, where more would leave the caches, 16384 on a
+    GPU). It changes nothing but the last bits of the results. Raises ``ValueError`` for dense points that the model, or
+    later a clip, lacks.
     """
 
     def __init__(self, model: FaceModel, config: FitConfig | None = None, batch_frames: int | None = None) -> None:
@@ -77,9 +72,6 @@ class LandmarkFitter:
         self._points = FitPoints(model, self.config)
         self._products = ModeProducts(self._points.basis)
         self._id_prior = identity_prior(model, self.config)
-        self._settings = SolverSettings(
-            self.config.num_cg, self.config.max_iterations, self.config.tolerance, self.config.hessian_reuse_tol
-        )
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[FitInput]) -> list[FitResult]:
@@ -91,7 +83,8 @@ class LandmarkFitter:
         precision, correlated_share = self._points.precision(measured.confidence, rotation, translation, measured.focal)
         keyframes = self._keyframes(measured, rotation, translation)
         mean_id = torch.zeros(len(clips), self.model.num_id, dtype=torch.float64, device=self.model.device)
-        start = State(mean_id, self._neutral_exp().expand(len(rotation), -1), rotation, translation)
+        neutral_exp = self._points.basis.bounds[0].clamp(min=0).minimum(self._points.basis.bounds[1])
+        start = State(mean_id, neutral_exp.expand(len(rotation), -1), rotation, translation)
         first, id_converged = self._fit(start, keyframes, measured, precision, correlated_share)
         start = self._second_start(first, keyframes, measured)
         state, converged = self._fit(start, split_into_windows(measured.lengths), measured, precision, None)
@@ -101,12 +94,12 @@ class LandmarkFitter:
         device = self.model.device
         lengths = [len(clip.valid) for clip in clips]
         clip_of = torch.repeat_interleave(torch.tensor(lengths)).to(device)
-        cameras = [Camera.for_frame(clip.height, clip.width) for clip in clips]
-        normalized_xy = [self._points.normalized_xy(clip, cam) for clip, cam in zip(clips, cameras, strict=True)]
+        focal = [Camera.for_frame(clip.height, clip.width).focal_px for clip in clips]
+        normalized_xy, confidence = zip(*(self._points.measure(clip) for clip in clips), strict=True)
         return Measurements(
             normalized_xy=torch.cat(normalized_xy).to(device),
-            confidence=torch.cat([self._points.confidence(clip) for clip in clips]).to(device),
-            focal=torch.tensor([camera.focal_px for camera in cameras], dtype=torch.float64).to(device)[clip_of],
+            confidence=torch.cat(confidence).to(device),
+            focal=torch.tensor(focal, dtype=torch.float64).to(device)[clip_of],
             valid=torch.cat([clip.valid for clip in clips]).to(device),
             clip_of=clip_of,
             lengths=lengths,
@@ -144,19 +137,18 @@ class LandmarkFitter:
         Keyframes keep the first stage's result. Other frames have the mean expression of their clip's keyframes and the
         closed-form pose for the identity found.
         """
-        exp, rotation, translation = first.exp.clone(), first.rotation, first.translation
+        exp, basis = first.exp.clone(), self._points.basis
         is_key = torch.zeros_like(measured.valid)
         for keyframe in keyframes:
             frames = keyframe.frames.to(exp.device)
             exp[measured.clip_of == keyframe.clip] = first.exp[frames].mean(0)
             is_key[frames] = True
         exp[is_key] = first.exp[is_key]
-        if not bool(is_key.all()):
-            basis = self._points.basis
-            points = basis.neutral(first.id)[measured.clip_of] + linear_offsets(basis.exp, exp)
-            turned, moved = self._closed_form_poses(measured, points)
-            rotation = torch.where(is_key[:, None, None], rotation, turned)
-            translation = torch.where(is_key[:, None], translation, moved)
+        if bool(is_key.all()):
+            return first
+        points = basis.neutral(first.id)[measured.clip_of] + linear_offsets(basis.exp, exp)
+        rotation, translation = self._closed_form_poses(measured, points)
+        rotation[is_key], translation[is_key] = first.rotation[is_key], first.translation[is_key]
         return State(first.id, exp, rotation, translation)
 
     def _fit(
@@ -167,29 +159,25 @@ class LandmarkFitter:
         precision: torch.Tensor,
         correlated_share: torch.Tensor | None,
     ) -> tuple[State, torch.Tensor]:
-        """Fit the frames of ``windows``, starting from ``start``.
+        """Fit the frames of ``windows``, starting from ``start``: (new state, converged [clips] bool).
 
-        States hold one identity per clip [clips, I] and the concatenated frames [N, ...].
-
-        Args:
-            precision: [N, K] as ``FitPoints.precision`` returns it.
-            correlated_share: [N] likewise, to fit the identity too; None to keep it.
-
-        Returns:
-            The new state, and whether each clip converged [clips] bool.
+        States hold one identity per clip [clips, I] and the concatenated frames [N, ...]. ``precision`` [N, K] and
+        ``correlated_share`` [N] (None: keep the identity) are those of ``FitPoints.precision``.
         """
-        basis, final = self._points.basis, start.clone()
+        basis, final = self._points.basis, State(*(value.clone() for value in vars(start).values()))
         converged = torch.ones(len(start.id), dtype=torch.bool, device=precision.device)
         for batch in batches(windows, self.batch_frames, precision.device, self._length_step):
             state = start.select(batch.clip, batch.index)
             observations = self._observations(batch, measured.normalized_xy, precision, state.translation)
             if correlated_share is not None:
-                num_errors = _num_errors(correlated_share[batch.index], batch.real)
-                id_precision = self._id_prior * num_errors[:, None, None]
+                # Where errors are fully correlated, all frames tell no more about the identity than one.
+                num_frames = batch.real.sum(1)
+                share = (correlated_share[batch.index] * batch.real).sum(1) / num_frames
+                id_precision = self._id_prior * (1 + share * (num_frames - 1))[:, None, None]
                 problem = FitProblem(basis, self._products, observations, id_precision=id_precision)
             else:
                 problem = FitProblem(basis, self._products, observations, neutral=basis.neutral(state.id))
-            state, done = minimise(state, problem, self._settings)
+            state, done = minimise(state, problem, self.config)
             final.id[batch.clip] = state.id
             batch.scatter_state(final, state)
             for row, number in enumerate(batch.clip.tolist()):
@@ -201,8 +189,8 @@ class LandmarkFitter:
     ) -> Observations:
         """Gather the measurements [N, K, ...] of a batch; ``translation`` [B, T, 3] is where its frames start."""
         config = self.config
-        exp_sigma = self.model.exp_sigma.double()
-        near = batch.neighbours[..., None]
+        following = batch.index[:, 1:] == batch.index[:, :-1] + 1
+        near = (batch.real[:, 1:] & following)[..., None]
         scales = (
             config.exp_acceleration_sigma,
             config.rotation_acceleration_sigma_radians,
@@ -221,7 +209,7 @@ class LandmarkFitter:
         return Observations(
             normalized_xy=normalized_xy[batch.index],
             precision=precision[batch.index] * batch.real[..., None],
-            exp_precision=config.exp_weight / exp_sigma.square(),
+            exp_precision=config.exp_weight / self.model.exp_sigma.double().square(),
             bound_precision=config.bound_sigma**-2,
             velocity_precision=near / (sigma[:, 1:] * sigma[:, :-1]),
             acceleration_precision=acceleration_precision,
@@ -235,54 +223,25 @@ class LandmarkFitter:
         by_shift = (shift / DISTANCE) * (DISTANCE - translation[..., 2:]).expand(-1, -1, 3)
         return torch.cat((by_exp, by_turn, by_shift), -1)
 
-    def _neutral_exp(self) -> torch.Tensor:
-        """Expression coefficients [E] nearest zero within the bounds."""
-        bounds = self._points.basis.bounds
-        return torch.clamp(torch.zeros_like(bounds[0]), min=bounds[0], max=bounds[1])
-
     def _results(self, clips: Sequence[FitInput], state: State, converged: Sequence[bool]) -> list[FitResult]:
         id, exp, bounds = state.id.float(), state.exp.float(), self._points.basis.bounds.float()
         if self.config.clamp:
             exp = torch.clamp(exp, min=bounds[0], max=bounds[1])
         pose = torch.cat((matrix_to_euler(state.rotation), state.translation), -1).float()
-        clip_of = torch.repeat_interleave(torch.tensor([len(clip.valid) for clip in clips])).to(id.device)
-        points = self.model.landmarks(id[clip_of], exp).cpu()
-        offsets = self.model.idexp_lm3d(id[clip_of], exp).cpu()
-        id, exp, pose = id.cpu(), exp.cpu(), pose.cpu()
-        results, start = [], 0
-        for number, clip in enumerate(clips):
-            part = slice(start, start + len(clip.valid))
-            start = part.stop
-            camera = Camera.for_frame(clip.height, clip.width)
-            error, extent = _distances(clip, project(points[part], pose[part], camera))
-            results.append(
-                FitResult(
-                    id=id[number],
-                    exp=exp[part],
-                    pose=pose[part],
-                    idexp_lm3d=offsets[part],
-                    reprojection_px=error.nanmean(1),
-                    mouth_reprojection_px=error[:, MOUTH].nanmean(1),
-                    face_size_px=extent.prod(1).sqrt(),
-                    converged=converged[number],
-                )
-            )
+        lengths = [len(clip.valid) for clip in clips]
+        clip_of = torch.repeat_interleave(torch.tensor(lengths)).to(id.device)
+        by_frame = exp, pose, self.model.idexp_lm3d(id[clip_of], exp), self.model.landmarks(id[clip_of], exp)
+        exps, poses, offsets, points = (value.cpu().split(lengths) for value in by_frame)
+        id, results = id.cpu(), []
+        for k, clip in enumerate(clips):
+            error, size = _distances(clip, project(points[k], poses[k], Camera.for_frame(clip.height, clip.width)))
+            means = error.nanmean(1), error[:, MOUTH].nanmean(1)
+            results.append(FitResult(id[k], exps[k], poses[k], offsets[k], *means, size, converged[k]))
         return results
 
 
-def _num_errors(correlated_share: torch.Tensor, real: torch.Tensor) -> torch.Tensor:
-    """Number of frames [B] whose errors count as one when the identity is estimated from a sequence.
-
-    The number of frames where errors are fully correlated (``correlated_share`` [B, T] is 1: more frames tell no more
-    about the identity), 1 where they are independent.
-    """
-    num_frames = real.sum(1)
-    share = (correlated_share * real).sum(1) / num_frames
-    return 1 + share * (num_frames - 1)
-
-
 def _distances(clip: FitInput, pixels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Distances [T, L] in pixels of the landmarks from ``pixels`` [T, L, 2], and the face's width and height [T, 2].
+    """Distances [T, L] in pixels of the landmarks from ``pixels`` [T, L, 2], and the size of the face [T].
 
     NaN where a landmark, or the whole face, was not seen.
     """
@@ -294,4 +253,4 @@ def _distances(clip: FitInput, pixels: torch.Tensor) -> tuple[torch.Tensor, torc
     lowest = lm68.masked_fill(gone[..., None], torch.inf).amin(1)
     highest = lm68.masked_fill(gone[..., None], -torch.inf).amax(1)
     extent = (highest - lowest).masked_fill(gone.all(1, keepdim=True), torch.nan)
-    return error, extent
+    return error, extent.prod(1).sqrt()

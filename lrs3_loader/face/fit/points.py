@@ -35,17 +35,14 @@ _TURNING, _TURNED = 0.34, 0.77
 class FitPoints:
     """Points of one face model that a configuration fits, on the model's device.
 
-    Raises ``ValueError`` if the configuration asks for dense points and the model has none.
+    ``weights`` [K] f64 and ``basis`` are those of the K points; ``inner_lips`` are the places among them of the middles
+    of the upper and the lower inner lip. Raises ``ValueError`` for dense points that the model lacks.
     """
-
-    weights: torch.Tensor  # [K] f64
-    basis: Basis  # rows of the model at the K points
-    inner_lips: list[int]  # places among the K points of the middles of the upper and the lower inner lip
 
     def __init__(self, model: FaceModel, config: FitConfig) -> None:
         self.config = config
         device = model.device
-        of_landmarks = landmark_weights(config)
+        of_landmarks = _landmark_weights(config)
         self.landmarks = torch.nonzero(of_landmarks)[:, 0]  # used landmarks, on the CPU
         self.inner_lips = torch.searchsorted(self.landmarks, torch.tensor(_INNER_LIPS)).tolist()
         weights = [of_landmarks[self.landmarks].to(device)]
@@ -60,22 +57,16 @@ class FitPoints:
             weights.append(dense[self.mesh_points])
             columns = (model.dense_mean, model.dense_id_basis, model.dense_exp_basis)
             parts.append(tuple(column[self.mesh_points] for column in columns))
-        self.weights = torch.cat(weights)  # [K] f64
+        self.weights = torch.cat(weights)
         mean, id, exp = (torch.cat(column).double() for column in zip(*parts, strict=True))
-        self.basis = Basis(mean, id, exp, _bounds(model))
+        infinite = torch.tensor([[-torch.inf], [torch.inf]], device=device).expand(2, model.num_exp)
+        self.basis = Basis(mean, id, exp, (infinite if model.exp_bounds is None else model.exp_bounds).double())
 
-    def normalized_xy(self, clip: FitInput, camera: Camera) -> torch.Tensor:
-        """Normalized image coordinates [T, K, 2] f64 of a clip's points, see ``fit.terms``; 0 where not seen."""
-        pixels, seen = self._pixels(clip)
-        x, y = pixels.double().unbind(-1)
-        normalized_xy = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
-        return torch.where((seen > 0)[..., None], normalized_xy, 0.0)
+    def measure(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
+        """Normalized image coordinates [T, K, 2] f64 of a clip's points, see ``fit.terms``; confidence [T, K] f64.
 
-    def confidence(self, clip: FitInput) -> torch.Tensor:
-        """Factors [T, K] f64 of the points' weights; 0 where not seen."""
-        return self._pixels(clip)[1]
-
-    def _pixels(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
+        Confidences are factors of the points' weights. Both are 0 where a point was not seen.
+        """
         pixels = clip.lm68[:, self.landmarks.to(clip.lm68.device)]
         seen = torch.ones(pixels.shape[:2])
         if clip.confidence is not None:
@@ -86,37 +77,41 @@ class FitPoints:
             dense = clip.lm468[:, self.mesh_points.to(clip.lm468.device)]
             pixels = torch.cat((pixels, dense), 1)
             seen = torch.cat((seen, torch.isfinite(dense).all(-1).cpu().to(seen.dtype)), 1)
-        return pixels, (seen * clip.valid.cpu()[:, None]).double().to(pixels.device)
+        seen = (seen * clip.valid.cpu()[:, None]).double().to(pixels.device)
+        camera = Camera.for_frame(clip.height, clip.width)
+        x, y = pixels.double().unbind(-1)
+        normalized_xy = torch.stack((x - camera.centre_x_px, camera.centre_y_px - y), -1) / camera.focal_px
+        return torch.where((seen > 0)[..., None], normalized_xy, 0.0), seen
 
     def precision(
         self, confidence: torch.Tensor, rotation: torch.Tensor, translation: torch.Tensor, focal: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Precision of the normalized image coordinates, from the noise on the face and in the frame.
+        """Precision (weight / variance) [N, K] of the normalized image coordinates.
 
             variance = (correlated_noise_decimetres / depth)^2 + (correlated_noise_px^2 + noise_px^2) / focal^2
 
         Args:
-            confidence: [N, K], as ``confidence`` gives it.
+            confidence: [N, K], see ``measure``.
             rotation: [N, 3, 3] approximate; decides which side of the contour a face in profile hides.
             translation: [N, 3] approximate.
             focal: [N] pixels.
 
         Returns:
-            Weight / variance [N, K], and the share [N] of that variance that is the same in all frames of a clip.
+            The precision, and the share [N] of the variance that is the same in all frames of a clip.
         """
         config = self.config
-        depth = DISTANCE - translation[:, 2]
-        correlated = (config.correlated_noise_decimetres / depth).square() + (
-            config.correlated_noise_px / focal
-        ).square()
+        on_face = config.correlated_noise_decimetres / (DISTANCE - translation[:, 2])
+        correlated = on_face.square() + (config.correlated_noise_px / focal).square()
         variance = correlated + (config.noise_px / focal).square()
         precision = confidence * self.weights / variance[:, None]
         contour = self.landmarks[self.landmarks < _CONTOUR]
-        precision[:, : len(contour)] *= _contour_visibility(rotation, config.far_side_weight)[:, contour]
+        side = torch.sign(contour - _CONTOUR // 2).to(rotation)
+        hidden = ((rotation[:, 0, 2, None] * side - _TURNING) / (_TURNED - _TURNING)).clamp(0, 1)
+        precision[:, : len(contour)] *= 1 - (1 - config.far_side_weight) * hidden
         return precision, correlated / variance
 
 
-def landmark_weights(config: FitConfig) -> torch.Tensor:
+def _landmark_weights(config: FitConfig) -> torch.Tensor:
     """Weights [68] f64 of iBUG's landmarks."""
     weights = torch.ones(NUM_LANDMARKS, dtype=torch.float64)
     weights[_EYES] = config.eye_weight
@@ -136,13 +131,6 @@ def _dense_weights(config: FitConfig) -> torch.Tensor:
     return weights
 
 
-def _contour_visibility(rotation: torch.Tensor, least: float) -> torch.Tensor:
-    """Factors [N, 17] of the contour's weights: 1 on the near side, down to ``least`` on the far side of a profile."""
-    side = torch.sign(torch.arange(_CONTOUR, device=rotation.device) - _CONTOUR // 2).to(rotation.dtype)
-    hidden = ((rotation[:, 0, 2, None] * side - _TURNING) / (_TURNED - _TURNING)).clamp(0, 1)
-    return 1 - (1 - least) * hidden
-
-
 def identity_prior(model: FaceModel, config: FitConfig) -> torch.Tensor:
     """Precision matrix [I, I] f64 of the identity prior, for one frame.
 
@@ -154,12 +142,3 @@ def identity_prior(model: FaceModel, config: FitConfig) -> torch.Tensor:
     growth = torch.einsum("kc,kci->i", points, model.landmark_id_basis.double()) / points.square().sum()
     prior = torch.diag(config.id_weight / model.id_sigma.double().square())
     return prior + torch.outer(growth, growth) / config.size_sigma**2
-
-
-def _bounds(model: FaceModel) -> torch.Tensor:
-    """Lowest and highest expression coefficients [2, E] f64, infinite for a model without bounds."""
-    if model.exp_bounds is not None:
-        return model.exp_bounds.double()
-    infinite = torch.full((2, model.num_exp), torch.inf, dtype=torch.float64, device=model.device)
-    infinite[0] = -torch.inf
-    return infinite

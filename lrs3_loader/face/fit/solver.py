@@ -32,7 +32,9 @@ from lrs3_loader.face.fit.terms import (
     gradient,
     smoothness_diagonal,
     smoothness_gradient,
+    where,
 )
+from lrs3_loader.face.fit.types import FitConfig
 
 _FIRST_DAMPING = 1e-3
 _MIN_DAMPING = 1e-5  # of a unit diagonal: above the rounding of a single precision factorisation
@@ -43,11 +45,7 @@ _pad = torch.nn.functional.pad
 
 @dataclass(frozen=True)
 class FitProblem:
-    """Sequences to be fitted.
-
-    With ``neutral``, the identity is known, and expression and pose are fitted; with ``id_precision``, the identity is
-    fitted too. Exactly one of them is given.
-    """
+    """Sequences to be fitted: with ``neutral``, for known identities; with ``id_precision``, the identity too."""
 
     basis: Basis
     products: ModeProducts  # of the basis
@@ -78,48 +76,35 @@ class FitProblem:
         return curvature(state, residuals, self.products, with_identity=self.id_precision is not None)
 
 
-@dataclass(frozen=True)
-class SolverSettings:
-    """Effort and stopping criteria, see ``FitConfig``."""
-
-    num_cg: int
-    max_iterations: int
-    tolerance: float  # relative change of the objective
-    hessian_reuse_tol: float = 0.01  # relative gain of a step
-
-
-def minimise(state: State, problem: FitProblem, settings: SolverSettings) -> tuple[State, torch.Tensor]:
-    """Minimise by Levenberg-Marquardt with a separate damping for every sequence.
+def minimise(state: State, problem: FitProblem, config: FitConfig) -> tuple[State, torch.Tensor]:
+    """Minimise by Levenberg-Marquardt with a separate damping for every sequence: (final state, converged [B] bool).
 
     A sequence has converged when a step changes its objective by less than ``tolerance``, relatively; it is not moved
     any more. Near its minimum the Hessian hardly changes: it is then reused (a chord method) for as long as every step
     improves the objective. The result of a sequence does not depend on the other sequences of the batch.
-
-    Returns:
-        The final state, and converged [B] bool.
     """
     residuals = problem.residuals(state)
     best = problem.cost(state, residuals)
     converged = torch.zeros_like(best, dtype=torch.bool)
     damping = torch.full_like(best, _FIRST_DAMPING)
     system, reuse = None, converged
-    for _ in range(settings.max_iterations):
+    for _ in range(config.max_iterations):
         if system is None or not bool(reuse.all()):
             fresh = NormalEquations(state, residuals, problem, damping)
             system = fresh if system is None else fresh.replaced_where(reuse, system)
-        candidate = state.moved(*system.step(*problem.gradient(state, residuals), settings.num_cg))
+        candidate = state.moved(*system.step(*problem.gradient(state, residuals), config.num_cg))
         tried = problem.residuals(candidate)
         value = problem.cost(candidate, tried)
         better = (value < best) & ~converged
         gain = (best - value) / best
-        state = state.replaced_where(better, candidate)
+        state = where(better, candidate, state)
         best = torch.where(better, value, best)
-        converged = converged | (gain.abs() <= settings.tolerance)
+        converged = converged | (gain.abs() <= config.tolerance)
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(_MIN_DAMPING, _MAX_DAMPING)
         if bool(converged.all()):
             break
-        residuals = residuals.replaced_where(better, tried)
-        reuse = converged | (better & (gain < settings.hessian_reuse_tol))
+        residuals = where(better, tried, residuals)
+        reuse = converged | (better & (gain < config.hessian_reuse_tol))
     return state, converged
 
 
@@ -144,10 +129,7 @@ class NormalEquations:
         observations = problem.observations
         self._damping = damping.float().view(-1, 1, 1)
         acceleration = observations.acceleration_precision
-        self._smooth = (
-            observations.velocity_precision.float(),
-            None if acceleration is None else acceleration.float(),
-        )
+        self._smooth = observations.velocity_precision.float(), None if acceleration is None else acceleration.float()
         blocks = problem.curvature(state, residuals)
         stiff = (observations.exp_precision + bound_penalty(state.exp, problem.basis, observations)[2]).float()
         self._factor(blocks.frames, _pad(stiff, (0, POSE_SIZE)))
@@ -158,12 +140,10 @@ class NormalEquations:
     def replaced_where(self, chosen: torch.Tensor, other: NormalEquations) -> NormalEquations:
         """Equations with the sequences ``chosen`` [B] bool taken from ``other``. Overwrites ``self``."""
         if bool(chosen.any()):
-            names = ["_damping", "_scale", "_own", "_lower"]
-            names += ["_id_scale", "_id_own", "_border", "_half", "_id_factor"] if self._id_size else []
-            for name in names:
-                mine, others = getattr(self, name), getattr(other, name)
-                setattr(self, name, torch.where(chosen.view(-1, *[1] * (mine.ndim - 1)), others, mine))
-            self._upper = self._lower.transpose(-1, -2)
+            for name, mine in vars(self).items():
+                if isinstance(mine, torch.Tensor):
+                    picked = torch.where(chosen.view(-1, *[1] * (mine.ndim - 1)), getattr(other, name), mine)
+                    setattr(self, name, picked)
         return self
 
     def _factor(self, own: torch.Tensor, stiff: torch.Tensor) -> None:
@@ -178,7 +158,6 @@ class NormalEquations:
         damped = self._own.clone()
         torch.diagonal(damped, dim1=-2, dim2=-1).add_(links * self._scale**2)
         self._lower = _cholesky(damped)
-        self._upper = self._lower.transpose(-1, -2)
 
     def _add_border(self, border: torch.Tensor, id_own: torch.Tensor) -> None:
         """Add the border: ``border`` [B, T, I, D] of identity and frames (overwritten), ``id_own`` [B, I, I]."""
@@ -187,29 +166,23 @@ class NormalEquations:
         border = border.mul_(self._scale[..., None, :]).mul_(self._id_scale[:, None, :, None])
         own = id_own * self._id_scale[..., :, None] * self._id_scale[..., None, :]
         self._id_own = own + torch.diag_embed(self._damping[:, 0].expand_as(diagonal))
-        half = torch.linalg.solve_triangular(self._upper, border, upper=True, left=False)
+        half = torch.linalg.solve_triangular(self._lower.mT, border, upper=True, left=False)
         self._border, self._half = (part.transpose(1, 2).flatten(2) for part in (border, half))  # [B, I, T D]
-        self._id_factor = _cholesky(self._id_own - self._half @ self._half.transpose(-1, -2))
+        self._id_factor = _cholesky(self._id_own - self._half @ self._half.mT)
 
     def step(
         self, gradient: torch.Tensor, id_gradient: torch.Tensor, num_cg: int
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Solve for the step by ``num_cg`` preconditioned conjugate gradient steps from zero.
 
-        Args:
-            gradient: [B, T, D] and
-            id_gradient: [B, I] as ``FitProblem.gradient`` returns them.
-            num_cg: Number of conjugate gradient steps.
-
-        Returns:
-            Step of the frames [B, T, D], and of the identity [B, I] (None if it is known), f64.
+        ``gradient`` and ``id_gradient`` are those of ``FitProblem.gradient``. Returns the step of the frames [B, T, D],
+        and of the identity [B, I] (None if it is known), f64.
         """
         shape = gradient.shape
         right = (self._scale * gradient.float()).flatten(1)
         if self._id_size:
             right = torch.cat((right, self._id_scale * id_gradient.float()), 1)
-        solution = self._conjugate_gradients(-right, shape, num_cg)
-        moves, id_moves = self._split(solution, shape)
+        moves, id_moves = self._split(self._conjugate_gradients(-right, shape, num_cg), shape)
         step = (self._scale * moves).double()
         return step, (self._id_scale * id_moves).double() if self._id_size else None
 
@@ -244,7 +217,7 @@ class NormalEquations:
         image = (_apply(moves, self._own) + coupled).flatten(1)
         if not self._id_size:
             return image
-        of_id = _apply(by_id, self._id_own) + _apply(moves.flatten(1), self._border.transpose(-1, -2))
+        of_id = _apply(by_id, self._id_own) + _apply(moves.flatten(1), self._border.mT)
         return torch.cat((image + _apply(by_id, self._border), of_id), 1)
 
     def _precondition(self, vector: torch.Tensor, shape: torch.Size) -> torch.Tensor:
@@ -252,8 +225,8 @@ class NormalEquations:
         moves, by_id = self._split(vector, shape)
         half = torch.linalg.solve_triangular(self._lower, moves[..., None], upper=False)
         if self._id_size:
-            rest = by_id - _apply(half.flatten(1), self._half.transpose(-1, -2))
+            rest = by_id - _apply(half.flatten(1), self._half.mT)
             by_id = torch.cholesky_solve(rest[..., None], self._id_factor)[..., 0]
             half = half - _apply(by_id, self._half).view(half.shape)
-        solved = torch.linalg.solve_triangular(self._upper, half, upper=True).flatten(1)
+        solved = torch.linalg.solve_triangular(self._lower.mT, half, upper=True).flatten(1)
         return torch.cat((solved, by_id), 1) if self._id_size else solved

@@ -28,8 +28,8 @@ steer the steps, are in single precision. "Half" derivatives leave out the facto
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -87,16 +87,9 @@ class State:
             translation=self.translation + shift,
         )
 
-    def clone(self) -> State:
-        return State(*(value.clone() for value in vars(self).values()))
-
     def select(self, clip: torch.Tensor, index: torch.Tensor) -> State:
         """Batch of clips ``clip`` [B] and frames ``index`` [B, T], from one identity per clip and frames [N, ...]."""
         return State(self.id[clip], self.exp[index], self.rotation[index], self.translation[index])
-
-    def replaced_where(self, chosen: torch.Tensor, other: State) -> State:
-        """State with the sequences ``chosen`` [B] bool taken from ``other``."""
-        return State(*_picked(chosen, other, self))
 
 
 @dataclass(frozen=True)
@@ -110,20 +103,19 @@ class Residuals:
     weight: torch.Tensor  # [B, T, K] precision, reduced for outliers
     cost: torch.Tensor  # [B, T, K] rho(precision |difference|^2)
 
-    def replaced_where(self, chosen: torch.Tensor, other: Residuals) -> Residuals:
-        """Residuals with the sequences ``chosen`` [B] bool taken from ``other``."""
-        return Residuals(*_picked(chosen, other, self))
+
+Fields = TypeVar("Fields", State, Residuals)
 
 
-def _picked(chosen: torch.Tensor, new: State | Residuals, old: State | Residuals) -> Iterator[torch.Tensor]:
-    """Yield each field, from ``new`` for the sequences ``chosen`` [B] and from ``old`` for the rest."""
-    for one, other in zip(vars(new).values(), vars(old).values(), strict=True):
-        yield torch.where(chosen.view(-1, *[1] * (one.ndim - 1)), one, other)
+def where(chosen: torch.Tensor, new: Fields, old: Fields) -> Fields:
+    """``new`` for the sequences ``chosen`` [B] bool and ``old`` for the rest."""
+    pairs = zip(vars(new).values(), vars(old).values(), strict=True)
+    return type(new)(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
 def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observations: Observations) -> Residuals:
     """Residuals of a state; ``neutral`` [B, K, 3] are the landmarks of its identities without expression."""
-    turned = (neutral[:, None] + linear_offsets(basis.exp, state.exp)) @ state.rotation.transpose(-1, -2)
+    turned = (neutral[:, None] + linear_offsets(basis.exp, state.exp)) @ state.rotation.mT
     placed = turned + state.translation[..., None, :]
     depth = DISTANCE - placed[..., 2]
     normalized_xy = placed[..., :2] / depth[..., None]
@@ -140,16 +132,12 @@ def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observa
 def gradient(
     state: State, residuals: Residuals, basis: Basis, observations: Observations
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Half the gradient of the objective.
-
-    Returns:
-        By the unknowns of the frames [B, T, D], smoothness included; and of the landmark term by the identity [B, I].
-    """
+    """Half the gradient: of the objective by the frames [B, T, D], of the landmark term by the identity [B, I]."""
     across, down = ((residuals.weight / residuals.depth)[..., None] * residuals.difference).unbind(-1)
     inwards = across * residuals.normalized_xy[..., 0] + down * residuals.normalized_xy[..., 1]
     by_place = torch.stack((across, down, inwards), -1)
-    moment = residuals.turned.transpose(-1, -2) @ by_place  # its antisymmetric part is the sum of turned x by_place
-    skew = moment - moment.transpose(-1, -2)
+    moment = residuals.turned.mT @ by_place  # its antisymmetric part is the sum of turned x by_place
+    skew = moment - moment.mT
     by_turn = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1)
     by_model_point = (by_place @ state.rotation).flatten(-2)  # [B, T, 3K]
     by_exp = by_model_point @ basis.exp.flatten(0, 1) + observations.exp_precision * state.exp
@@ -163,8 +151,8 @@ def gradient(
 
 def frame_changes(state: State) -> torch.Tensor:
     """Change from each frame to the next [B, T - 1, D]; for the rotation, sin(angle) times the axis."""
-    relative = state.rotation[:, 1:] @ state.rotation[:, :-1].transpose(-1, -2)
-    skew = relative - relative.transpose(-1, -2)
+    relative = state.rotation[:, 1:] @ state.rotation[:, :-1].mT
+    skew = relative - relative.mT
     turn = 0.5 * torch.stack((skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0]), -1)
     exp = state.exp[:, 1:] - state.exp[:, :-1]
     return torch.cat((exp, turn, state.translation[:, 1:] - state.translation[:, :-1]), -1)
@@ -173,12 +161,9 @@ def frame_changes(state: State) -> torch.Tensor:
 def smoothness_gradient(
     changes: torch.Tensor, velocity: torch.Tensor, acceleration: torch.Tensor | None
 ) -> torch.Tensor:
-    """Half the gradient [B, T, D] of the smoothness terms, for small rotations: linear in ``changes``.
+    """Half the gradient [B, T, D] of the smoothness terms, for small rotations: linear in ``changes`` [B, T - 1, D].
 
-    Args:
-        changes: [B, T - 1, D], see ``frame_changes``.
-        velocity: [B, T - 1, D] precision, as in ``Observations``.
-        acceleration: [B, T - 2, D] precision, or None.
+    ``velocity`` and ``acceleration`` are precisions as in ``Observations``.
     """
     pull = velocity * changes
     if acceleration is not None:
@@ -203,14 +188,11 @@ def _difference_transposed(change: torch.Tensor) -> torch.Tensor:
 def bound_penalty(
     exp: torch.Tensor, basis: Basis, observations: Observations
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Penalty on coefficients outside their bounds.
+    """Penalty on coefficients outside their bounds: value, half the slope and half the curvature, [B, T, E] each.
 
     It is ``bound_precision e^2 + constant`` at a distance e outside a bound, and 0 well inside. In between, from ``-w``
     to ``w`` with w a third of the standard deviation, the curvature rises linearly: without that, steps that cross a
     bound would overshoot.
-
-    Returns:
-        Value, half the slope and half the curvature, [B, T, E] each.
     """
     stiff = observations.bound_precision
     if stiff == 0:

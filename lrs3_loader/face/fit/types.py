@@ -22,96 +22,49 @@ class FitConfig:
 
     Noise, priors and smoothness were chosen by how well the expression and rotation of synthetic speech are recovered
     (by reprojection alone, weaker priors would always win); the weights of eyes and mouth follow GeneFace++.
-    A ``sigma`` is a standard deviation. Raises ``ValueError`` for values that are not positive.
+    A ``sigma`` is a standard deviation; inf switches it off. Raises ``ValueError`` for values that are not positive.
     """
 
-    correlated_noise_decimetres: float = 0.004
-    """Error of a landmark on the face, from detector and model together, that is the same in all frames of a clip."""
-    correlated_noise_px: float = 0.01
-    """Error of the same kind in pixels of the source frame, added in quadrature: it matters for tiny faces."""
-    noise_px: float = 0.4
-    """Error in pixels that is independent in every frame, added in quadrature."""
-    outlier_sigma: float = 4.0
-    """Number of standard deviations beyond which a landmark pulls with a constant force (pseudo-Huber); inf: never."""
-    eye_weight: float = 3.0
-    """Weight of the landmarks of the eyes; other landmarks have 1."""
+    correlated_noise_decimetres: float = 0.004  # error on the face, of detector and model, the same in all frames
+    correlated_noise_px: float = 0.01  # the same in pixels of the source frame, in quadrature: matters for tiny faces
+    noise_px: float = 0.4  # error in pixels that is independent in every frame, added in quadrature
+    outlier_sigma: float = 4.0  # standard deviations beyond which a landmark's force is constant (pseudo-Huber)
+    eye_weight: float = 3.0  # of landmarks; others have 1
     upper_lid_weight: float = 3.0
-    """Weight of the landmarks of the upper eyelids."""
     mouth_weight: float = 5.0
-    """Weight of the landmarks of the mouth."""
-    side_weight: float = 0.3
-    """Weight of the landmarks at both ends of the contour, near ear and hair, where detectors and models mean different
-    points; 0: they are not used."""
-    num_side_points: int = 5
-    """Number of such landmarks at either end of the contour."""
-    far_side_weight: float = 0.1
-    """Factor of a contour landmark's weight on the side that a face in profile hides."""
-    dense: bool = False
-    """Also fit MediaPipe's dense points; the face model needs a dense correspondence."""
-    dense_weight: float = 0.1
-    """Weight of a dense point where the correspondence is trusted most; multiplied by those of eyes and mouth there."""
-    id_weight: float = 0.5
-    """Weight of the identity prior for each frame, to the extent that landmark errors are the same in all frames."""
-    exp_weight: float = 0.5
-    """Weight of the expression prior."""
-    size_sigma: float = 0.002
-    """Relative difference of an identity's size from the mean face's: fixes the gauge of size and depth; inf: free."""
-    bound_sigma: float = 0.01
-    """Softness of the bounds of expression coefficients (sigma of the excess); inf: no bounds."""
-    clamp: bool = True
-    """Clamp the result to the bounds (1.06 -> 1.08 px on real clips of 224 px, 0.60 -> 0.64 at the mouth)."""
-    exp_velocity_sigma: float = 0.5
-    """Change of an expression coefficient from frame to frame, in units of ``FaceModel.exp_sigma``; inf: free."""
-    rotation_velocity_sigma_radians: float = 0.01
-    """Rotation of the head from frame to frame. It matters for tiny faces; for large ones the landmarks decide."""
-    translation_velocity_sigma_decimetres: float = 0.05
-    """Translation from frame to frame of a face 10 decimetres away; proportional to the distance."""
-    exp_acceleration_sigma: float = 0.3
-    """Second difference of an expression coefficient over three frames, in units of ``FaceModel.exp_sigma``;
-    inf: free."""
+    side_weight: float = 0.3  # at both ends of the contour, where detectors and models mean different points; 0: unused
+    num_side_points: int = 5  # number of these at either end
+    far_side_weight: float = 0.1  # factor of a contour landmark's weight on the side that a face in profile hides
+    dense: bool = False  # also fit MediaPipe's dense points; the face model needs a dense correspondence
+    dense_weight: float = 0.1  # of a dense point that is trusted most; times those of eyes and mouth there
+    id_weight: float = 0.5  # of the identity prior per frame, to the extent that errors are the same in all frames
+    exp_weight: float = 0.5  # of the expression prior
+    size_sigma: float = 0.002  # relative size of an identity against the mean face: fixes the gauge of size and depth
+    bound_sigma: float = 0.01  # softness of the bounds of expression coefficients (sigma of the excess)
+    clamp: bool = True  # the result to the bounds (1.06 -> 1.08 px on real clips of 224 px, mouth 0.60 -> 0.64)
+    exp_velocity_sigma: float = 0.5  # change of a coefficient from frame to frame, in units of FaceModel.exp_sigma
+    rotation_velocity_sigma_radians: float = 0.01  # matters for tiny faces; for large ones the landmarks decide
+    translation_velocity_sigma_decimetres: float = 0.05  # of a face 10 decimetres away; proportional to the distance
+    exp_acceleration_sigma: float = 0.3  # second difference over three frames; these units as above
     rotation_acceleration_sigma_radians: float = math.inf
-    """Second difference of the rotation over three frames."""
     translation_acceleration_sigma_decimetres: float = math.inf
-    """Second difference of the translation over three frames, of a face 10 decimetres away."""
-    num_keyframes: int = 16
-    """Number of frames from which the identity is estimated (all frames of a shorter clip)."""
-    max_iterations: int = 15
-    """Maximum number of Levenberg-Marquardt iterations of each of the two stages."""
-    num_cg: int = 6
-    """Number of conjugate gradient steps in an iteration."""
-    tolerance: float = 1e-3
-    """A clip has converged when an iteration changes its objective by less than this fraction."""
-    hessian_reuse_tol: float = 0.01
-    """After an iteration with a relative gain below this, the next one reuses the Hessian: cheaper, and near the
-    minimum hardly worse."""
+    num_keyframes: int = 16  # frames from which the identity is estimated (all frames of a shorter clip)
+    max_iterations: int = 15  # Levenberg-Marquardt iterations of each of the two stages, at most
+    num_cg: int = 6  # conjugate gradient steps in an iteration
+    tolerance: float = 1e-3  # a clip has converged when an iteration changes its objective by less than this fraction
+    hessian_reuse_tol: float = 0.01  # after an iteration with a smaller relative gain, the next one reuses the Hessian
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, bool):
-                continue
-            if name == "side_weight":
-                if not value >= 0:
-                    raise ValueError(f"{name} must be at least 0, got {value}")
-            elif not value > 0:
+            if name == "side_weight" and not value >= 0:
+                raise ValueError(f"{name} must be at least 0, got {value}")
+            if not isinstance(value, bool) and name != "side_weight" and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
     @classmethod
     def named(cls, mode: str, model: FaceModel) -> FitConfig:
-        """Configuration of a ``--fit`` mode.
-
-        Args:
-            mode: ``fast``, ``best`` (with dense points where ``model`` has them) or ``photometric`` (starts from the
-                fast fit).
-            model: The face model to be fitted.
-
-        Raises:
-            ValueError: For any other mode.
-        """
-        if mode in ("fast", "photometric"):
-            return cls.fast()
-        if mode == "best":
-            return cls.best(dense=model.dense is not None)
-        raise ValueError(f"the fit must be fast, best or photometric, got {mode!r}")
+        """Return the configuration of a ``--fit`` mode: ``best`` has dense points where ``model`` has them."""
+        return cls.best(dense=model.dense is not None) if mode == "best" else cls.fast()
 
     @classmethod
     def fast(cls) -> FitConfig:
@@ -126,10 +79,7 @@ class FitConfig:
 
 @dataclass(frozen=True)
 class FitInput:
-    """Landmarks of one clip, as ``LandmarkFitter`` takes them.
-
-    Raises ``ValueError`` for wrong shapes, values that are not finite where they are used, or no valid frame at all.
-    """
+    """Landmarks of one clip. Raises ``ValueError`` if they are not finite where used, or no frame is valid."""
 
     lm68: torch.Tensor  # [T, 68, 2] f32, source pixels, y down; ignored where not valid or without confidence
     valid: torch.Tensor  # [T] bool, at least one true
@@ -152,7 +102,8 @@ class FitInput:
         if self.confidence is not None:
             if self.confidence.shape != (num_frames, NUM_LANDMARKS):
                 raise ValueError(f"confidence must be [T, 68], got {list(self.confidence.shape)}")
-            if not bool((self.confidence[self.valid] >= 0).all() and torch.isfinite(self.confidence[self.valid]).all()):
+            used = self.confidence[self.valid]
+            if not bool(((used >= 0) & torch.isfinite(used)).all()):
                 raise ValueError("confidence must be finite and at least 0")
             seen = seen & (self.confidence > 0)
         if not bool(torch.isfinite(self.lm68[seen]).all()):

@@ -36,11 +36,6 @@ class WindowBatch:
     index: torch.Tensor  # [B, T] i64 frame numbers
     real: torch.Tensor  # [B, T] bool, false for padding
 
-    @property
-    def neighbours(self) -> torch.Tensor:
-        """True where a frame and the next one are consecutive in the clip, [B, T - 1] bool."""
-        return self.real[:, 1:] & (self.index[:, 1:] == self.index[:, :-1] + 1)
-
     def scatter(self, target: torch.Tensor, values: torch.Tensor) -> None:
         """Write the frames to keep of ``values`` [B, T, ...] into ``target`` [N, ...]."""
         for row, window in enumerate(self.windows):
@@ -70,23 +65,13 @@ def batches(
 ) -> Iterator[WindowBatch]:
     """Gather windows of similar length into batches of at most ``batch_frames`` frames, padding included.
 
-    A longer window is a batch by itself.
-
-    Batches are as long as their longest window, rounded up to a multiple of ``length_step``, so that there are few
-    different lengths.
+    A longer window is a batch by itself. Lengths are rounded up to multiples of ``length_step``, so that there are few.
     """
     lengths = [len(part.frames) for part in parts]
-    for indices in batch_by_length(lengths, batch_frames, length_step=length_step):
-        yield _batch([parts[i] for i in indices], device, length_step)
-
-
-def _batch(parts: list[Window], device: torch.device, length_step: int) -> WindowBatch:
-    longest = round_up(len(parts[0].frames), length_step)
-    index = torch.stack([_padded(part.frames, longest) for part in parts])
-    real = torch.arange(longest) < torch.tensor([[len(part.frames)] for part in parts])
-    clip = torch.tensor([part.clip for part in parts])
-    return WindowBatch(parts, clip.to(device), index.to(device), real.to(device))
-
-
-def _padded(frames: torch.Tensor, length: int) -> torch.Tensor:
-    return torch.cat((frames, frames[-1:].expand(length - len(frames))))
+    for numbers in batch_by_length(lengths, batch_frames, length_step=length_step):
+        windows = [parts[number] for number in numbers]
+        place = torch.arange(round_up(len(windows[0].frames), length_step))
+        index = torch.stack([window.frames[place.clamp(max=len(window.frames) - 1)] for window in windows])
+        real = place < torch.tensor([[len(window.frames)] for window in windows])
+        clip = torch.tensor([window.clip for window in windows])
+        yield WindowBatch(windows, clip.to(device), index.to(device), real.to(device))

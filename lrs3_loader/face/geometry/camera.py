@@ -43,31 +43,22 @@ class Camera:
     def for_frame(cls, height: int, width: int) -> Camera:
         """Return the camera with Deep3D's field of view (12.6 degrees over the longer side), centred in the frame.
 
-        Raises:
-            ValueError: the frame is empty.
+        Raises ``ValueError`` for an empty frame.
         """
         if height < 1 or width < 1:
             raise ValueError(f"a frame needs a positive size, got {height} x {width}")
-        focal = _FOCAL_PER_SIDE * max(height, width)
-        return cls(focal_px=focal, centre_x_px=(width - 1) / 2, centre_y_px=(height - 1) / 2)
+        return cls(_FOCAL_PER_SIDE * max(height, width), (width - 1) / 2, (height - 1) / 2)
 
 
 def apply_pose(points: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
     """Move ``points`` [..., V, 3] into camera space by ``pose`` [..., 6]; leading dimensions broadcast."""
-    rotation = euler_to_matrix(pose[..., :3])
-    return points @ rotation.transpose(-1, -2) + pose[..., None, 3:]
+    return points @ euler_to_matrix(pose[..., :3]).transpose(-1, -2) + pose[..., None, 3:]
 
 
 def project(points: torch.Tensor, pose: torch.Tensor, camera: Camera) -> torch.Tensor:
-    """Project points of a face model to pixels.
+    """Project points [..., V, 3] (decimetres, in front of the camera) in ``pose`` [..., 6] to pixels [..., V, 2].
 
-    Args:
-        points: [..., V, 3], decimetres. In camera space they must be in front of the camera (z < distance).
-        pose: [..., 6]; leading dimensions broadcast.
-        camera: the camera.
-
-    Returns:
-        [..., V, 2] pixels, y down.
+    Leading dimensions broadcast.
     """
     x, y, z = apply_pose(points, pose).unbind(-1)
     scale = camera.focal_px / (camera.distance - z)

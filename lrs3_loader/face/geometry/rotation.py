@@ -49,23 +49,17 @@ def axis_angle_to_matrix(vector: torch.Tensor) -> torch.Tensor:
     angle = torch.where(small, torch.ones_like(squared), squared).sqrt()
     sine = torch.where(small, 1 - squared / 6, torch.sin(angle) / angle)
     versine = torch.where(small, 0.5 - squared / 24, (1 - torch.cos(angle)) / (angle * angle))
-    cross = cross_matrix(vector)
-    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return identity + sine * cross + versine * (cross @ cross)
-
-
-def cross_matrix(vector: torch.Tensor) -> torch.Tensor:
-    """Return the cross product matrices [v]x [..., 3, 3] of vectors [..., 3]: ``[v]x w = v x w``."""
     x, y, z = vector.unbind(-1)
     zero = torch.zeros_like(x)
-    return _matrix((zero, -z, y), (z, zero, -x), (-y, x, zero))
+    cross = _matrix((zero, -z, y), (z, zero, -x), (-y, x, zero))
+    identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
+    return identity + sine * cross + versine * (cross @ cross)
 
 
 def matrix_to_quaternion(rotation: torch.Tensor) -> torch.Tensor:
     """Convert matrices [..., 3, 3] to unit quaternions (w, x, y, z) [..., 4] with w >= 0.
 
-    Shepperd's method: the square of each component follows from the diagonal, and the largest component is the
-    divisor, so that no rotation is badly conditioned.
+    Shepperd's method: the largest component is the divisor, so that no rotation is badly conditioned.
     """
     r = rotation
     xx, yy, zz = r[..., 0, 0], r[..., 1, 1], r[..., 2, 2]
@@ -95,16 +89,9 @@ def quaternion_to_matrix(quaternion: torch.Tensor) -> torch.Tensor:
 
 
 def interpolate_rotations(first: torch.Tensor, second: torch.Tensor, share: torch.Tensor) -> torch.Tensor:
-    """Interpolate between rotations along the shortest path.
+    """Interpolate from ``first`` to ``second`` [..., 3, 3] along the shortest path, at ``share`` [...] in 0..1 of it.
 
     Normalised linear interpolation of quaternions: the path of slerp at a slightly uneven speed.
-
-    Args:
-        first, second: [..., 3, 3], the rotations at share 0 and at share 1.
-        share: [...], in 0..1.
-
-    Returns:
-        [..., 3, 3].
     """
     start, end = matrix_to_quaternion(first), matrix_to_quaternion(second)
     end = torch.where((start * end).sum(-1, keepdim=True) < 0, -end, end)

@@ -12,8 +12,6 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from lrs3_loader.types import shape_repr
-
 _TINY = 1e-18
 
 
@@ -25,8 +23,6 @@ class SurfacePoints:
     barycentric: np.ndarray  # [N, 3], at least 0, sum 1
     distance: np.ndarray  # [N], from the query point
     normal_cosine: np.ndarray  # [N], cosine between the point's normal and the triangle's
-
-    __repr__ = shape_repr
 
 
 def face_normals(verts: np.ndarray, triangles: np.ndarray) -> np.ndarray:
@@ -76,24 +72,15 @@ def nearest_on_surface(
     min_normal_cosine: float = 0.2,
     num_candidates: int = 64,
 ) -> SurfacePoints:
-    """Find the nearest point on a mesh that faces the same way.
+    """Find the point of a mesh nearest to each of ``points`` [N, 3] that faces the same way as its unit ``normals``.
 
-    Args:
-        points: [N, 3].
-        normals: [N, 3] unit normals of the points.
-        verts: [V, 3].
-        triangles: [F, 3].
-        min_normal_cosine: cosine between the normals of a point and of a triangle that faces the same way. If no
-            candidate does, the nearest of all is taken.
-        num_candidates: number of triangles, those with the nearest centres, that are searched.
+    The ``num_candidates`` triangles with the nearest centres are searched. If the normals of none of them have a cosine
+    of at least ``min_normal_cosine`` with the point's, the nearest of all is taken.
     """
     tree = cKDTree(verts[triangles].mean(1))
-    _, candidates = tree.query(points, k=min(num_candidates, len(triangles)))
-    candidates = candidates.reshape(len(points), -1)
-    corners = verts[triangles[candidates]]  # [N, K, 3, 3]
-    barycentric, squared = _closest(points[:, None], corners)
-    unit = _unit(face_normals(verts, triangles))
-    normal_cosine = (unit[candidates] * normals[:, None]).sum(-1)
+    candidates = tree.query(points, k=min(num_candidates, len(triangles)))[1].reshape(len(points), -1)
+    barycentric, squared = _closest(points[:, None], verts[triangles[candidates]])
+    normal_cosine = (_unit(face_normals(verts, triangles))[candidates] * normals[:, None]).sum(-1)
     penalty = np.where(normal_cosine >= min_normal_cosine, 0.0, 1.0 + squared.max())
     row, best = np.arange(len(points)), (squared + penalty).argmin(1)
     return SurfacePoints(

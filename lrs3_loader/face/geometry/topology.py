@@ -13,7 +13,6 @@ import numpy as np
 from torch import Tensor
 
 Points = TypeVar("Points", np.ndarray, Tensor)
-
 NUM_MESH_POINTS = 468
 
 #: The 68 points of the iBUG 300-W scheme (Sagonas et al., 2013), in its order, as points of the mesh. The contour is

@@ -1,6 +1,12 @@
 """Estimate a person's appearance in one clip, a colour per vertex and the light, from frames of known shape.
 
-    colour of vertex v in frame k = albedo[v] * shading(normal of v in k; light)      (``lighting``)
+    colour of vertex v in frame k = albedo[v] * shading(normal of v in k)
+    shading(n) = sum_k light[k] Y_k(n),   n a unit normal in camera axes (x right, y up, z towards the viewer)
+
+Y_k are the real spherical harmonics of orders 0, 1 and 2, orthonormal over the sphere, one coefficient per colour
+channel. A matt surface reflects at least 98 % of the energy of any distant light in these nine (Ramamoorthi and
+Hanrahan, "An efficient representation for irradiance environment maps", SIGGRAPH 2001). With ``light[0] = FLAT`` and
+zeros otherwise, all shading is 1.
 
 Both are fitted alternately to the colours seen in a few frames, by iteratively reweighted least squares, whose weights
 reject outliers (highlights, a hand, hair; Cauchy loss). A model with texture modes has its albedo in their span, the
@@ -13,13 +19,16 @@ Letters: K frames, V vertices of ``region``, X texture modes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
-from lrs3_loader.face.photometric.lighting import FLAT, NUM_HARMONICS, harmonics
 from lrs3_loader.face.photometric.region import Region
 
+FLAT = 2 * math.sqrt(math.pi)  # 1 / Y_0
+_Y0 = 0.5 / math.sqrt(math.pi)
+_Y1, _Y2, _Y20 = math.sqrt(3) * _Y0, math.sqrt(15) * _Y0, math.sqrt(5) / 2 * _Y0
 NOISE = 0.03  # sigma of colours in 0..1: sensor, compression, errors of the shading model
 MISALIGNMENT_PX = 1.0  # pixels of the crop, between frames after the landmark fit
 _ROUNDS = 16
@@ -35,13 +44,24 @@ class Appearance:
     """Appearance of the person in one clip."""
 
     albedo: torch.Tensor  # [V, 3] f32, about 0..1
-    light: torch.Tensor  # [9, 3] f32, see ``lighting``
+    light: torch.Tensor  # [9, 3] f32
     variance: torch.Tensor  # [V] f32, residual variance of a vertex's colour, mean over the channels
 
     def colours(self, normals: torch.Tensor) -> torch.Tensor:
         """Colours [..., V, 3] for unit normals [..., V, 3] in camera axes."""
         shading = (harmonics(normals) @ self.light).clamp(min=_MIN_SHADING)
         return self.albedo * shading
+
+
+def harmonics(normals: torch.Tensor) -> torch.Tensor:
+    """Spherical harmonics [..., 9] in the directions ``normals`` [..., 3], unit vectors.
+
+    In order: 1, y, z, x, x y, y z, 3 z^2 - 1, x z, x^2 - y^2, each with its constant.
+    """
+    x, y, z = normals.unbind(-1)
+    linear = torch.full_like(x, _Y0), _Y1 * y, _Y1 * z, _Y1 * x
+    square = _Y2 * x * y, _Y2 * y * z, _Y20 * (3 * z * z - 1), _Y2 * x * z, _Y2 / 2 * (x * x - y * y)
+    return torch.stack((*linear, *square), -1)
 
 
 def estimate_appearance(
@@ -62,7 +82,7 @@ def estimate_appearance(
     weight = seen.to(colours.dtype)
     mean = (weight[..., None] * colours).sum((0, 1)) / weight.sum().clamp(min=1)
     albedo = mean.expand(colours.shape[1], 3)
-    light = torch.zeros(NUM_HARMONICS, 3, dtype=colours.dtype, device=colours.device)
+    light = colours.new_zeros(9, 3)
     light[0] = FLAT
     trust = weight
     for _ in range(_ROUNDS):
@@ -86,17 +106,16 @@ def estimate_appearance(
 def _fit_light(colours: torch.Tensor, albedo: torch.Tensor, basis: torch.Tensor, trust: torch.Tensor) -> torch.Tensor:
     """Light [9, 3] by weighted least squares per channel, with a prior for uniform light."""
     columns = []
-    prior = _LIGHT_PRIOR * torch.eye(NUM_HARMONICS, dtype=torch.float64, device=colours.device)
     rows = basis.flatten(0, 1).double()
+    prior = _LIGHT_PRIOR * torch.eye(rows.shape[1], dtype=torch.float64, device=colours.device)
     for channel in range(3):
         paint = albedo[:, channel].expand(len(colours), -1)
         strength = (trust * paint.square()).flatten().double()
         scale = strength.sum().clamp(min=1e-9)
         moments = (strength[:, None] * rows).T @ rows / scale
         target = ((trust * paint * colours[..., channel]).flatten().double()[:, None] * rows).sum(0) / scale
-        even = target[0] / moments[0, 0].clamp(min=1e-9)
         pull = torch.zeros_like(target)
-        pull[0] = even
+        pull[0] = target[0] / moments[0, 0].clamp(min=1e-9)
         columns.append(torch.linalg.solve(moments + prior, target + prior @ pull))
     return torch.stack(columns, 1).to(colours.dtype)
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 
 import torch
 
+from lrs3_loader.face.fit.terms import State
+from lrs3_loader.face.fit.types import FitInput
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera
 from lrs3_loader.face.image.crops import CROP_SIZE
 from lrs3_loader.face.photometric import render
 from lrs3_loader.face.photometric.appearance import NOISE, Appearance, estimate_appearance
 from lrs3_loader.face.photometric.region import Region
 from lrs3_loader.face.photometric.render import Fragments
-from lrs3_loader.face.photometric.terms import Samples, blurred, sample, slices, with_gradients
+from lrs3_loader.face.photometric.terms import Samples, blurred, sample, slices, to_pixels, with_gradients
 
 _DEPTH_SLACK = 0.03  # decimetres: a vertex this far behind the surface drawn at its pixel still counts as seen
 _MIN_FACING = 0.15  # cosine between a vertex's normal and the direction to the camera
@@ -28,44 +30,29 @@ class Views:
     vertices: torch.Tensor  # [n, V, 3] f32, the region in model space
     rotation: torch.Tensor  # [n, 3, 3] f32
     translation: torch.Tensor  # [n, 3] f32
-    pictures: torch.Tensor  # [n, S, S, 3] u8 crops
+    crops: torch.Tensor  # [n, S, S, 3] u8
     pinhole: torch.Tensor  # [n, 4] f32: focal lengths and centre, pixels of the crop
     frame: torch.Tensor  # [n, 4] f32: left, top, right, bottom of the source frame, pixels of the crop
     usable: torch.Tensor  # [n] bool: true if there is a crop
 
     @classmethod
-    def from_crops(
-        cls,
-        vertices: torch.Tensor,
-        rotation: torch.Tensor,
-        translation: torch.Tensor,
-        crops: tuple[torch.Tensor, torch.Tensor],
-        size: tuple[int, int],
-    ) -> Views:
-        """Views of frames of one clip.
-
-        Args:
-            vertices: [n, V, 3] region in model space.
-            rotation: [n, 3, 3].
-            translation: [n, 3] decimetres.
-            crops: pictures [n, S, S, 3] and transforms [n, 4], see ``image.crops``; NaN where there is none.
-            size: height and width of the source frame.
-        """
-        pictures, transforms = crops
+    def of_clip(cls, clip: FitInput, frames: torch.Tensor, vertices: torch.Tensor, state: State) -> Views:
+        """Views of the frames numbered ``frames`` [n] of a clip, whose poses are ``state``'s."""
+        assert clip.crops is not None
+        transforms = clip.crops.transforms[frames]
         usable = transforms.isfinite().all(1)
         scale, shift = torch.where(usable[:, None], transforms, transforms.new_tensor([1.0, 1.0, 0.0, 0.0])).split(2, 1)
-        camera = Camera.for_frame(*size)
+        camera = Camera.for_frame(clip.height, clip.width)
         centre = scale.new_tensor([camera.centre_x_px, camera.centre_y_px])
-        last = scale.new_tensor([size[1] - 1.0, size[0] - 1.0])
-        device = vertices.device
+        last = scale.new_tensor([clip.width - 1.0, clip.height - 1.0])
         return cls(
             vertices,
-            rotation.float(),
-            translation.float(),
-            pictures.to(device),
-            torch.cat((scale * camera.focal_px, scale * centre + shift), 1).to(device),
-            torch.cat((shift, scale * last + shift), 1).to(device),
-            usable.to(device),
+            state.rotation.float(),
+            state.translation.float(),
+            clip.crops.read(frames).to(vertices.device),
+            torch.cat((scale * camera.focal_px, scale * centre + shift), 1).to(vertices.device),
+            torch.cat((shift, scale * last + shift), 1).to(vertices.device),
+            usable.to(vertices.device),
         )
 
     @classmethod
@@ -78,16 +65,6 @@ class Views:
     def __len__(self) -> int:
         return len(self.vertices)
 
-    def placed(self) -> torch.Tensor:
-        """Vertices in camera space [n, V, 3]."""
-        return self.vertices @ self.rotation.transpose(-1, -2) + self.translation[:, None]
-
-    def pixels(self, placed: torch.Tensor) -> torch.Tensor:
-        """Pixels of the crop [n, V, 2] of points in camera space [n, V, 3]."""
-        normalized_xy = placed[..., :2] / (DISTANCE - placed[..., 2:])
-        focal, centre = self.pinhole[:, None].split(2, -1)
-        return centre + focal * normalized_xy * normalized_xy.new_tensor([1.0, -1.0])
-
     def inside(self, pixel: torch.Tensor) -> torch.Tensor:
         """True [n, P] where ``pixel`` [n, P, 2] lies in an existing crop and inside the source frame."""
         low, high = self.frame[:, None].split(2, -1)
@@ -96,7 +73,7 @@ class Views:
 
     def normals(self, region: Region) -> torch.Tensor:
         """Unit normals in camera axes [n, V, 3]."""
-        return region.normals(self.vertices) @ self.rotation.transpose(-1, -2)
+        return region.normals(self.vertices) @ self.rotation.mT
 
     def rasterize(self, region: Region, size: int) -> Fragments:
         """Rasterise the face to ``size`` x ``size`` pixels that cover the crop."""
@@ -113,15 +90,15 @@ def find_appearance(views: Views, region: Region, size: int) -> Appearance:
 
 def _vertex_colours(views: Views, region: Region, size: int) -> tuple[torch.Tensor, ...]:
     """Colours, slopes, visibility and normals of the vertices, as ``estimate_appearance`` takes them."""
-    placed, normals = views.placed(), views.normals(region)
-    pixel = views.pixels(placed)
+    placed, normals = views.vertices @ views.rotation.mT + views.translation[:, None], views.normals(region)
+    pixel = to_pixels(placed[..., :2] / (DISTANCE - placed[..., 2:]), views.pinhole)
     drawn = views.rasterize(region, size).depth
     cell = ((pixel + 0.5) * (size / CROP_SIZE)).floor().clamp(0, size - 1).long()
     behind = torch.take_along_dim(drawn.flatten(1), cell[..., 1] * size + cell[..., 0], 1)
     to_camera = torch.nn.functional.normalize(placed.new_tensor([0.0, 0.0, DISTANCE]) - placed, dim=-1)
     facing = (normals * to_camera).sum(-1) > _MIN_FACING
     seen = facing & (DISTANCE - placed[..., 2] <= behind + _DEPTH_SLACK) & views.inside(pixel)
-    values = sample(with_gradients(blurred(views.pictures)), pixel)
+    values = sample(with_gradients(blurred(views.crops)), pixel)
     return values[..., :3], values[..., 3:].square().sum(-1) / 3, seen, normals
 
 
@@ -129,13 +106,13 @@ def draw_samples(views: Views, appearances: list[Appearance], region: Region, si
     """Draw frames and sample their visible surface, with the colours that ``appearances`` (one per frame) give."""
     parts = []
     for part in slices(len(views), region.device):
+        shown = views[part]
         fields = zip(*(vars(appearance).values() for appearance in appearances[part]), strict=True)
-        albedo, light, variance = map(torch.stack, fields)
-        coloured = Appearance(albedo, light, variance).colours(views[part].normals(region))
-        values = torch.cat((coloured, variance[..., None]), -1)
-        parts.append(_draw_slice(views[part], values, region, size, num_samples))
+        appearance = Appearance(*map(torch.stack, fields))
+        values = torch.cat((appearance.colours(shown.normals(region)), appearance.variance[..., None]), -1)
+        parts.append(_draw_slice(shown, values, region, size, num_samples))
     corners, barycentric, colour, precision, pixel = (torch.cat(column) for column in zip(*parts, strict=True))
-    return Samples(corners, barycentric, colour, precision, pixel, views.pinhole, views.pictures)
+    return Samples(corners, barycentric, colour, precision, pixel, views.pinhole, views.crops)
 
 
 def _draw_slice(
@@ -159,8 +136,7 @@ def _draw_slice(
 def spread_evenly(seen: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Choose ``count`` true entries of each row of ``seen`` [n, Q] bool, evenly spread over them.
 
-    Returns:
-        Their numbers [n, count], ascending, and which of them are real [n, count] bool, where there are fewer.
+    Returns their numbers [n, count], ascending, and which of them are real [n, count] bool, where there are fewer.
     """
     total = seen.sum(1, keepdim=True)
     order = torch.argsort((~seen).to(torch.uint8), dim=1, stable=True)

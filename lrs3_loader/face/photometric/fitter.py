@@ -21,8 +21,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from lrs3_loader.face.fit.fitter import LandmarkFitter, Measurements
-from lrs3_loader.face.fit.solver import SolverSettings, minimise
-from lrs3_loader.face.fit.terms import Observations, State
+from lrs3_loader.face.fit.solver import minimise
+from lrs3_loader.face.fit.terms import State
 from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult, PhotometricQuality
 from lrs3_loader.face.fit.windows import WindowBatch, batches, split_into_windows
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
@@ -43,22 +43,14 @@ class PhotometricConfig:
     Raises ``ValueError`` for values that are not positive.
     """
 
-    num_rounds: int = 2
-    """Number of times the face is drawn and fitted."""
-    num_keyframes: int = 24
-    """Number of frames from which albedo and light are estimated."""
-    drawing_size: int = 64
-    """Side in pixels of the drawing that tells which points are seen; it covers the same square as a crop."""
-    num_samples: int = 2048
-    """Maximum number of samples per frame."""
-    pixel_weight: float = 0.5
-    """Weight of a sample relative to a landmark whose error is as many standard deviations."""
-    outlier_sigma: float = 3.0
-    """Number of standard deviations beyond which a sample pulls with a constant force (pseudo-Huber)."""
-    max_iterations: int = 8
-    """Maximum number of Levenberg-Marquardt iterations of a round."""
-    max_landmark_loss: float = 0.15
-    """Relative increase of the landmarks' mean error beyond which a clip keeps its landmark fit."""
+    num_rounds: int = 2  # times that the face is drawn and fitted
+    num_keyframes: int = 24  # frames from which albedo and light are estimated
+    drawing_size: int = 64  # pixels; side of the drawing that tells which points are seen, as wide as a crop
+    num_samples: int = 2048  # per frame, at most
+    pixel_weight: float = 0.5  # of a sample relative to a landmark whose error is as many standard deviations
+    outlier_sigma: float = 3.0  # standard deviations beyond which a sample's force is constant (pseudo-Huber)
+    max_iterations: int = 8  # Levenberg-Marquardt iterations of a round, at most
+    max_landmark_loss: float = 0.15  # growth of the landmarks' mean error beyond which a clip keeps its landmark fit
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -96,13 +88,11 @@ class PhotometricFitter(LandmarkFitter):
         if not clips:
             return first
         state, measured = self._state_of(first), self._measure(clips)
-        before, converged = self._round(clips, measured, state, fit=True)
-        for _ in range(self.photometric.num_rounds - 1):
-            converged = self._round(clips, measured, state, fit=True)[1]
-        after, _ = self._round(clips, measured, state, fit=False)
-        refined = self._results(clips, state, converged.tolist())
-        errors = zip(before.split(measured.lengths), after.split(measured.lengths), strict=True)
-        return [self._better(a, b, *error) for a, b, error in zip(first, refined, errors, strict=True)]
+        errors = [self._round(clips, measured, state, fit=True) for _ in range(self.photometric.num_rounds)]
+        errors.append(self._round(clips, measured, state, fit=False))
+        refined = self._results(clips, state, [result.converged for result in first])
+        before, after = (each.split(measured.lengths) for each in (errors[0], errors[-1]))
+        return [self._better(*each) for each in zip(first, refined, before, after, strict=True)]
 
     def _better(self, first: FitResult, refined: FitResult, before: torch.Tensor, after: torch.Tensor) -> FitResult:
         """Choose between the two fits of a clip, given the errors [T] of the drawing before and after."""
@@ -110,7 +100,7 @@ class PhotometricFitter(LandmarkFitter):
         allowed = first.relative_error * (1 + self.photometric.max_landmark_loss)
         keep = errors[1] < errors[0] and refined.relative_error <= allowed
         quality = PhotometricQuality(errors[0], errors[1] if keep else errors[0], keep)
-        return replace(refined if keep else first, photometric=quality, converged=first.converged)
+        return replace(refined if keep else first, photometric=quality)
 
     def _state_of(self, results: Sequence[FitResult]) -> State:
         device = self.model.device
@@ -122,20 +112,13 @@ class PhotometricFitter(LandmarkFitter):
             translation=pose[:, 3:].clone(),
         )
 
-    def _round(
-        self, clips: Sequence[FitInput], measured: Measurements, state: State, *, fit: bool
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Draw all frames at ``state`` and, with ``fit``, update it in place.
-
-        Returns:
-            Error of the drawing [N], and whether each clip converged [clips] bool.
-        """
+    def _round(self, clips: Sequence[FitInput], measured: Measurements, state: State, *, fit: bool) -> torch.Tensor:
+        """Draw all frames at ``state`` and, with ``fit``, update it in place; returns the error of the drawing [N]."""
         starts = [0, *itertools.accumulate(measured.lengths)]
         appearances = [self._appearance(clip, state, number, starts[number]) for number, clip in enumerate(clips)]
         precision, _ = self._points.precision(measured.confidence, state.rotation, state.translation, measured.focal)
         errors = torch.full((starts[-1],), torch.nan)
-        converged = torch.ones(len(clips), dtype=torch.bool)
-        moved = state.clone()
+        moved = State(*(value.clone() for value in vars(state).values()))
         windows = split_into_windows(measured.lengths)
         for batch in batches(windows, min(self.batch_frames, _BATCH_FRAMES), self.model.device):
             part = state.select(batch.clip, batch.index)
@@ -143,41 +126,31 @@ class PhotometricFitter(LandmarkFitter):
             batch.scatter(errors, samples.error().view(batch.index.shape).cpu())
             if not fit:
                 continue
-            observations = self._observations(batch, measured.normalized_xy, precision, part.translation)
-            part, done = self._minimise(part, observations, samples)
+            problem = PhotometricProblem(
+                self._points.basis,
+                self._products,
+                self._observations(batch, measured.normalized_xy, precision, part.translation),
+                neutral=self._points.basis.neutral(part.id),
+                region=self.region,
+                surface=self.region.neutral(part.id),
+                samples=samples,
+                pixel_weight=self.photometric.pixel_weight,
+                outlier=self.photometric.outlier_sigma,
+            )
+            part, _ = minimise(part, problem, replace(self.config, max_iterations=self.photometric.max_iterations))
             batch.scatter_state(moved, part)
-            for row, number in enumerate(batch.clip.tolist()):
-                converged[number] &= done[row].cpu()
         for name, value in vars(moved).items():
             getattr(state, name).copy_(value)
-        return errors, converged
-
-    def _minimise(self, start: State, observations: Observations, samples: Samples) -> tuple[State, torch.Tensor]:
-        """Fit sequences to landmarks and pixels: (state, converged [B])."""
-        problem = PhotometricProblem(
-            self._points.basis,
-            self._products,
-            observations,
-            neutral=self._points.basis.neutral(start.id),
-            region=self.region,
-            surface=self.region.neutral(start.id),
-            samples=samples,
-            pixel_weight=self.photometric.pixel_weight,
-            outlier=self.photometric.outlier_sigma,
-        )
-        settings = SolverSettings(self.config.num_cg, self.photometric.max_iterations, self.config.tolerance)
-        return minimise(start, problem, settings)
+        return errors
 
     def _appearance(self, clip: FitInput, state: State, number: int, start: int) -> Appearance:
         """Appearance of the person in the clip of this number, whose first frame is ``start`` of [N]."""
         assert clip.crops is not None
         available = torch.nonzero(clip.crops.transforms.isfinite().all(1))[:, 0]
         count = min(self.photometric.num_keyframes, len(available))
-        frames = available[(torch.arange(count) * 2 + 1) * len(available) // (2 * max(count, 1))]
-        rows = (frames + start).to(self.model.device)
-        views = self._views(
-            clip, frames, self.region.neutral(state.id[number]), state.select(torch.tensor(number), rows)
-        )
+        frames = available[(torch.arange(count) * 2 + 1) * len(available) // (2 * count)]
+        chosen = state.select(torch.tensor(number), (frames + start).to(self.model.device))
+        views = Views.of_clip(clip, frames, self._vertices(chosen.id, chosen.exp), chosen)
         return find_appearance(views, self.region, self.photometric.drawing_size)
 
     def _samples(
@@ -190,24 +163,15 @@ class PhotometricFitter(LandmarkFitter):
     ) -> Samples:
         """Samples of a batch's frames [B T], none in the padding; ``part`` is the batch's state."""
         views, chosen = [], []
-        neutral = self.region.neutral(part.id)
         for row, number in enumerate(batch.clip.tolist()):
             frames = (batch.index[row] - starts[number]).cpu()
             state = State(*(value[row] for value in vars(part).values()))
-            views.append(self._views(clips[number], frames, neutral[row], state))
+            views.append(Views.of_clip(clips[number], frames, self._vertices(state.id, state.exp), state))
             chosen += [appearances[number]] * len(frames)
-        samples = draw_samples(
-            Views.cat(views), chosen, self.region, self.photometric.drawing_size, self.photometric.num_samples
-        )
+        config = self.photometric
+        samples = draw_samples(Views.cat(views), chosen, self.region, config.drawing_size, config.num_samples)
         return replace(samples, precision=samples.precision * batch.real.flatten()[:, None])
 
-    def _views(self, clip: FitInput, frames: torch.Tensor, neutral: torch.Tensor, state: State) -> Views:
-        """Views of the frames ``frames`` [n] of a clip, in ``state``; ``neutral`` [V, 3] is the person's region."""
-        assert clip.crops is not None
-        return Views.from_crops(
-            self.region.expressed(neutral.expand(len(frames), -1, -1), state.exp),
-            state.rotation,
-            state.translation,
-            (clip.crops.read(frames), clip.crops.transforms[frames]),
-            (clip.height, clip.width),
-        )
+    def _vertices(self, id: torch.Tensor, exp: torch.Tensor) -> torch.Tensor:
+        """Vertices [n, V, 3] of the region for one identity [I] and the expressions [n, E]."""
+        return self.region.expressed(self.region.neutral(id).expand(len(exp), -1, -1), exp)

@@ -5,15 +5,14 @@ Letters: V vertices and F triangles of the part, I identity modes, E expression 
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 
 from lrs3_loader.face.model.morphable import FaceModel, linear_offsets
 
-SIDE_REACH = 1.0  # half widths of the landmarks, from their middle line
-ABOVE_REACH = 0.2  # heights of the landmarks, above the brows
-BELOW_REACH = 0.02  # and below the chin
-MIN_FACING = 0.2  # z of the mean face's normals: surfaces that face sideways are seen at a grazing angle or not at all
+_SIDE_REACH = 1.0  # half widths of the landmarks, from their middle line
+_ABOVE_REACH = 0.2  # heights of the landmarks, above the brows
+_BELOW_REACH = 0.02  # and below the chin
+_MIN_FACING = 0.2  # z of the mean face's normals: surfaces that face sideways are seen at a grazing angle or not at all
 
 
 class Region:
@@ -33,9 +32,10 @@ class Region:
         self.exp_basis = model.exp_basis[self.verts]  # [V, 3, E]
         self.tex_mean = None if model.tex_mean is None else model.tex_mean[self.verts]  # [V, 3]
         self.tex_basis = None if model.tex_basis is None else model.tex_basis[self.verts]  # [V, 3, X]
-        self._around = _triangles_around(
-            self.triangles, len(self.verts)
-        )  # [V, most triangles of a vertex], padded with F
+        order = self.triangles.flatten().argsort(stable=True)
+        parts = (order // 3).split(torch.bincount(self.triangles.flatten()).tolist())
+        # [V, most triangles of a vertex], ascending, padded with F
+        self._around = torch.nn.utils.rnn.pad_sequence(list(parts), True, len(self.triangles))
 
     @property
     def device(self) -> torch.device:
@@ -77,24 +77,11 @@ def _chosen_triangles(model: FaceModel) -> torch.Tensor:
     middle, half = (low[0] + high[0]) / 2, (high[0] - low[0]) / 2
     height = high[1] - low[1]
     inside = (
-        ((model.mean[:, 0] - middle).abs() <= SIDE_REACH * half)
-        & (model.mean[:, 1] <= high[1] + ABOVE_REACH * height)
-        & (model.mean[:, 1] >= low[1] - BELOW_REACH * height)
+        ((model.mean[:, 0] - middle).abs() <= _SIDE_REACH * half)
+        & (model.mean[:, 1] <= high[1] + _ABOVE_REACH * height)
+        & (model.mean[:, 1] >= low[1] - _BELOW_REACH * height)
         & (model.mean[:, 2] >= low[2])
     )
     first, second, third = model.mean[model.triangles].unbind(1)
     facing = torch.nn.functional.normalize(torch.linalg.cross(second - first, third - first), dim=-1)[:, 2]
-    return inside[model.triangles].all(1) & (facing >= MIN_FACING)
-
-
-def _triangles_around(triangles: torch.Tensor, num_verts: int) -> torch.Tensor:
-    """Numbers of the triangles at each vertex [V, most triangles of a vertex], ascending, padded with F."""
-    corners = triangles.cpu().numpy()
-    owner, triangle = corners.ravel(), np.repeat(np.arange(len(corners)), 3)
-    order = np.argsort(owner, kind="stable")
-    owner, triangle = owner[order], triangle[order]
-    count = np.bincount(owner, minlength=num_verts)
-    place = np.arange(len(owner)) - np.repeat(np.cumsum(count) - count, count)
-    around = np.full((num_verts, int(count.max())), len(corners))
-    around[owner, place] = triangle
-    return torch.from_numpy(around).to(triangles.device)
+    return inside[model.triangles].all(1) & (facing >= _MIN_FACING)

@@ -1,7 +1,7 @@
 """Draw meshes with pytorch3d, in this package's conventions. Optional: no other module imports pytorch3d.
 
 pytorch3d's views have x to the left, y up and z away from the camera, whose centre is the origin; points are rows,
-``view = X @ R + T``; normalised device coordinates (NDC) run over -1..1 on the shorter side of the picture, x to the
+``view = X @ R + T``; normalised device coordinates (NDC) run over -1..1 on the shorter side of the image, x to the
 left and y up, and pixels are counted from their edges. Here (``geometry.camera``) x goes to the right, z towards the
 viewer, the camera stands at z = distance, and whole numbers are pixel centres. So with M = diag(-1, 1, -1)
 
@@ -45,21 +45,15 @@ def pytorch3d_version() -> str:
 def matrix_to_pytorch3d(rotation: torch.Tensor, translation: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """pytorch3d's (R [..., 3, 3], T [..., 3]) for a rotation and a translation (decimetres) to our camera space."""
     mirror = rotation.new_tensor(MIRROR)
-    away = translation.new_tensor((0.0, 0.0, DISTANCE))
-    return rotation.transpose(-1, -2) * mirror, translation * mirror + away
+    return rotation.mT * mirror, translation * mirror + translation.new_tensor((0.0, 0.0, DISTANCE))
 
 
 def make_cameras(
     rotation: torch.Tensor, translation: torch.Tensor, pinhole: torch.Tensor, height: int, width: int
 ) -> Any:
-    """pytorch3d's ``PerspectiveCameras`` for poses in our conventions.
+    """pytorch3d's ``PerspectiveCameras`` for ``rotation`` [N, 3, 3] and ``translation`` [N, 3] in our conventions.
 
-    Args:
-        rotation: [N, 3, 3].
-        translation: [N, 3] decimetres.
-        pinhole: [N, 4], focal length along x and y, and centre x and y, in our pixels.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
+    ``pinhole`` [N, 4] is the focal length along x and y, and the centre x and y, in our pixels.
     """
     from pytorch3d.renderer import PerspectiveCameras
 
@@ -98,9 +92,7 @@ def rasterize(vertices: torch.Tensor, triangles: torch.Tensor, cameras: Any, hei
     from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
     from pytorch3d.structures import Meshes
 
-    settings = RasterizationSettings(
-        image_size=(height, width), faces_per_pixel=1, perspective_correct=True, cull_backfaces=True
-    )
+    settings = RasterizationSettings(image_size=(height, width), perspective_correct=True, cull_backfaces=True)
     meshes = Meshes(verts=vertices, faces=triangles.expand(len(vertices), -1, -1))
     fragments = MeshRasterizer(cameras, settings)(meshes)
     packed = fragments.pix_to_face[..., 0]  # numbered consecutively over all images
@@ -126,8 +118,7 @@ def render(
 
     Anti-aliased: drawn ``supersampling`` times as fine in both directions, and averaged.
     """
-    fine_height, fine_width = supersampling * height, supersampling * width
-    hits = rasterize(vertices, triangles, cameras, fine_height, fine_width)
+    hits = rasterize(vertices, triangles, cameras, supersampling * height, supersampling * width)
     covered = (hits.triangle >= 0)[..., None].to(colours.dtype)
     planes = torch.cat((hits.interpolate(colours, triangles), covered), -1).permute(0, 3, 1, 2)
     return torch.nn.functional.avg_pool2d(planes, supersampling).permute(0, 2, 3, 1)

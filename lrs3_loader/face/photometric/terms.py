@@ -23,14 +23,13 @@ import torch
 
 from lrs3_loader.face.fit.curvature import Curvature
 from lrs3_loader.face.fit.solver import FitProblem
-from lrs3_loader.face.fit.terms import POSE_SIZE, Residuals, State
+from lrs3_loader.face.fit.terms import Residuals, State
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.image.crops import CROP_SIZE
 from lrs3_loader.face.photometric.region import Region
 
 _SLICE = {"cpu": 4}  # frames at a time: as many as fit the cache
 _SLICE_ELSEWHERE = 64  # bounds memory: 8 MB per frame
-_BLUR = (0.25, 0.5, 0.25)
 
 
 @dataclass(frozen=True)
@@ -43,13 +42,13 @@ class Samples:
     precision: torch.Tensor  # [N, P] f32, 1 / variance of the colour; 0: no sample
     pixel: torch.Tensor  # [N, P, 2] f32, its pixel in the crop when it was drawn
     pinhole: torch.Tensor  # [N, 4] f32, focal lengths and centre of the crop's camera, pixels
-    pictures: torch.Tensor  # [N, S, S, 3] u8 crops
+    crops: torch.Tensor  # [N, S, S, 3] u8
 
     def error(self) -> torch.Tensor:
         """Mean absolute difference of image and colour [N] over samples and channels, 0..1; NaN without samples."""
         errors = []
         for part in slices(len(self.pixel), self.pixel.device):
-            shown = sample(planes(self.pictures[part]), self.pixel[part])
+            shown = sample(planes(self.crops[part]), self.pixel[part])
             difference = (shown - self.colour[part]).abs().mean(-1)
             used = self.precision[part] > 0
             errors.append((difference * used).sum(1) / used.sum(1))  # 0 / 0 is NaN
@@ -63,19 +62,16 @@ def slices(num_frames: int, device: torch.device) -> Iterator[slice]:
         yield slice(start, start + step)
 
 
-def planes(pictures: torch.Tensor) -> torch.Tensor:
+def planes(crops: torch.Tensor) -> torch.Tensor:
     """Convert u8 [n, S, S, 3] to f32 [n, 3, S, S] in 0..1."""
-    return pictures.permute(0, 3, 1, 2).float() / 255
+    return crops.permute(0, 3, 1, 2).float() / 255
 
 
-def blurred(pictures: torch.Tensor) -> torch.Tensor:
+def blurred(crops: torch.Tensor) -> torch.Tensor:
     """``planes`` blurred by [1 2 1] / 4 in both directions: gradients reach further, noise is lower."""
-    values = planes(pictures)
-    kernel = values.new_tensor(_BLUR)
-    size = values.shape[-1]
-    flat = torch.nn.functional.pad(values, (1, 1, 1, 1), mode="replicate")
-    flat = sum(weight * flat[..., k : k + size] for k, weight in enumerate(kernel))
-    return torch.stack([weight * flat[..., k : k + size, :] for k, weight in enumerate(kernel)]).sum(0)
+    values = torch.nn.functional.pad(planes(crops), (1, 1, 1, 1), mode="replicate")
+    values = 0.25 * values[..., :-2] + 0.5 * values[..., 1:-1] + 0.25 * values[..., 2:]
+    return 0.25 * values[..., :-2, :] + 0.5 * values[..., 1:-1, :] + 0.25 * values[..., 2:, :]
 
 
 def with_gradients(values: torch.Tensor) -> torch.Tensor:
@@ -84,6 +80,12 @@ def with_gradients(values: torch.Tensor) -> torch.Tensor:
     along_x = (padded[..., 1:-1, 2:] - padded[..., 1:-1, :-2]) / 2
     along_y = (padded[..., 2:, 1:-1] - padded[..., :-2, 1:-1]) / 2
     return torch.cat((values, along_x, along_y), 1)
+
+
+def to_pixels(normalized_xy: torch.Tensor, pinhole: torch.Tensor) -> torch.Tensor:
+    """Pixels of the crop [n, P, 2] of normalized image coordinates, by ``pinhole`` [n, 4] as in ``Samples``."""
+    focal, centre = pinhole[:, None].split(2, -1)
+    return centre + focal * normalized_xy * normalized_xy.new_tensor([1.0, -1.0])
 
 
 def sample(values: torch.Tensor, pixel: torch.Tensor) -> torch.Tensor:
@@ -108,7 +110,7 @@ class PhotometricProblem(FitProblem):
         parts = []
         for part in slices(len(self.samples.pixel), self.region.device):
             _, normalized_xy, _ = self._place(state, part)
-            colours = sample(blurred(self.samples.pictures[part]), self._pixel(normalized_xy, part))
+            colours = sample(blurred(self.samples.crops[part]), to_pixels(normalized_xy, self.samples.pinhole[part]))
             parts.append(self._robust(colours - self.samples.colour[part], part)[0].sum(1))
         photometric = torch.cat(parts).double().view(state.exp.shape[:2]).sum(1)
         return super().cost(state, residuals) + photometric
@@ -136,36 +138,31 @@ class PhotometricProblem(FitProblem):
     def _linearise(self, state: State, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         turned, normalized_xy, depth = self._place(state, part)
         pinhole = self.samples.pinhole[part, None]
-        pixel = self._pixel(normalized_xy, part)
-        values = sample(with_gradients(blurred(self.samples.pictures[part])), pixel)
+        pixel = to_pixels(normalized_xy, self.samples.pinhole[part])
+        values = sample(with_gradients(blurred(self.samples.crops[part])), pixel)
         colours, along_x, along_y = values.split(3, -1)
         inside = (pixel >= 0) & (pixel <= CROP_SIZE - 1)  # beyond the border colours no longer change
         along_x, along_y = along_x * inside[..., :1], along_y * inside[..., 1:]
         difference = colours - self.samples.colour[part]
         _, weight = self._robust(difference, part)
-        slopes = torch.stack(
-            (along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2]), 2
-        )  # [n, P, 2, 3] by the normalized_xy
+        by_xy = (along_x * pinhole[..., :1], -along_y * pinhole[..., 1:2])
+        slopes = torch.stack(by_xy, 2)  # [n, P, 2, 3] by the normalized image coordinates
         force = weight[..., None] * (slopes @ difference[..., None])[..., 0]  # [n, P, 2]
-        tensor = weight[..., None, None] * (slopes @ slopes.transpose(-1, -2))  # [n, P, 2, 2]
+        tensor = weight[..., None, None] * (slopes @ slopes.mT)  # [n, P, 2, 2]
         jacobian = self._projection_jacobian(state, part, turned, normalized_xy, depth)  # [n, P, 2, D]
         flat = jacobian.flatten(1, 2)
         gradient = (force.flatten(1)[:, None] @ flat)[:, 0]
-        hessian = (tensor @ jacobian).flatten(1, 2).transpose(-1, -2) @ flat
-        return gradient, (hessian + hessian.transpose(-1, -2)) / 2
+        hessian = (tensor @ jacobian).flatten(1, 2).mT @ flat
+        return gradient, (hessian + hessian.mT) / 2
 
     def _projection_jacobian(
         self, state: State, part: slice, turned: torch.Tensor, normalized_xy: torch.Tensor, depth: torch.Tensor
     ) -> torch.Tensor:
         """Derivative of the normalized image coordinates [n, P, 2, D]; see ``fit.terms`` for the equations."""
         nothing, inverse = torch.zeros_like(depth), 1 / depth
-        by_place = torch.stack(
-            (
-                torch.stack((inverse, nothing, normalized_xy[..., 0] * inverse), -1),
-                torch.stack((nothing, inverse, normalized_xy[..., 1] * inverse), -1),
-            ),
-            -2,
-        )  # [n, P, 2, 3]
+        u_by_place = torch.stack((inverse, nothing, normalized_xy[..., 0] * inverse), -1)
+        v_by_place = torch.stack((nothing, inverse, normalized_xy[..., 1] * inverse), -1)
+        by_place = torch.stack((u_by_place, v_by_place), -2)  # [n, P, 2, 3]
         rotation = state.rotation.flatten(0, 1)[part].float()
         by_point = by_place @ rotation[:, None]
         corners, share = self.samples.corners[part], self.samples.barycentric[part]
@@ -182,20 +179,10 @@ class PhotometricProblem(FitProblem):
         corners = self.samples.corners[part]
         points = torch.take_along_dim(shape, corners.flatten(1)[..., None], 1).unflatten(1, corners.shape[1:])
         points = (points * self.samples.barycentric[part][..., None]).sum(2)
-        turned = points @ state.rotation.flatten(0, 1)[part].float().transpose(-1, -2)
+        turned = points @ state.rotation.flatten(0, 1)[part].float().mT
         placed = turned + state.translation.flatten(0, 1)[part, None].float()
         depth = DISTANCE - placed[..., 2]
         return turned, placed[..., :2] / depth[..., None], depth
-
-    def _pixel(self, normalized_xy: torch.Tensor, part: slice) -> torch.Tensor:
-        pinhole = self.samples.pinhole[part, None]
-        return torch.stack(
-            (
-                pinhole[..., 2] + pinhole[..., 0] * normalized_xy[..., 0],
-                pinhole[..., 3] - pinhole[..., 1] * normalized_xy[..., 1],
-            ),
-            -1,
-        )
 
     def _robust(self, difference: torch.Tensor, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
         """Cost, and weight of the squared difference of a channel, [n, P] each."""
@@ -204,6 +191,3 @@ class PhotometricProblem(FitProblem):
         root = (1 + squared / self.outlier**2).sqrt()
         cost = 2 * squared / (root + 1)  # 2 c^2 (root - 1), without its cancellation
         return self.pixel_weight * cost, self.pixel_weight * precision / root
-
-
-assert POSE_SIZE == 6  # the columns that follow the expression's in a Jacobian
