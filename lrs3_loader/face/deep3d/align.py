@@ -30,7 +30,6 @@ from lrs3_loader.runtime.transfer import to_device
 CROP_SIZE = 224
 PIXELS_PER_UNIT = 102.0  # of the standard face, after resizing
 MAX_RESIZED = 1 << 16  # pixels; landmarks that would enlarge the frame beyond this are hardly apart
-NUM_POINTS = 5
 
 _EYES = ((36, 39), (42, 45))  # iBUG-68: outer and inner corners
 _OTHERS = (30, 48, 54)  # tip of the nose, corners of the mouth
@@ -42,8 +41,6 @@ def five_points(landmarks: Tensor) -> Tensor:
     They are the centres of the eye on the left of the image and of the other one, the tip of the nose, the left and the
     right corner of the mouth.
     """
-    if landmarks.ndim < 2 or landmarks.shape[-2] != 68:
-        raise ValueError(f"landmarks must be [..., 68, D], got {list(landmarks.shape)}")
     eyes = [(landmarks[..., a, :] + landmarks[..., b, :]) / 2 for a, b in _EYES]
     return torch.stack([*eyes, *(landmarks[..., k, :] for k in _OTHERS)], -2)
 
@@ -59,7 +56,11 @@ def load_standard_face(path: Path) -> Tensor:
         if landmarks.shape != (68, 3):
             raise ValueError(f"its lm is {list(landmarks.shape)}, not [68, 3]")
         points = five_points(torch.from_numpy(landmarks))
-        _check_standard(points)
+        if not torch.isfinite(points).all():
+            raise ValueError("its points are not finite")
+        spread = torch.linalg.svdvals((points - points.mean(0)).double())
+        if spread[2] <= 1e-3 * spread[0]:
+            raise ValueError("the points of the standard face lie in one plane")
     except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MatReadError) as error:
         detail = f"no {error}" if isinstance(error, KeyError) else error
         raise RunError(f"{path} is not Deep3DFaceRecon's similarity_Lm3D_all.mat: {detail}") from error
@@ -83,12 +84,9 @@ def align(points: Tensor, standard: Tensor, height: int, width: int) -> Alignmen
         standard: f32 [5, 3], not all in one plane.
         height, width: size of the frames.
     """
-    if points.ndim != 3 or points.shape[1:] != (NUM_POINTS, 2):
-        raise ValueError(f"points must be [n, {NUM_POINTS}, 2], got {list(points.shape)}")
-    _check_standard(standard)
     x, row = points.cpu().unbind(-1)
     target = torch.stack([x, height - 1 - row], -1).double()  # the subtraction in f32, as in the original
-    ones = torch.ones(NUM_POINTS, 1, dtype=torch.float64)
+    ones = torch.ones(len(standard), 1, dtype=torch.float64)
     solution = torch.linalg.pinv(torch.cat([standard.cpu().double(), ones], 1)) @ target  # [n, 4, 2]
     centre = solution[:, 3]
     scale = PIXELS_PER_UNIT / torch.linalg.vector_norm(solution[:, :3], dim=1).mean(1, keepdim=True)  # [n, 1]
@@ -110,11 +108,3 @@ def crop_faces(frames: Tensor, alignment: Alignment) -> Tensor:
     if not usable.all():
         frames = frames[to_device(usable.nonzero()[:, 0], frames.device)]
     return resize_crop(frames, alignment.resized[usable], alignment.corner[usable], CROP_SIZE)
-
-
-def _check_standard(points: Tensor) -> None:
-    if points.shape != (NUM_POINTS, 3) or not torch.isfinite(points).all():
-        raise ValueError(f"the standard face must be {NUM_POINTS} finite 3D points, got {list(points.shape)}")
-    spread = torch.linalg.svdvals((points - points.mean(0)).double())
-    if spread[2] < 1e-3 * spread[0]:
-        raise ValueError("the points of the standard face lie in one plane")

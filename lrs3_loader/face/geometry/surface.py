@@ -99,13 +99,11 @@ def _closest(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.nd
     area = np.maximum(uu * vv - uv * uv, _TINY)
     b, c = (vv * wu - uv * wv) / area, (uu * wv - uv * wu) / area
     best = np.stack([1 - b - c, b, c], axis=-1)
-    inside = (best >= 0).all(-1)
-    foot = first + b[..., None] * u + c[..., None] * v
-    squared = np.where(inside, np.square(points - foot).sum(-1), np.inf)
+    to_foot = points - (first + b[..., None] * u + c[..., None] * v)
+    squared = np.where((best >= 0).all(-1), np.square(to_foot).sum(-1), np.inf)
     for start, end in ((0, 1), (1, 2), (2, 0)):
         origin, along = corners[..., start, :], corners[..., end, :] - corners[..., start, :]
-        t = ((points - origin) * along).sum(-1) / np.maximum(np.square(along).sum(-1), _TINY)
-        t = np.clip(t, 0.0, 1.0)
+        t = np.clip(((points - origin) * along).sum(-1) / np.maximum(np.square(along).sum(-1), _TINY), 0.0, 1.0)
         distance = np.square(points - origin - t[..., None] * along).sum(-1)
         on_edge = np.zeros_like(best)
         on_edge[..., start], on_edge[..., end] = 1 - t, t
