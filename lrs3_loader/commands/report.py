@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.run.folder import RunFolder
     from lrs3_loader.viz.preview.subject import model_of_run
-    from lrs3_loader.viz.report import FILE_NAME, write_report
+    from lrs3_loader.viz.report import write_report
 
     folder = RunFolder.open(args.out)
-    page = args.page or args.out / FILE_NAME
+    page = args.page or args.out / "report.html"
     with tqdm(unit="clip", disable=None) as bar:
         findings = write_report(
             folder,

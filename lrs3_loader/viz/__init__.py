@@ -1,1 +1,1 @@
-"""Pictures and pages of what was extracted."""
+"""Images, videos and pages of what was extracted."""

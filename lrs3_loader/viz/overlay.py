@@ -8,6 +8,7 @@ pixels, so shapes are drawn ``SUPERSAMPLING`` times as large and averaged down.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
 
@@ -25,33 +26,28 @@ FONT_PX = 13
 LINE_PX = 14  # from one line of text to the next
 TEXT_SHADE = 0.5  # factor on what lies below text
 
-#: Runs of the iBUG-68 landmarks that lie on one line: (first, past the last, closed).
+#: The iBUG-68 landmarks of each feature in order; those of a closed feature end with its first.
 LANDMARK_LINES = (
-    (0, 17, False),  # contour
-    (17, 22, False),  # brows
-    (22, 27, False),
-    (27, 31, False),  # nose
-    (31, 36, False),
-    (36, 42, True),  # eyes
-    (42, 48, True),
-    (48, 60, True),  # lips
-    (60, 68, True),
+    [*range(17)],  # contour
+    [*range(17, 22)],  # brows
+    [*range(22, 27)],
+    [*range(27, 31)],  # nose
+    [*range(31, 36)],
+    [*range(36, 42), 36],  # eyes
+    [*range(42, 48), 42],
+    [*range(48, 60), 48],  # lips
+    [*range(60, 68), 60],
 )
-
-
-def landmark_lines() -> list[list[int]]:
-    """The landmarks of each feature in order; those of a closed feature end with its first."""
-    return [[*range(first, stop), *([first] if closed else [])] for first, stop, closed in LANDMARK_LINES]
 
 
 def draw_dots(image: np.ndarray, points: np.ndarray, colour: Colour, diameter_px: float = 3.0) -> None:
     """Draw round dots at ``points`` [n, 2]; those that are not finite are left out."""
-    blend(image, _coverage(image, points, [], diameter_px, 0.0), colour)
+    _draw(image, points, colour, diameter_px=diameter_px)
 
 
 def draw_line(image: np.ndarray, points: np.ndarray, colour: Colour, width_px: float = 1.5) -> None:
     """Draw a line through ``points`` [n, 2]; it has a gap at those that are not finite."""
-    blend(image, _coverage(image, points, [list(range(len(points)))], 0.0, width_px), colour)
+    _draw(image, points, colour, [range(len(points))], width_px=width_px)
 
 
 def draw_landmarks(
@@ -60,19 +56,25 @@ def draw_landmarks(
     """Draw the 68 iBUG landmarks ``points`` [68, 2]: half-transparent lines along the features, and a dot on each."""
     if points.shape != (68, 2):
         raise ValueError(f"points must be [68, 2], got {list(points.shape)}")
-    blend(image, _coverage(image, points, landmark_lines(), 0.0, width_px), colour, opacity=0.6)
-    draw_dots(image, points, colour, diameter_px)
+    _draw(image, points, colour, LANDMARK_LINES, width_px=width_px, opacity=0.6)
+    _draw(image, points, colour, diameter_px=diameter_px)
 
 
-def _coverage(
-    image: np.ndarray, points: np.ndarray, lines: list[list[int]], diameter_px: float, width_px: float
-) -> np.ndarray:
-    """Share of each pixel that dots at ``points`` or ``lines`` between them cover, [H, W] f32 in 0..1."""
+def _draw(
+    image: np.ndarray,
+    points: np.ndarray,
+    colour: Colour,
+    lines: Sequence[Sequence[int]] = (),
+    *,
+    diameter_px: float = 0.0,
+    width_px: float = 0.0,
+    opacity: float = 1.0,
+) -> None:
+    """Draw dots at ``points``, or ``lines`` between those of the given numbers."""
     height, width = image.shape[:2]
     fine = (torch.from_numpy(np.asarray(points, dtype=np.float64)) + 0.5) * SUPERSAMPLING - 0.5
-    canvas = torch.zeros(3, SUPERSAMPLING * height, SUPERSAMPLING * width, dtype=torch.uint8)
     drawn = draw_keypoints(
-        canvas,
+        torch.zeros(3, SUPERSAMPLING * height, SUPERSAMPLING * width, dtype=torch.uint8),
         fine.nan_to_num().round()[None],
         connectivity=[pair for line in lines for pair in pairwise(line)],
         colors="white",
@@ -80,11 +82,11 @@ def _coverage(
         width=max(1, round(SUPERSAMPLING * width_px)),
         visibility=torch.isfinite(fine).all(dim=1)[None],
     )
-    return avg_pool2d(drawn[:1] / 255, SUPERSAMPLING)[0].numpy()
+    blend(image, avg_pool2d(drawn[:1] / 255, SUPERSAMPLING)[0].numpy(), colour, opacity)
 
 
 def blend(image: np.ndarray, coverage: np.ndarray, colour: Colour, opacity: float = 1.0) -> None:
-    """Lay ``colour`` (RGB in 0..1) over ``image`` where ``coverage`` [H, W] says."""
+    """Lay ``colour`` over ``image`` where ``coverage`` [H, W], the share of each pixel in 0..1, says."""
     share = (opacity * coverage)[..., None].astype(np.float32)
     image += share * (np.asarray(colour, dtype=np.float32) - image)
 
@@ -94,10 +96,8 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def wireframe_coverage(
-    points: np.ndarray, depth: np.ndarray, triangles: np.ndarray, height: int, width: int
-) -> np.ndarray:
-    """Share of each pixel that the visible wires of a mesh cover, [height, width] f32 in 0..1.
+def wireframe_coverage(points: np.ndarray, depth: np.ndarray, triangles: np.ndarray, size: int) -> np.ndarray:
+    """Share of each pixel that the visible wires of a mesh cover, [size, size] f32 in 0..1.
 
     The painter's algorithm: triangles from the farthest to the nearest, each wiping out what lies behind it before its
     three edges are drawn.
@@ -110,11 +110,10 @@ def wireframe_coverage(
     corners = points[triangles].astype(np.float64)  # [F, 3, 2]
     (x0, y0), (x1, y1), (x2, y2) = np.moveaxis(corners, 0, -1)
     area = (x1 - x0) * (y2 - y0) - (y1 - y0) * (x2 - x0)
-    low, high = corners.min(1), corners.max(1)
-    shown = (area < 0) & (high >= -1).all(1) & (low <= (width, height)).all(1)  # y points down; nan is false
-    corners, order = corners[shown], np.argsort(-depth[triangles[shown]].mean(1), kind="stable")
-    fine = (corners[order].reshape(-1, 6) + 0.5) * WIRE_SUPERSAMPLING - 0.5
-    layer = Image.new("L", (WIRE_SUPERSAMPLING * width, WIRE_SUPERSAMPLING * height))
+    shown = (area < 0) & (corners.max(1) >= -1).all(1) & (corners.min(1) <= size).all(1)  # y is down; nan is false
+    order = np.argsort(-depth[triangles[shown]].mean(1), kind="stable")
+    fine = (corners[shown][order].reshape(-1, 6) + 0.5) * WIRE_SUPERSAMPLING - 0.5
+    layer = Image.new("L", (WIRE_SUPERSAMPLING * size, WIRE_SUPERSAMPLING * size))
     draw = ImageDraw.Draw(layer)
     for triangle in fine.tolist():
         draw.polygon(triangle, fill=0, outline=255)
@@ -127,10 +126,7 @@ def text_width(text: str) -> int:
 
 
 def draw_text(image: np.ndarray, corner: tuple[int, int], text: str, colour: Colour) -> None:
-    """Write one line with its top left at ``corner`` (x, y); what does not fit is cut.
-
-    The image is darkened below it, so that the line can be read on any image.
-    """
+    """Write one line with its top left at ``corner`` (x, y), over a darker ground; what does not fit is cut."""
     x, y = corner
     mask = _text_mask(text)
     target = image[y : y + mask.shape[0], x : x + mask.shape[1]]

@@ -62,24 +62,24 @@ def test_points_that_are_not_finite_are_left_out() -> None:
 
 
 def test_blending_is_a_weighted_mean() -> None:
-    picture = np.full((1, 3, 3), 0.2, dtype=np.float32)
-    overlay.blend(picture, np.array([[0.0, 0.5, 1.0]]), (1.0, 0.6, 0.2), opacity=0.5)
+    image = np.full((1, 3, 3), 0.2, dtype=np.float32)
+    overlay.blend(image, np.array([[0.0, 0.5, 1.0]]), (1.0, 0.6, 0.2), opacity=0.5)
     expected = [[0.2, 0.2, 0.2], [0.4, 0.3, 0.2], [0.6, 0.4, 0.2]]
-    np.testing.assert_allclose(picture[0], expected, atol=1e-6)
+    np.testing.assert_allclose(image[0], expected, atol=1e-6)
 
 
 def test_a_line_has_gaps_where_points_are_missing() -> None:
-    picture = np.zeros((9, 40, 3), dtype=np.float32)
+    image = np.zeros((9, 40, 3), dtype=np.float32)
     x = np.arange(40.0)
     y = np.where((x > 15) & (x < 25), np.nan, 4.0)
-    overlay.draw_line(picture, np.stack([x, y], axis=1), WHITE, width_px=1.0)
-    assert picture[4, 1:15].min() == 1
-    assert picture[:, 18:23].max() == 0
-    assert picture[4, 26:39].min() == 1
+    overlay.draw_line(image, np.stack([x, y], axis=1), WHITE, width_px=1.0)
+    assert image[4, 1:15].min() == 1
+    assert image[:, 18:23].max() == 0
+    assert image[4, 26:39].min() == 1
 
 
 def test_landmark_lines_join_features_and_close_eyes_and_lips() -> None:
-    pairs = {pair for line in overlay.landmark_lines() for pair in pairwise(line)}
+    pairs = {pair for line in overlay.LANDMARK_LINES for pair in pairwise(line)}
     assert len(pairs) == 67 - 8 + 4  # neighbours, less the 8 steps between features, and 4 closing lines
     assert {(41, 36), (47, 42), (59, 48), (67, 60)} <= pairs
     assert not {(16, 17), (21, 22), (26, 27), (35, 36), (47, 48)} & pairs
@@ -88,11 +88,11 @@ def test_landmark_lines_join_features_and_close_eyes_and_lips() -> None:
 
 
 def test_landmarks_are_dots_of_their_colour() -> None:
-    picture = np.zeros((60, 80, 3), dtype=np.float32)
+    image = np.zeros((60, 80, 3), dtype=np.float32)
     points = np.stack([np.arange(68) % 17 * 4 + 5, np.arange(68) // 17 * 12 + 8], axis=1).astype(np.float64)
-    overlay.draw_landmarks(picture, points, (0.0, 1.0, 0.0))
+    overlay.draw_landmarks(image, points, (0.0, 1.0, 0.0))
     column, row = points.astype(int).T
-    np.testing.assert_allclose(picture[row, column], np.tile([0.0, 1.0, 0.0], (68, 1)), atol=1e-6)
+    np.testing.assert_allclose(image[row, column], np.tile([0.0, 1.0, 0.0], (68, 1)), atol=1e-6)
 
 
 def test_a_view_takes_source_pixels_to_where_they_are_shown() -> None:
@@ -122,36 +122,36 @@ def test_wires_are_edges_of_what_is_seen() -> None:
     points = np.array([(2, 2), (30, 2), (2, 30), (6, 6), (14, 6), (6, 14), (20, 20), (28, 20), (20, 28)], dtype=float)
     depth = np.array([9, 9, 9, 5, 5, 5, 1, 1, 1.0])
     triangles = np.array([(3, 5, 4), (0, 2, 1), (6, 7, 8)])
-    found = overlay.wireframe_coverage(points, depth, triangles, 32, 32)
+    found = overlay.wireframe_coverage(points, depth, triangles, 32)
     edges = [(0, 1), (1, 2), (2, 0), (3, 4), (4, 5), (5, 3)]
     starts, ends = (np.array([points[edge[side]] for edge in edges]) for side in (0, 1))
     wide = slow_coverage(starts, ends, 1.5, 32, 32)
     assert not found[wide == 0].any()
     on_lines = slow_coverage(starts, ends, 0.1, 32, 32) > 0.5
     assert (found[on_lines] > 0.1).all()
-    swapped = overlay.wireframe_coverage(points, np.array([5, 5, 5, 9, 9, 9, 1, 1, 1.0]), triangles, 32, 32)
+    swapped = overlay.wireframe_coverage(points, np.array([5, 5, 5, 9, 9, 9, 1, 1, 1.0]), triangles, 32)
     assert not swapped[7:10, 7:9].any()
     assert not swapped[6, 8:12].any()  # the small one is hidden now ...
     assert swapped[2, 8:12].all()  # ... and the large one is not
     points[3] = np.nan
-    assert not overlay.wireframe_coverage(points, depth, triangles[:1], 32, 32).any()
+    assert not overlay.wireframe_coverage(points, depth, triangles[:1], 32).any()
 
 
 @pytest.fixture(scope="module")
 def drawn() -> tuple[np.ndarray, np.ndarray, float]:
-    """(picture with the demo head over mid grey, its landmarks in panel pixels, opacity)."""
+    """(image with the demo head over mid grey, its landmarks in panel pixels, opacity)."""
     model, camera, view, opacity = demo_head(), Camera.for_frame(224, 224), View.of_frame(224, 224, 160), 0.6
     id, exp = torch.zeros(model.num_id), torch.zeros(model.num_exp)
     pose = torch.tensor([0.1, 0.3, -0.05, 0.1, -0.05, -2.0])
-    picture = np.full((160, 160, 3), 0.5, dtype=np.float32)
-    MeshPainter(model, id, camera, view).draw(picture, exp, pose, opacity)
+    image = np.full((160, 160, 3), 0.5, dtype=np.float32)
+    MeshPainter(model, id, camera, view).draw(image, exp, pose, opacity)
     points = project(model.landmarks(id, exp), pose, camera).numpy()
-    return picture, view.to_panel(points), opacity
+    return image, view.to_panel(points), opacity
 
 
 def test_the_mesh_lies_where_the_landmarks_are(drawn: tuple[np.ndarray, np.ndarray, float]) -> None:
-    picture, points, _ = drawn
-    changed = np.abs(picture - 0.5).max(2) > 0.02
+    image, points, _ = drawn
+    changed = np.abs(image - 0.5).max(2) > 0.02
     column, row = np.rint(points[17:].mean(0)).astype(int)
     assert changed[row, column]
     assert not changed[:, :8].any()
@@ -161,11 +161,11 @@ def test_the_mesh_lies_where_the_landmarks_are(drawn: tuple[np.ndarray, np.ndarr
     assert columns.min() < points[:17, 0].min() + 2
 
 
-def test_the_mesh_lets_the_picture_through(drawn: tuple[np.ndarray, np.ndarray, float]) -> None:
+def test_the_mesh_lets_the_image_through(drawn: tuple[np.ndarray, np.ndarray, float]) -> None:
     """A mesh with opacity a takes at least (1 - a) of what is below; opaque it takes nothing of it."""
-    picture, _, opacity = drawn
-    assert picture.min() >= 0.5 * (1 - opacity) - 1e-5
-    assert picture.max() <= 0.5 * (1 - opacity) + opacity + 1e-5
+    image, _, opacity = drawn
+    assert image.min() >= 0.5 * (1 - opacity) - 1e-5
+    assert image.max() <= 0.5 * (1 - opacity) + opacity + 1e-5
     model, view = demo_head(), View.of_frame(64, 64, 64)
     painter = MeshPainter(model, torch.zeros(model.num_id), Camera.for_frame(64, 64), view)
     results = []

@@ -1,4 +1,4 @@
-"""Previews of a run's sample and of a clip file: frames, sizes, sound, curves, and what is refused."""
+"""Previews of a run's sample and of a clip file: frames, sizes, audio, curves, and what is refused."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from draw_conventions import LARGE_PX, SMALL_PX, draw_conventions
 from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import CorpusConfig, RunConfig, as_json, demo_defaults
@@ -30,9 +31,7 @@ from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 from lrs3_loader.viz import preview
 from lrs3_loader.viz.overlay import draw_text, text_width
 from lrs3_loader.viz.preview import chart
-from lrs3_loader.viz.preview.conventions import LARGE_PX, SMALL_PX, draw_conventions
 from lrs3_loader.viz.preview.measures import Measures, measure
-from lrs3_loader.viz.preview.output import write_picture
 from lrs3_loader.viz.preview.page import Page, chosen_frames, wrap
 from lrs3_loader.viz.preview.subject import nearest
 from support.factory import make_clip
@@ -96,18 +95,18 @@ def demo_assets() -> Assets:
 
 
 def read_video(path: Path) -> tuple[list[np.ndarray], int]:
-    """Frames [h, w, 3] u8, and the number of samples of sound."""
+    """Frames [h, w, 3] u8, and the number of audio samples."""
     with av.open(str(path)) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         rate = container.streams.video[0].average_rate
         assert rate == 25
     with av.open(str(path)) as container:
-        has_sound = bool(container.streams.audio)
-        num_samples = sum(frame.samples for frame in container.decode(audio=0)) if has_sound else 0
+        has_audio = bool(container.streams.audio)
+        num_samples = sum(frame.samples for frame in container.decode(audio=0)) if has_audio else 0
     return frames, num_samples
 
 
-def test_a_sample_becomes_a_video_with_sound(subject: preview.Subject, tmp_path: Path) -> None:
+def test_a_sample_becomes_a_video_with_audio(subject: preview.Subject, tmp_path: Path) -> None:
     out = tmp_path / "x.mp4"
     preview.write_preview(subject, out, PANEL)
     frames, num_samples = read_video(out)
@@ -168,15 +167,15 @@ def test_a_video_that_has_changed_is_not_shown(
 def test_a_sheet_shows_panels_strips_and_the_frames_chosen(subject: preview.Subject, tmp_path: Path) -> None:
     out = tmp_path / "x.png"
     preview.write_preview(subject, out, PANEL)
-    with Image.open(out) as image:
-        assert image.format == "PNG"
-        picture = np.asarray(image)
+    with Image.open(out) as file:
+        assert file.format == "PNG"
+        image = np.asarray(file)
     page = Page(subject, PANEL)
     width = PANEL * 5
-    assert picture.shape == (header_height(subject, 5) + 4 * PANEL + len(page.chart(width)), width, 3)
+    assert image.shape == (header_height(subject, 5) + 4 * PANEL + len(page.chart(width)), width, 3)
     for index in chosen_frames(page.measures):
         column = chart.cursor_column(index, subject.num_frames, width)
-        assert (picture[header_height(subject, 5) + 4 * PANEL :, column] == 255).all()
+        assert (image[header_height(subject, 5) + 4 * PANEL :, column] == 255).all()
 
 
 def test_the_panels_agree_with_the_video(subject: preview.Subject) -> None:
@@ -257,7 +256,7 @@ def colour(name: str) -> np.ndarray:
 def test_curves_are_drawn_to_scale_and_missing_frames_marked() -> None:
     missing = np.arange(100) >= 75
     curves = {"flat": np.full(100, 1.0), "top": np.full(100, 4.0)}
-    plot = plot_of(chart.Curves("name", curves, low=0.0, height=105), missing)
+    plot = plot_of(chart.curves("name", curves, low=0.0, height=105), missing)
     blue, red = (int(np.argmin(np.abs(plot[:, 55] - colour(name)).sum(1))) for name in chart.COLOURS[:2])
     middle = 105 - red  # of the upper curve, from below: 4 units, the lower one a quarter of it
     assert middle > 80
@@ -269,7 +268,7 @@ def test_curves_are_drawn_to_scale_and_missing_frames_marked() -> None:
 def test_curves_have_names_and_ticks() -> None:
     """In the margin: the name of each curve in its colour, and numbers beside the plot."""
     curves = {"first": np.arange(50.0), "second": np.arange(50.0)}
-    image = chart.draw_chart([chart.Curves("name", curves)], chart.LABEL_PX + 100, np.zeros(50, dtype=bool))
+    image = chart.draw_chart([chart.curves("name", curves)], chart.LABEL_PX + 100, np.zeros(50, dtype=bool))
     margin = image[: chart.GAP_PX + 92, : chart.LABEL_PX]
     for name in chart.COLOURS[:2]:
         assert (np.abs(margin[:, :100] - colour(name)).max(2) < 0.15).any()
@@ -281,7 +280,7 @@ def test_the_mel_spectrogram_is_drawn_low_notes_down_and_the_pitch_over_it() -> 
     mel = np.full((40, 80), -6.0, dtype=np.float32)
     mel[20:, :8] = 0.5  # the second half: low notes
     f0 = np.where(np.arange(40) < 20, 200.0, 0.0)
-    plot = plot_of(chart.Spectrogram(mel, f0), np.zeros(20, dtype=bool), 160)
+    plot = plot_of(chart.spectrogram(mel, f0), np.zeros(20, dtype=bool), 160)
     heat = colormaps[chart.HEAT_MAP]
     np.testing.assert_allclose(plot[87, 120], heat(1.0)[:3], atol=0.02)
     np.testing.assert_allclose(plot[10, 120], heat(0.0)[:3], atol=0.02)
@@ -303,22 +302,27 @@ def test_similarity_over_time_equals_single_cosines() -> None:
 def test_speech_that_repeats_shows_at_its_distance() -> None:
     """Rows that come again every 20 rows (0.4 s): bright at 0.4 and 0.8 s, dark between."""
     rows = np.tile(np.random.default_rng(0).normal(size=(20, 64)), (5, 1))
-    plot = plot_of(chart.Similarity(rows, "hubert"), np.zeros(50, dtype=bool), 100)
+    plot = plot_of(chart.similarity(rows, "hubert"), np.zeros(50, dtype=bool), 100)
     column = plot[:, 5].sum(1)[::-1]  # upwards: 92 pixels for 50 rows
     assert abs(int(np.argmax(column[5:60])) + 5 - 19.5 * 92 / 50) <= 2
     assert column[18] < 0.5 * column[36]
     np.testing.assert_allclose(plot[8, -8], colour(chart.PAPER), atol=0.01)  # beyond the end
 
 
-def test_speech_features_are_shown_where_there_are_some(subject: preview.Subject) -> None:
+def test_speech_features_are_shown_where_there_are_some(
+    subject: preview.Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    similarity = chart.similarity
     rows = np.random.default_rng(0).normal(size=(2 * subject.num_frames, 4)).astype(np.float16)
     with_speech = replace(
         subject,
         arrays={**subject.arrays, "hubert": rows},
         meta={**subject.meta, "models": {"speech": {"model": "some/encoder", "untrained": True}}},
     )
-    assert with_speech.speech_name == "encoder (untrained)"
+    titles = []
+    monkeypatch.setattr(chart, "similarity", lambda rows, name: titles.append(name) or similarity(rows, name))
     plain, shown = (Page(one, PANEL).chart(4 * PANEL) for one in (subject, with_speech))
+    assert titles == ["encoder (untrained)"]
     assert len(shown) == len(plain) + 92 + chart.GAP_PX
 
 
@@ -334,8 +338,8 @@ def test_a_sample_is_shown_without_its_video_where_asked(run: Path) -> None:
 
 def test_the_figure_of_the_conventions_tells_the_truth(tmp_path: Path) -> None:
     """Where the figure says that a positive angle moves the nose, it moves there; every landmark has its dot."""
-    picture = draw_conventions(demo.demo_head())
-    assert picture.shape == (LARGE_PX, LARGE_PX + 2 * SMALL_PX, 3)
+    image = draw_conventions(demo.demo_head())
+    assert image.shape == (LARGE_PX, LARGE_PX + 2 * SMALL_PX, 3)
     model = demo.demo_head()
     id, exp = torch.zeros(len(model.id_names)), torch.zeros(len(model.exp_names))
 
@@ -344,10 +348,10 @@ def test_the_figure_of_the_conventions_tells_the_truth(tmp_path: Path) -> None:
         return project(model.landmarks(id, exp), pose, Camera.for_frame(224, 224))[landmark].numpy()
 
     assert place(30, 0.4, 0, 0)[1] > place(30, 0, 0, 0)[1] + 5  # nods: the tip of the nose goes down
-    assert place(30, 0, 0.4, 0)[0] > place(30, 0, 0, 0)[0] + 5  # turns: to the right of the picture
+    assert place(30, 0, 0.4, 0)[0] > place(30, 0, 0, 0)[0] + 5  # turns: to the right of the image
     assert place(45, 0, 0, 0.4)[1] < place(36, 0, 0, 0.4)[1] - 5  # tilts: the eye on the right rises
     assert place(36, 0, 0, 0)[0] < place(45, 0, 0, 0)[0]  # the person's right eye is on the left
-    write_picture(tmp_path / "figure.png", picture, small=True)
+    preview.write_image(tmp_path / "figure.png", image, small=True)
     assert (tmp_path / "figure.png").stat().st_size < 150_000
 
 
@@ -361,10 +365,10 @@ def test_lines_are_wrapped_to_the_room_there_is() -> None:
 
 
 def test_text_is_cut_at_the_border() -> None:
-    picture = np.zeros((30, 60, 3), dtype=np.float32)
-    draw_text(picture, (4, 8), "a text that is far too long for this", (1.0, 1.0, 1.0))
-    assert picture[8:22].max() > 0.8
-    assert picture[:8].max() == picture[22:].max() == 0
+    image = np.zeros((30, 60, 3), dtype=np.float32)
+    draw_text(image, (4, 8), "a text that is far too long for this", (1.0, 1.0, 1.0))
+    assert image[8:22].max() > 0.8
+    assert image[:8].max() == image[22:].max() == 0
 
 
 @pytest.mark.parametrize(
@@ -415,7 +419,7 @@ def test_outputs_that_cannot_be_written_are_named(tmp_path: Path, name: str, mes
 def test_an_output_that_fails_late_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     with pytest.raises(RunError, match="cannot write"):
-        write_picture(folder / "x.png", np.zeros((2, 2, 3), dtype=np.uint8))
+        preview.write_image(folder / "x.png", np.zeros((2, 2, 3), dtype=np.uint8))
     assert not folder.exists()
 
 

@@ -28,7 +28,7 @@ from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import ClipFeatures, Shard
 from lrs3_loader.viz.report import Findings, collect, write_report
 from lrs3_loader.viz.report.collect import evenly_spread
-from lrs3_loader.viz.report.figures import duration, nice_step
+from lrs3_loader.viz.report.figures import duration, throughput
 from lrs3_loader.viz.report.measures import MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, TimeAxis, Timeline
 from support.factory import make_clip, make_reject
@@ -60,7 +60,7 @@ class Checker(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.text: list[str] = []
-        self.pictures: list[str] = []
+        self.images: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         values = dict(attrs)
@@ -70,7 +70,7 @@ class Checker(HTMLParser):
             source = values["src"]
             assert source is not None
             assert source.startswith("data:image/png;base64,")
-            self.pictures.append(source)
+            self.images.append(source)
         if tag not in self.EMPTY:
             self.open.append(tag)
 
@@ -222,17 +222,17 @@ def work(rank: int, start: float, stop: float, num_frames: int = 100) -> ShardWo
 
 
 def test_pauses_between_launches_are_left_out_of_the_time_axis() -> None:
-    axis = TimeAxis.from_works([work(0, 1000, 1100), work(1, 1040, 1200), work(0, 9000, 9100)])
-    assert axis.spans == ((1000, 1200), (9000, 9100))
+    axis = TimeAxis([work(0, 1000, 1100), work(1, 1040, 1200), work(0, 9000, 9100)])
+    assert axis.spans == [(1000, 1200), (9000, 9100)]
     assert axis.seconds == 300
     assert [axis.place(time) for time in (900, 1000, 1150, 5000, 9050, 9999)] == [0, 0, 150, 200, 250, 300]
     assert axis.pauses() == [(200, 7800)]
-    assert TimeAxis.from_works([work(0, 0, 100), work(0, 110, 200)]).spans == ((0, 200),)
+    assert TimeAxis([work(0, 0, 100), work(0, 110, 200)]).spans == [(0, 200)]
 
 
 def test_every_frame_is_in_the_throughput_of_its_rank() -> None:
     works = [work(0, 0, 100, 1000), work(1, 0, 50, 2000), work(1, 60, 100, 400), work(0, 100, 130, 0)]
-    timeline = Timeline.from_works(works)
+    timeline = Timeline(works)
     width = timeline.axis.seconds / timeline.rates.shape[1]
     np.testing.assert_allclose(timeline.rates.sum(1) * width, [1000, 2400])
     assert timeline.rates[0].max() == pytest.approx(10)
@@ -289,10 +289,8 @@ def test_few_values_get_bars_within_their_limits() -> None:
     histogram.add(np.full(9, 100.0))
     low, width, counts = histogram.bars(36, (0, 100))
     assert (low + width * len(counts), counts[-1], counts.sum()) == (100.5, 9, 9)
-    with pytest.raises(ValueError, match="no values"):
+    with pytest.raises(IndexError):
         Histogram(1.0).quantile(0.5)
-    with pytest.raises(ValueError, match="above 0"):
-        Histogram(0.0)
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(3.25, "3.25 s"), (600, "10 min"), (7200, "2 h"), (200_000, "2 d 7 h")])
@@ -300,16 +298,29 @@ def test_durations_are_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
 
 
-@pytest.mark.parametrize(("least", "step"), [(0.9, 1), (1, 1), (1.1, 2), (4, 5), (6, 10), (0.03, 0.05)])
-def test_steps_are_round(least: float, step: float) -> None:
-    assert nice_step(least) == pytest.approx(step)
+@pytest.mark.parametrize(
+    ("seconds", "texts"),
+    [
+        (57, ["0 s", "20 s", "40 s"]),
+        (260, ["0 s", "60 s", "2 min", "3 min", "4 min"]),
+        (4 * 3600, ["0 s", "60 min", "2 h", "3 h", "4 h"]),
+        (200_000, ["0 s", "12 h", "24 h", "36 h", "2 d 0 h"]),
+    ],
+)
+def test_ticks_of_time_are_round(seconds: float, texts: list[str]) -> None:
+    works = [work(0, 0, seconds / 2), work(0, seconds / 2, seconds)]
+    ticks = throughput(Timeline(works))["ticks"]
+    assert [text for _, text, _ in ticks] == texts
+    assert [tick[0] for tick in ticks] == sorted(tick[0] for tick in ticks)
 
 
 @pytest.fixture(scope="module")
 def talking(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """Two clips of the demo head with a face model to draw; nothing was rendered for it."""
     shard = Shard("pretrain-000000", tuple(make_clip(f"pretrain/DemoHead000/{number:05d}") for number in (1, 2)))
-    run = RunFolder.create(tmp_path_factory.mktemp("talking") / "run", record([shard]), (shard,))
+    models = {"landmarker": {"name": "face_landmarker_with_blendshapes", "licence": "Apache-2.0", "sha256": "5" * 64}}
+    made = record([shard]) | {"models": models}
+    run = RunFolder.create(tmp_path_factory.mktemp("talking") / "run", made, (shard,))
     run.publish(shard, [demo_features(clip, seed) for seed, clip in enumerate(shard.clips)], {}, {})
     return run
 
@@ -329,11 +340,11 @@ def demo_features(clip: object, seed: int) -> ClipFeatures:
     return dataclasses.replace(features, arrays={**features.arrays, **arrays}, meta=meta)
 
 
-def test_the_gallery_draws_landmarks_mesh_and_sound(talking: RunFolder) -> None:
+def test_the_gallery_draws_landmarks_mesh_and_audio(talking: RunFolder) -> None:
     page, findings = report(talking, load_model=demo.demo_head)
     assert [pick.reason for pick in findings.picks] == ["worst fit, turned furthest", ""]
     checker = read_page(page)
-    assert len(checker.pictures) == 4
+    assert len(checker.images) == 4
     assert page.count('class="dot"') == page.count('class="fit"') == 2 * 68
     assert "frame 39" in " ".join(checker.text)  # the mouth opens to the end
     assert collect(talking, sample=None, num_picks=0, progress=lambda _: None).picks == []
@@ -342,17 +353,17 @@ def test_the_gallery_draws_landmarks_mesh_and_sound(talking: RunFolder) -> None:
 @pytest.mark.skipif(shutil.which("chromium") is None, reason="no chromium on this machine")
 @pytest.mark.parametrize("width", [1400, 400])
 def test_a_browser_shows_the_page_without_scrolling_sideways(talking: RunFolder, width: int, tmp_path: Path) -> None:
-    """Something is drawn in every part of the picture's height, and nothing sticks out on the right."""
+    """Something is drawn in every part of the image's height, and nothing sticks out on the right."""
     page, _ = report(talking, load_model=demo.demo_head)
-    picture = screenshot(page, width, tmp_path)
-    paper = picture[2, 2]
+    image = screenshot(page, width, tmp_path)
+    paper = image[2, 2]
     assert paper.min() > 230  # the light dress
-    differs = (np.abs(picture.astype(int) - paper).max(2) > 12).any(1)
+    differs = (np.abs(image.astype(int) - paper).max(2) > 12).any(1)
     bottom = np.flatnonzero(differs)[-1]
     bands = np.array_split(differs[:bottom], 12)
     assert all(band.any() for band in bands)
-    assert not (np.abs(picture[:, -8:].astype(int) - paper).max(2) > 12).any()
-    blue = (picture[..., 2].astype(int) - picture[..., 0] > 80).sum()
+    assert not (np.abs(image[:, -8:].astype(int) - paper).max(2) > 12).any()
+    blue = (image[..., 2].astype(int) - image[..., 0] > 80).sum()
     assert blue > 2000  # bars, meshes
 
 
@@ -385,7 +396,7 @@ def test_the_tool_writes_the_page_and_names_wrong_arguments(
     monkeypatch.setattr(sys, "argv", ["report.py", str(talking.path), "--page", str(out), "--face-model", "demo"])
     assert module.main() == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert len(read_page(out.read_text(encoding="utf-8")).pictures) == 4
+    assert len(read_page(out.read_text(encoding="utf-8")).images) == 4
     monkeypatch.setattr(sys, "argv", ["report.py", str(talking.path), "--page", str(tmp_path / "no" / "x.html")])
     with pytest.raises(RunError, match="cannot write"):
         module.main()

@@ -6,9 +6,9 @@ shows the time ``(x + 1/2) / plot width`` of the clip.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -47,56 +47,44 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-class Strip(Protocol):
+@dataclass(frozen=True)
+class Strip:
     """One plot of the chart."""
 
-    @property
-    def height(self) -> int:
-        """Pixels."""
-
-    def draw(self, axes: Axes, seconds: float) -> None:
-        """Draw on ``axes`` from 0 to ``seconds`` and label the margin."""
-
-
-@dataclass(frozen=True)
-class Curves:
-    """Curves that share one vertical axis."""
-
     name: str
-    curves: Mapping[str, np.ndarray]  # [T] each; NaN makes a gap
-    low: float | None = None  # the axis reaches at least this far down
-    height: int = 92
+    draw: Callable[[Axes, float], None]  # draws from 0 to so many seconds
+    legend: Sequence[tuple[str, str]] = ()  # texts below the name, and their colours
+    height: int = 92  # pixels
 
-    def draw(self, axes: Axes, seconds: float) -> None:
-        label(axes, self.height, self.name, *zip(self.curves, COLOURS, strict=False))
-        for curve, colour in zip(self.curves.values(), COLOURS, strict=False):
-            axes.plot((np.arange(len(curve)) + 0.5) / len(curve) * seconds, curve, color=colour)
-        if self.low is not None:
-            axes.set_ylim(bottom=min(self.low, axes.get_ylim()[0]))
+
+def curves(name: str, values: Mapping[str, np.ndarray], low: float | None = None, height: int = 92) -> Strip:
+    """Curves [T] that share one vertical axis, which reaches down to ``low`` at least; NaN makes a gap."""
+
+    def draw(axes: Axes, seconds: float) -> None:
+        for curve, colour in zip(values.values(), COLOURS, strict=False):
+            axes.plot(_times(curve, seconds), curve, color=colour)
+        if low is not None:
+            axes.set_ylim(bottom=min(low, axes.get_ylim()[0]))
         axes.locator_params(axis="y", nbins=4)
         axes.grid(visible=True)
 
+    return Strip(name, draw, list(zip(values, COLOURS, strict=False)), height)
 
-@dataclass(frozen=True)
-class Spectrogram:
-    """The mel spectrogram ``mel`` [2T, 80] with the pitch ``f0_hz`` [2T] over it (its axis is on the left)."""
 
-    mel: np.ndarray
-    f0_hz: np.ndarray
-    height: int = 92
+def spectrogram(mel: np.ndarray, f0_hz: np.ndarray) -> Strip:
+    """The mel spectrogram [2T, 80] with the pitch [2T] over it (its axis is on the left)."""
 
-    def draw(self, axes: Axes, seconds: float) -> None:
-        label(axes, self.height, "mel, 80 .. 7600 Hz", ("pitch, Hz", COLOURS[0]))
+    def draw(axes: Axes, seconds: float) -> None:
         low, high = MEL_RANGE
-        box = (0, seconds, 0, PITCH_TOP_HZ)
-        axes.imshow(self.mel.T, extent=box, vmin=low, vmax=high, **_HEAT)
-        times = (np.arange(len(self.f0_hz)) + 0.5) / len(self.f0_hz) * seconds
-        axes.plot(times, np.where(self.f0_hz > 0, self.f0_hz, np.nan), color=COLOURS[0], linewidth=1.6)
+        axes.imshow(mel.T, extent=(0, seconds, 0, PITCH_TOP_HZ), vmin=low, vmax=high, **_HEAT)
+        voiced = np.where(f0_hz > 0, f0_hz, np.nan)
+        axes.plot(_times(f0_hz, seconds), voiced, color=COLOURS[0], linewidth=1.6)
         axes.set(ylim=(0, PITCH_TOP_HZ), yticks=(100, 200, 300))
 
+    return Strip("mel, 80 .. 7600 Hz", draw, [("pitch, Hz", COLOURS[0])])
 
-@dataclass(frozen=True)
-class Similarity:
+
+def similarity(rows: np.ndarray, encoder: str) -> Strip:
     """Similarity of the speech encoder's ``rows`` [2T, D] at each distance in time.
 
     Upwards: from one row apart to ``MAX_LAG_SECONDS``; bright: the row so much later is similar to this one. A sound
@@ -104,36 +92,28 @@ class Similarity:
     the clip's mean row, without which all rows are much alike.
     """
 
-    rows: np.ndarray
-    encoder: str
-    height: int = 92
-
-    def draw(self, axes: Axes, seconds: float) -> None:
-        label(axes, self.height, "speech similarity", ("seconds later", FAINT), (self.encoder, FAINT))
+    def draw(axes: Axes, seconds: float) -> None:
         rate = FRAMES_PER_SECOND * ROWS_PER_FRAME
-        similarity = lagged_similarity(self.rows, min(round(MAX_LAG_SECONDS * rate), len(self.rows) - 1))
-        if len(similarity):
-            box = (0, seconds, 0, len(similarity) / rate)
+        found = lagged_similarity(rows, min(round(MAX_LAG_SECONDS * rate), len(rows) - 1))
+        if len(found):
             axes.locator_params(axis="y", nbins=3)
-            axes.imshow(similarity, extent=box, vmin=0, vmax=1, **_HEAT)
+            axes.imshow(found, extent=(0, seconds, 0, len(found) / rate), vmin=0, vmax=1, **_HEAT)
+
+    return Strip("speech similarity", draw, [("seconds later", FAINT), (encoder, FAINT)])
 
 
 def lagged_similarity(rows: np.ndarray, max_lag: int) -> np.ndarray:
     """[max_lag, N] f64: cosine of row n and row n + lag, lag = 1 .. max_lag, about the mean; NaN beyond the end."""
     centred = rows.astype(np.float64) - rows.astype(np.float64).mean(0)
     unit = centred / np.maximum(np.linalg.norm(centred, axis=1, keepdims=True), 1e-12)
-    similarity = np.full((max(max_lag, 0), len(rows)), np.nan)
+    found = np.full((max(max_lag, 0), len(rows)), np.nan)
     for lag in range(1, max_lag + 1):
-        similarity[lag - 1, : len(rows) - lag] = (unit[:-lag] * unit[lag:]).sum(1)
-    return similarity
+        found[lag - 1, : len(rows) - lag] = (unit[:-lag] * unit[lag:]).sum(1)
+    return found
 
 
-def label(axes: Axes, height: int, name: str, *lines: tuple[str, str]) -> None:
-    """Write the strip's name, and ``lines`` of (text, colour) below it, into the left margin."""
-    plot_px = axes.get_window_extent().width
-    for number, (text, colour) in enumerate([(name, INK), *lines]):
-        place = ((6 - LABEL_PX) / plot_px, 1 - (4 + number * LINE_PX) / height)
-        axes.text(*place, text, color=colour, transform=axes.transAxes, va="top")
+def _times(curve: np.ndarray, seconds: float) -> np.ndarray:
+    return (np.arange(len(curve)) + 0.5) / len(curve) * seconds
 
 
 def draw_chart(strips: Sequence[Strip], width: int, missing: np.ndarray) -> np.ndarray:
@@ -160,6 +140,10 @@ def draw_chart(strips: Sequence[Strip], width: int, missing: np.ndarray) -> np.n
             axes = figure.add_axes(box, facecolor=PAPER, xlim=(0, seconds), xmargin=0)
             whole = axes.get_xaxis_transform()
             axes.fill_between(edges, 0, 1, where=marked, step="post", transform=whole, color=MISSING, lw=0, zorder=0)
+            plot_px = axes.get_window_extent().width
+            for number, (text, colour) in enumerate([(strip.name, INK), *strip.legend]):
+                place = ((6 - LABEL_PX) / plot_px, 1 - (4 + number * LINE_PX) / strip.height)
+                axes.text(*place, text, color=colour, transform=axes.transAxes, va="top")
             strip.draw(axes, seconds)
             axes.set_xlim(0, seconds)
             axes.tick_params(labelbottom=strip is strips[-1])

@@ -31,21 +31,26 @@ class Measures:
 
 
 def measure(subject: Subject) -> Measures:
-    arrays = subject.arrays
+    """Measure a clip; the strongest expression comes first.
+
+    The motion of mode e is the standard deviation of its coefficient times the length of its basis at the 68 landmarks.
+    """
+    arrays, model = subject.arrays, subject.model
     id, exp, pose = (torch.from_numpy(arrays[name]) for name in ("id", "exp", "pose"))
-    camera = Camera.for_frame(subject.height, subject.width)
-    fitted = project(subject.model.landmarks(id, exp), pose, camera).numpy()
-    lm68, valid = arrays["lm68"], arrays["valid"]
+    fitted = project(model.landmarks(id, exp), pose, Camera.for_frame(subject.height, subject.width)).numpy()
+    lm68 = arrays["lm68"]
     size = face_size(lm68)
     distance = 100 * np.linalg.norm(fitted - lm68, axis=2) / size[:, None]
-    distance[~valid] = np.nan
+    distance[~arrays["valid"]] = np.nan
+    motion = arrays["exp"].std(0) * model.landmark_exp_basis.flatten(0, 1).norm(dim=0).numpy()
+    strongest = np.argsort(-motion, kind="stable")[:NUM_EXPRESSIONS]
     return Measures(
         fitted=fitted,
         error=distance.mean(1),
         mouth_error=distance[:, _MOUTH].mean(1),
         opening=100 * mouth_opening(lm68) / size,
         fitted_opening=100 * mouth_opening(fitted) / size,
-        expressions=strongest_expressions(subject),
+        expressions={model.exp_names[mode]: arrays["exp"][:, mode] for mode in strongest},
     )
 
 
@@ -57,14 +62,3 @@ def face_size(lm68: np.ndarray) -> np.ndarray:
 def mouth_opening(lm68: np.ndarray) -> np.ndarray:
     """[T] pixels: the distance of the inner lips."""
     return np.linalg.norm(lm68[:, _UPPER_LIP] - lm68[:, _LOWER_LIP], axis=1)
-
-
-def strongest_expressions(subject: Subject) -> dict[str, np.ndarray]:
-    """The modes whose spread over the clip moves the landmarks most, the strongest first.
-
-    The motion of mode e is the standard deviation of its coefficient times the length of its basis at the 68 landmarks.
-    """
-    exp, model = subject.arrays["exp"], subject.model
-    motion = exp.std(0) * model.landmark_exp_basis.flatten(0, 1).norm(dim=0).numpy()
-    chosen = np.argsort(-motion, kind="stable")[:NUM_EXPRESSIONS]
-    return {model.exp_names[mode]: exp[:, mode] for mode in chosen}

@@ -1,6 +1,6 @@
-"""Draws a face model's mesh over a picture: shaded, half-transparent, with smooth edges.
+"""Draws a face model's mesh over an image: shaded, half-transparent, with smooth edges; or as a wireframe.
 
-By the package's own rasteriser, or by pytorch3d's where that is installed: the same picture but for single pixels at
+By the package's own rasteriser, or by pytorch3d's where that is installed: the same image but for single pixels at
 edges, by way of the conventions that training code with pytorch3d would use.
 """
 
@@ -23,17 +23,17 @@ _AMBIENT, _LAMP = 0.25, 0.80
 
 
 class MeshPainter:
-    """One person's mesh: ``draw(picture, exp, pose, opacity)`` lays it over a picture."""
+    """One person's mesh: ``draw(image, exp, pose, opacity)`` lays it over an image."""
 
     colour = _SKIN
 
     def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
-        """Args: ``id`` [I], the camera of the source frame, and which part of that frame the pictures show."""
+        """Args: ``id`` [I], the camera of the source frame, and which part of that frame the images show."""
         self._model, self._id, self._camera, self._view = model, id, camera, view
         self._triangles = model.triangles.numpy()
 
-    def draw(self, picture: np.ndarray, exp: torch.Tensor, pose: torch.Tensor, opacity: float) -> None:
-        """``exp`` [E], ``pose`` [6] as ``face.camera``; ``opacity`` 0..1; ``picture`` [size, size, 3] f32 in 0..1."""
+    def draw(self, image: np.ndarray, exp: torch.Tensor, pose: torch.Tensor, opacity: float) -> None:
+        """``exp`` [E], ``pose`` [6] as ``face.camera``; ``opacity`` 0..1; ``image`` [size, size, 3] f32 in 0..1."""
         vertices = self._model.vertices(self._id, exp)
         rotation_only = torch.cat((pose[:3], torch.zeros(3)))
         normals = apply_pose(self._model.normals(vertices), rotation_only).numpy()
@@ -42,8 +42,8 @@ class MeshPainter:
         shade = (_AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)).astype(np.float32)
         shade_sum, coverage = self._cover(moved, shade)
         colour = shade_sum[..., None] * self.colour  # already times the coverage
-        picture *= 1 - opacity * coverage[..., None]
-        picture += opacity * np.minimum(colour, coverage[..., None])
+        image *= 1 - opacity * coverage[..., None]
+        image += opacity * np.minimum(colour, coverage[..., None])
 
     def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Shade times coverage, and coverage, [size, size] each, of vertices in camera space [V, 3] f32."""
@@ -59,11 +59,10 @@ class MeshPainter:
 
     def _projected(self, moved: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Panel pixels [V, 2] and depth [V] of vertices in camera space."""
-        depth = np.float32(self._camera.distance) - moved[:, 2]
-        scale = np.float32(self._camera.focal_px) / depth
-        pixels = np.stack(
-            [self._camera.centre_x_px + moved[:, 0] * scale, self._camera.centre_y_px - moved[:, 1] * scale], axis=1
-        )
+        camera = self._camera
+        depth = np.float32(camera.distance) - moved[:, 2]
+        scale = np.float32(camera.focal_px) / depth
+        pixels = np.stack([camera.centre_x_px + moved[:, 0] * scale, camera.centre_y_px - moved[:, 1] * scale], axis=1)
         return self._view.to_panel(pixels), depth
 
 
@@ -91,9 +90,7 @@ class WireframePainter(MeshPainter):
     colour = np.array([0.55, 1.0, 0.75], dtype=np.float32)
 
     def _cover(self, moved: np.ndarray, shade: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        points, depth = self._projected(moved)
-        size = self._view.size
-        coverage = wireframe_coverage(points, depth, self._triangles, size, size)
+        coverage = wireframe_coverage(*self._projected(moved), self._triangles, self._view.size)
         return coverage, coverage
 
 

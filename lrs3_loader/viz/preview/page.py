@@ -11,21 +11,13 @@ import torch
 
 from lrs3_loader.face.geometry.camera import Camera
 from lrs3_loader.types import FRAMES_PER_SECOND
-from lrs3_loader.viz.overlay import (
-    LINE_PX,
-    Colour,
-    draw_dots,
-    draw_landmarks,
-    draw_line,
-    draw_text,
-    text_width,
-    to_uint8,
-)
+from lrs3_loader.viz import overlay
+from lrs3_loader.viz.overlay import LINE_PX, Colour, to_uint8
 from lrs3_loader.viz.preview import chart
 from lrs3_loader.viz.preview.measures import Measures, measure
 from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.subject import Subject
-from lrs3_loader.viz.preview.view import View
+from lrs3_loader.viz.preview.view import View, blank_panel
 
 NUM_COLUMNS = 5  # of a contact sheet
 DETECTED: Colour = (0.25, 1.0, 0.45)
@@ -39,17 +31,16 @@ FRONT_POSE = (0.0, 0.0, 0.0, 0.0, -0.12, -3.5)  # as face.camera; the whole head
 
 @dataclass(frozen=True)
 class Panel:
-    """One image of one frame."""
+    """One image of one frame; ``label`` writes the name, and what the colours mean, at its upper left."""
 
     name: str
     image: np.ndarray  # [size, size, 3] f32 in 0..1
     legend: tuple[tuple[str, Colour], ...] = ()
 
     def label(self) -> None:
-        """Write the name, and what the colours mean, at the upper left."""
         names = wrap(self.name.split(), self.image.shape[1] - 5, " ")
         for line, (text, colour) in enumerate([*((name, OUTLINE) for name in names), *self.legend]):
-            draw_text(self.image, (5, 3 + line * LINE_PX), text, colour)
+            overlay.draw_text(self.image, (5, 3 + line * LINE_PX), text, colour)
 
 
 class Page:
@@ -59,7 +50,7 @@ class Page:
         if size < 64 or size % 2:
             raise ValueError(f"size must be even and at least 64, got {size}")
         self.subject, self.size = subject, size
-        self.measures: Measures = measure(subject)
+        self.measures = measure(subject)
         height, width = subject.height, subject.width
         self._whole = View.of_frame(height, width, size)
         shown = np.concatenate([subject.arrays["lm68"], self.measures.fitted])
@@ -69,7 +60,7 @@ class Page:
         self._front = painter(subject.model, id, Camera.for_frame(size, size), View(0, 0, size, size))
 
     def frames(self) -> Iterator[np.ndarray | None]:
-        """The video's frames, or as many times nothing."""
+        """The video's frames, or as many times None."""
         video = self.subject.video
         return itertools.repeat(None, self.subject.num_frames) if video is None else video.frames()
 
@@ -77,14 +68,14 @@ class Page:
         """The images of frame ``index``; ``frame`` [H, W, 3] u8 is drawn over where there is one."""
         arrays = self.subject.arrays
         exp, pose = (torch.from_numpy(arrays[name][index]) for name in ("exp", "pose"))
-        ground = self._face.blank() if frame is None else self._face.show(frame)
+        ground = blank_panel(self.size) if frame is None else self._face.show(frame)
         panels = [] if frame is None else [self._source(frame)]
 
         landmarks = ground.copy()
         thickness = max(1.0, self.size / 320)
         detected, fitted = (self._face.to_panel(points[index]) for points in (arrays["lm68"], self.measures.fitted))
-        draw_landmarks(landmarks, detected, DETECTED, diameter_px=3.5 * thickness, width_px=thickness)
-        draw_dots(landmarks, fitted, FITTED, 2.5 * thickness)
+        overlay.draw_landmarks(landmarks, detected, DETECTED, diameter_px=3.5 * thickness, width_px=thickness)
+        overlay.draw_dots(landmarks, fitted, FITTED, 2.5 * thickness)
         panels.append(Panel("landmarks", landmarks, (("detected", DETECTED), ("fitted", FITTED))))
 
         self._mesh.draw(ground, exp, pose, MESH_OPACITY if frame is not None else 1.0)
@@ -100,7 +91,7 @@ class Page:
         if self._face.side < self._whole.side:
             left, top, side = self._face.left, self._face.top, self._face.side - 1
             corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) * side + (left, top)
-            draw_line(image, self._whole.to_panel(corners), OUTLINE)
+            overlay.draw_line(image, self._whole.to_panel(corners), OUTLINE)
         return Panel("source", image)
 
     def chart(self, width: int) -> np.ndarray:
@@ -108,31 +99,32 @@ class Page:
         measures, arrays = self.measures, self.subject.arrays
         opening = {"detected": measures.opening, "fitted": measures.fitted_opening}
         error = {"all 68": measures.error, "mouth": measures.mouth_error}
-        strips: list[chart.Strip] = [
-            chart.Curves("expression", measures.expressions, height=112),
-            chart.Curves("mouth opening, % of face", opening, low=0.0),
-            chart.Curves("fit error, % of face", error, low=0.0),
-            chart.Spectrogram(arrays["mel"], arrays["f0"]),
+        strips = [
+            chart.curves("expression", measures.expressions, height=112),
+            chart.curves("mouth opening, % of face", opening, low=0.0),
+            chart.curves("fit error, % of face", error, low=0.0),
+            chart.spectrogram(arrays["mel"], arrays["f0"]),
         ]
         if "hubert" in arrays:
-            strips.append(chart.Similarity(arrays["hubert"], self.subject.speech_name))
+            speech = self.subject.meta.get("models", {}).get("speech", {})
+            name = str(speech.get("model", "")).rsplit("/", 1)[-1]
+            strips.append(chart.similarity(arrays["hubert"], name + " (untrained)" * bool(speech.get("untrained"))))
         return chart.draw_chart(strips, width, ~arrays["valid"])
 
     def header(self, width: int) -> np.ndarray:
         """The clip in a few words, on as many lines as ``width`` pixels ask for, [h, width, 3] f32; h is even."""
         measures = self.measures
         error, mouth = (float(np.nanmean(curve)) for curve in (measures.error, measures.mouth_error))
-        share = float(self.subject.arrays["valid"].mean())
         facts = (
             self.subject.name,
             f"{self.subject.width} x {self.subject.height}",
-            f"face in {share:.0%} of {self.subject.num_frames} frames",
+            f"face in {self.subject.arrays['valid'].mean():.0%} of {self.subject.num_frames} frames",
             f"mean fit error {error:.2f}%, mouth {mouth:.2f}% of the face",
         )
         lines = wrap(facts, width - 6)
         header = np.zeros((LINE_PX * len(lines) + 6, width, 3), dtype=np.float32)
         for number, line in enumerate(lines):
-            draw_text(header, (6, 2 + number * LINE_PX), line, INK)
+            overlay.draw_text(header, (6, 2 + number * LINE_PX), line, INK)
         return header
 
     def video(self) -> Iterator[np.ndarray]:
@@ -174,9 +166,9 @@ class Page:
         """Write the time at the lower left, in red where no face was found."""
         found = bool(self.subject.arrays["valid"][index])
         facts = (f"{index / FRAMES_PER_SECOND:.2f} s", f"frame {index}", reason, "" if found else "no face: filled")
-        lines = wrap(facts, self.size - 5, ", ")
-        for number, line in enumerate(lines):
-            draw_text(image, (5, self.size - 4 - LINE_PX * (len(lines) - number)), line, OUTLINE if found else ALARM)
+        colour = OUTLINE if found else ALARM
+        for number, line in enumerate(reversed(wrap(facts, self.size - 5, ", ")), 1):
+            overlay.draw_text(image, (5, self.size - 4 - LINE_PX * number), line, colour)
 
 
 def chosen_frames(measures: Measures) -> dict[int, str]:
@@ -198,7 +190,7 @@ def wrap(parts: Iterable[str], width_px: int, gap: str = "   ") -> list[str]:
     """Join texts, empty ones left out, to lines that ``draw_text`` fits into ``width_px``."""
     lines: list[str] = []
     for part in filter(None, parts):
-        if lines and text_width(lines[-1] + gap + part) <= width_px:
+        if lines and overlay.text_width(lines[-1] + gap + part) <= width_px:
             lines[-1] += gap + part
         else:
             lines.append(part)

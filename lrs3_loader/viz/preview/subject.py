@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,6 @@ logger = logging.getLogger(__name__)
 
 NEEDED = ("mel", "f0", "lm68", "valid", "id", "exp", "pose")
 NUM_SUGGESTIONS = 5
-DEMO_SPEECH = SpeechConfig(model="demo")  # extraction wants an encoder; its rows are not shown
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,15 @@ class Subject:
     def width(self) -> int:
         return int(self.meta["source"]["width"])
 
-    @property
-    def speech_name(self) -> str:
-        """The speech encoder in a few words, as far as the sample knows it."""
-        speech = self.meta.get("models", {}).get("speech", {})
-        name = str(speech.get("model", "")).rsplit("/", 1)[-1]
-        return f"{name} (untrained)" if speech.get("untrained") else name
-
 
 class Video:
-    """The frames and the sound of one clip, decoded in this process; frames may be gone through again and again."""
+    """The frames and the audio of one clip, decoded in this process, as often as they are asked for.
+
+    Raises:
+        RunError: the clip cannot be decoded.
+    """
 
     def __init__(self, clip: Clip, root: Path, config: DecodeConfig) -> None:
-        """Decodes the first chunk. Raises ``RunError`` with the reason for a clip that cannot be decoded."""
         self._dataset = ClipDataset(root, config, f0_praat)
         self._clip = clip
         self._first = self._decode(0)
@@ -108,29 +103,28 @@ class Video:
 
 
 def from_file(path: Path, face_model: str, assets: Assets, device: torch.device, speech: str | None = None) -> Subject:
-    """Decode a clip and extract it, as a run would; however few frames hold a face, they are shown.
+    """Decode a clip and extract it as a run would, however few frames hold a face.
 
     Args:
         speech: a speech encoder whose rows are to be shown as well.
 
     Raises:
-        RunError: no such file, no video, no sound, no face at all, or a model file is missing.
+        RunError: no such file, no video, no audio, no face at all, or a model file is missing.
     """
     decode = DecodeConfig()
     clip = Clip(f"preview/clip/{key_part(path.stem)}", path.name, path.stat().st_size)
     video = Video(clip, path.parent, decode)
     lenient = LandmarkConfig(min_valid_fraction=0.0, max_gap_frames=decode.max_frames)
-    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model))
-    config = replace(config, speech=DEMO_SPEECH if speech is None else SpeechConfig(model=speech))
+    encoder = SpeechConfig(model=speech or "demo")  # extraction wants one, whether its rows are shown or not
+    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model), speech=encoder)
     config = resolve(config, device.type)
     assets.ensure(face_model)
     models = Models.load(config, assets, device)
     (found,) = Extractor(config, models, device).extract(video.chunks(), {}, lambda **counts: None)
     if isinstance(found, Reject):
         raise RunError(f"cannot show this clip ({found.reason}): {found.message}")
-    name = "/".join(path.parts[-3:])
     shown = {field: array for field, array in found.arrays.items() if field != "hubert" or speech is not None}
-    return Subject(name, shown, dict(found.meta), models.face_model.to("cpu"), video)
+    return Subject("/".join(path.parts[-3:]), shown, dict(found.meta), models.face_model.to("cpu"), video)
 
 
 def from_run(
@@ -142,7 +136,7 @@ def from_run(
     corpus: Path | None = None,
     video: bool = True,
 ) -> Subject:
-    """A sample of a run, with its video where the corpus is still there.
+    """Read a sample of a run, and its video where the corpus is still there.
 
     Args:
         face_model: where the run's face model is now, if not where it was.
@@ -154,29 +148,23 @@ def from_run(
             extracted yet, a sample without a fit, or another face model than the run's.
     """
     folder = RunFolder.open(path)
-    shard, clip = _find_clip(folder, key)
+    places = {clip.key: (shard, clip) for shard in folder.shards for clip in shard.clips}
+    if key not in places:
+        raise RunError(f"no key {key} in {folder.path}; the nearest are {', '.join(nearest(key, sorted(places)))}")
+    shard, clip = places[key]
     sample = _read_sample(folder, shard, key)
     missing = [name for name in NEEDED if name not in sample]
     if missing:
         raise RunError(f"{key} has no {', '.join(missing)}: nothing to draw a fit from")
     model = model_of_run(folder, face_model, assets)
-    meta = sample["json"]
-    arrays = {name: array for name, array in sample.items() if name not in ("__key__", "json")}
+    meta = sample.pop("json")
     found = _video_of_run(folder, clip, corpus, int(meta["num_frames"])) if video else None
-    return Subject(key, arrays, meta, model, found)
+    return Subject(sample.pop("__key__"), sample, meta, model, found)
 
 
 def list_keys(path: str | Path) -> list[str]:
     """All keys that a run planned, sorted."""
     return sorted(clip.key for shard in RunFolder.open(path).shards for clip in shard.clips)
-
-
-def _find_clip(folder: RunFolder, key: str) -> tuple[Shard, Clip]:
-    for shard in folder.shards:
-        for clip in shard.clips:
-            if clip.key == key:
-                return shard, clip
-    raise RunError(f"no key {key} in {folder.path}; the nearest are {', '.join(nearest(key, list_keys(folder.path)))}")
 
 
 def nearest(key: str, keys: list[str]) -> list[str]:
@@ -201,7 +189,7 @@ def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
 
 
 def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:
-    """The face model that a run's coefficients are of, on the CPU.
+    """Load the face model that a run's coefficients are of, on the CPU.
 
     Args:
         face_model: where it is now, if not where it was.
@@ -226,14 +214,14 @@ def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, f
 
 
 def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video | None:
-    """The sample's video; without it (and a word in the log) where the corpus is gone or has changed."""
+    """The sample's video; None, and a word in the log, where the corpus is gone or has changed."""
     settings = upgrade_saved(folder.record["config"])
     layout = settings["corpus"]["layout"]
     place = corpus or Path(settings["corpus"]["corpus"])
     if corpus is None and not place.exists():
         logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
         return None
-    root = local_path(corpus_root(replace(CorpusConfig(), corpus=place, layout=layout)), "showing a clip")
+    root = local_path(corpus_root(CorpusConfig(corpus=place, layout=layout)), "showing a clip")
     if not (root / clip.video_path).is_file():
         logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
         return None

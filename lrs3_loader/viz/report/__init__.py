@@ -1,12 +1,4 @@
-"""Reports on a run as one self-contained HTML page: contents, throughput, rejects, distributions, a gallery.
-
-measures      what is measured of every clip, and histograms that hold any number of values
-timeline      who made which shard when, on an axis without the pauses between launches
-collect       one pass over ledgers and shards -> Findings
-figures       numbers -> geometry of SVG figures
-gallery       a few clips drawn without any picture of a person
-page          Findings -> HTML, by way of templates/
-"""
+"""Reports on a run as one self-contained HTML page: contents, throughput, rejects, distributions, a gallery."""
 
 from __future__ import annotations
 
@@ -16,12 +8,10 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.viz.report.collect import Findings, Progress, collect
-from lrs3_loader.viz.report.gallery import Card, ModelLoader, draw_cards
+from lrs3_loader.viz.report.gallery import ModelLoader, draw_cards
 from lrs3_loader.viz.report.page import render
 
-__all__ = ["Card", "Findings", "collect", "draw_cards", "render", "write_report"]
-
-FILE_NAME = "report.html"
+__all__ = ["Findings", "collect", "write_report"]
 
 
 def write_report(

@@ -16,7 +16,7 @@ from lrs3_loader.run.folder import RunFolder, Totals
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.run.tar import DamagedError, TarIndex
-from lrs3_loader.types import FRAMES_PER_SECOND, Shard
+from lrs3_loader.types import Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, Timeline
 
@@ -46,11 +46,11 @@ class Findings:
     timeline: Timeline | None  # None: no ledger says when it was made
     stage_seconds: Counter[str]
     other_software: list[dict[str, str]]  # versions, other than the run's own, that made some shards
-    histograms: dict[str, Histogram] = field(default_factory=dict)  # by the measure's name
+    offsets: list[dict[str, Any]] | None  # lines of sync.jsonl; None: not measured
+    histograms: dict[str, Histogram]  # by the measure's name
     num_measured: int = 0  # clips
     damaged: list[str] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
-    offsets: list[dict[str, Any]] | None = None  # lines of sync.jsonl; None: not measured
 
 
 def collect(folder: RunFolder, *, sample: int | None, num_picks: int, progress: Progress) -> Findings:
@@ -67,14 +67,12 @@ def collect(folder: RunFolder, *, sample: int | None, num_picks: int, progress: 
     done = folder.published()
     ledgers = {shard.name: folder.ledger(shard) for shard in folder.shards if shard.name in done}
     findings = _from_ledgers(folder, list(ledgers.values()))
-    findings.offsets = read_offsets(folder)
-    findings.histograms |= {measure.name: Histogram(measure.step) for measure in MEASURES}
     num_samples = findings.totals.num_samples
     chosen = evenly_spread(num_samples, num_samples if sample is None else sample)
     chooser = _Chooser(num_picks, len(chosen))
     for shard, index, found in _samples(folder, ledgers, chosen, findings.damaged):
         for measure in MEASURES:
-            if all(name in found for name in measure.needs):
+            if found.keys() >= {*measure.needs}:
                 findings.histograms[measure.name].add(measure.values(found))
         chooser.offer(shard, index, found)
         findings.num_measured += 1
@@ -93,15 +91,11 @@ def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
     works = [work for work in map(ShardWork.from_ledger, ledgers) if work is not None]
     keys = [key.split("/") for ledger in ledgers for key, _ in ledger.samples]
     usual = folder.record.get("software", {})
-    versions = {
-        json.dumps(ledger.provenance["software"], sort_keys=True)
-        for ledger in ledgers
-        if ledger.provenance.get("software", usual) != usual
-    }
-    durations = Histogram(DURATION.step)
-    durations.add(np.array([frames for ledger in ledgers for _, frames in ledger.samples]) / FRAMES_PER_SECOND)
+    versions = {json.dumps(ledger.provenance.get("software", usual), sort_keys=True) for ledger in ledgers}
+    histograms = {measure.name: Histogram(measure.step) for measure in (DURATION, *MEASURES)}
     stage_seconds: Counter[str] = Counter()
     for ledger in ledgers:
+        histograms[DURATION.name].add(DURATION.values(ledger))
         stage_seconds.update(ledger.timings)
     return Findings(
         folder=folder,
@@ -109,10 +103,11 @@ def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
         num_clips=sum(len(shard.clips) for shard in folder.shards),
         num_speakers=len({(split, speaker) for split, speaker, _ in keys}),
         splits=Counter(split for split, _, _ in keys),
-        timeline=Timeline.from_works(works) if works else None,
+        timeline=Timeline(works) if works else None,
         stage_seconds=stage_seconds,
-        other_software=[json.loads(text) for text in sorted(versions)],
-        histograms={DURATION.name: durations},
+        other_software=[found for found in map(json.loads, sorted(versions)) if found != usual],
+        offsets=read_offsets(folder),
+        histograms=histograms,
     )
 
 
@@ -130,17 +125,11 @@ def _samples(
         if not mine:
             continue
         try:
-            index = TarIndex(folder.tar_path(shard))
-        except DamagedError as error:
-            damaged.append(str(error))
-            continue
-        try:
-            for number in mine:
-                yield shard, number, read_fields(index, number, _READ)
+            with TarIndex(folder.tar_path(shard)) as index:
+                for number in mine:
+                    yield shard, number, read_fields(index, number, _READ)
         except (DamagedError, IndexError) as error:
             damaged.append(str(error))
-        finally:
-            index.close()
 
 
 def read_fields(index: TarIndex, number: int, wanted: frozenset[str]) -> dict[str, Any]:
@@ -155,36 +144,30 @@ class _Chooser:
     def __init__(self, num_picks: int, num_offered: int) -> None:
         self._num_picks = num_picks
         self._wanted = set(evenly_spread(num_offered, 2 * num_picks))
-        self._number = 0
+        self._num_offered = 0
         self._spread: list[Pick] = []
         self._extremes: dict[str, tuple[float, Pick]] = {}
 
     def offer(self, shard: Shard, index: int, sample: dict[str, Any]) -> None:
-        key = sample["__key__"]
-        quality = sample["json"].get("quality", {})
-        if self._number in self._wanted:
-            self._spread.append(Pick(key, shard, index, ""))
-        self._number += 1
-        if quality.get("relative_error") is not None:
-            self._compare(quality["relative_error"], Pick(key, shard, index, "worst fit"))
-        if "valid" in sample and not sample["valid"].all():
-            self._compare(1 - sample["valid"].mean(), Pick(key, shard, index, "fewest frames with a face"))
-        if "pose" in sample:
-            self._compare(float(np.abs(sample["pose"][:, 1]).max()), Pick(key, shard, index, "turned furthest"))
-
-    def _compare(self, value: float, pick: Pick) -> None:
-        if pick.reason not in self._extremes or value > self._extremes[pick.reason][0]:
-            self._extremes[pick.reason] = value, pick
+        pick = Pick(sample["__key__"], shard, index, "")
+        if self._num_offered in self._wanted:
+            self._spread.append(pick)
+        self._num_offered += 1
+        values: dict[str, float | None] = {
+            "worst fit": sample["json"].get("quality", {}).get("relative_error"),
+            "fewest frames with a face": (1 - sample["valid"].mean()) or None if "valid" in sample else None,
+            "turned furthest": float(np.abs(sample["pose"][:, 1]).max()) if "pose" in sample else None,
+        }
+        for reason, value in values.items():
+            if value is not None and (reason not in self._extremes or value > self._extremes[reason][0]):
+                self._extremes[reason] = value, dataclasses.replace(pick, reason=reason)
 
     def picks(self) -> list[Pick]:
         """The extremes first (one clip may be several), then the others, ``num_picks`` at most."""
         chosen: dict[str, Pick] = {}
         for _, pick in self._extremes.values():
-            before = chosen.get(pick.key)
-            chosen[pick.key] = dataclasses.replace(
-                pick, reason=f"{before.reason}, {pick.reason}" if before else pick.reason
-            )
+            reasons = [found.reason for found in (chosen.get(pick.key), pick) if found is not None]
+            chosen[pick.key] = dataclasses.replace(pick, reason=", ".join(reasons))
         others = [pick for pick in self._spread if pick.key not in chosen]
         room = max(0, self._num_picks - len(chosen))
-        chosen |= {others[number].key: others[number] for number in evenly_spread(len(others), room)}
-        return list(chosen.values())[: self._num_picks]
+        return [*chosen.values(), *(others[number] for number in evenly_spread(len(others), room))][: self._num_picks]

@@ -5,184 +5,109 @@ Colours come from the page's style sheet, so figures are light or dark as the pa
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+from matplotlib.ticker import MaxNLocator
 
 from lrs3_loader.viz.report.measures import Histogram, Measure
 from lrs3_loader.viz.report.timeline import Timeline
 
 MAX_BARS = 36
+_BARS = {"width": 320.0, "height": 104.0}  # of a bar chart
 _BAR_AREA_HEIGHT = 98.0
+_THROUGHPUT = {"width": 960.0, "left": 52.0}
 _AREA_HEIGHT = 120.0  # of the throughput of all ranks
 _LABELLED_RANKS = 16  # with more ranks, strips are thinner and only some are labelled
 
-
-@dataclass(frozen=True)
-class Tick:
-    x: float
-    text: str
-    anchor: str  # class of the text: "", "mid" or "end"
+Tick = tuple[float, str, str]  # x, text, and the class that anchors it: "", "mid" or "end"
 
 
-@dataclass(frozen=True)
-class Bar:
-    x: float
-    width: float
-    height: float
-    title: str
-    kind: str = "bar"
-
-
-@dataclass(frozen=True)
-class BarChart:
-    """Bars above a labelled axis, with a line at the median where there is one."""
-
-    label: str
-    bars: list[Bar]
-    ticks: list[Tick]
-    median_x: float | None = None
-    width: float = 320.0
-    height: float = 104.0
-
-
-def histogram(values: Histogram, measure: Measure) -> BarChart:
+def histogram(values: Histogram, measure: Measure) -> dict[str, Any]:
     """Bars with a line at the median; the outermost bars hold what lies beyond them."""
     low, step, counts = values.bars(MAX_BARS, measure.limits)
     edges = [figure(low + number * step) for number in range(len(counts) + 1)]
     titles = [f"{start} – {stop} {measure.unit}" for start, stop in pairwise(edges)]
     high = low + len(counts) * step
     median = values.quantile(0.5)
-    label = f"histogram, median {figure(median)} {measure.unit}"
-    width = BarChart.width
-    ticks = _ticks(low, high, width)
-    return BarChart(label, _bars(titles, counts, width), ticks, (median - low) / (high - low) * width)
+    return _BARS | {
+        "label": f"histogram, median {figure(median)} {measure.unit}",
+        "bars": _bars(titles, counts),
+        "ticks": _ticks(low, high, _BARS["width"]),
+        "median_x": (median - low) / (high - low) * _BARS["width"],
+    }
 
 
-def counted(counts: Mapping[str, int], marked: str) -> BarChart:
+def counted(counts: Mapping[str, int], marked: str) -> dict[str, Any]:
     """A bar for each name, of which the ``marked`` one stands out; every fifth of many names is written below."""
-    bars = _bars(list(counts), np.array(list(counts.values())), BarChart.width, marked)
-    shown = [(bar, name) for number, (bar, name) in enumerate(zip(bars, counts, strict=True)) if number % 5 == 0]
-    return BarChart("bars", bars, [Tick(bar.x + bar.width / 2, name, "mid") for bar, name in shown])
+    bars = _bars(list(counts), np.array(list(counts.values())), marked)
+    ticks = [(x + width / 2, name, "mid") for (x, width, *_), name in list(zip(bars, counts, strict=True))[::5]]
+    return _BARS | {"label": "bars", "bars": bars, "ticks": ticks}
 
 
-def _bars(titles: list[str], counts: np.ndarray, width: float, marked: str | None = None) -> list[Bar]:
-    step = width / len(counts)
+def _bars(titles: list[str], counts: np.ndarray, marked: str | None = None) -> list[tuple[Any, ...]]:
+    """x, width, height, title and class of every bar."""
+    step = _BARS["width"] / len(counts)
     gap = min(1.0, step / 8)
+    places = np.arange(len(counts)) * step + gap / 2
     heights = counts / max(int(counts.max()), 1) * _BAR_AREA_HEIGHT
-    return [
-        Bar(
-            number * step + gap / 2,
-            step - gap,
-            height,
-            f"{title}: {count:,}",
-            "bar" if marked in (None, title) else "bar second",
-        )
-        for number, (title, count, height) in enumerate(zip(titles, counts, heights, strict=True))
-    ]
+    texts = [f"{title}: {count:,}" for title, count in zip(titles, counts, strict=True)]
+    kinds = ["bar" if marked in (None, title) else "bar second" for title in titles]
+    return [(x, step - gap, *rest) for x, *rest in zip(places, heights, texts, kinds, strict=True)]
 
 
-@dataclass(frozen=True)
-class StripRun:
-    """Neighbouring bins of a rank's strip that look alike."""
-
-    x: float
-    width: float
-    shade: float  # opacity, 0..1
-    title: str
-
-
-@dataclass(frozen=True)
-class Strip:
-    """One rank over time."""
-
-    y: float
-    height: float
-    label: str  # empty where there is no room for one
-    runs: list[StripRun]
-
-
-@dataclass(frozen=True)
-class ThroughputChart:
-    """All ranks together as an area over time, and below it one strip per rank."""
-
-    area: list[tuple[float, float]]
-    grid: list[tuple[float, str]]  # heights of lines, and their labels
-    strips: list[Strip]
-    pauses: list[tuple[float, float]]  # x, and seconds that were left out there
-    ticks: list[Tick]
-    bottom: float
-    width: float = 960.0
-    left: float = 52.0  # margin
-
-    @property
-    def plot_width(self) -> float:
-        return self.width - self.left
-
-
-def throughput(timeline: Timeline) -> ThroughputChart:
-    """Lay out the frames per second of a run over the time worked."""
+def throughput(timeline: Timeline) -> dict[str, Any]:
+    """All ranks together as an area over the time worked, and below it one strip per rank."""
     total = timeline.rates.sum(0)
-    top = nice_step(float(total.max()) / 3) * 3 if total.max() > 0 else 1.0
-    seconds, width = timeline.axis.seconds, ThroughputChart.width - ThroughputChart.left
+    grid = MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(0, max(float(total.max()), 1.0))
+    seconds, width = timeline.axis.seconds, _THROUGHPUT["width"] - _THROUGHPUT["left"]
     edges = np.linspace(0, width, len(total) + 1)
-    room = _AREA_HEIGHT - 6
-    heights = _AREA_HEIGHT - np.clip(total / top, 0, 1) * room
-    steps = list(zip(np.repeat(edges, 2)[1:-1], np.repeat(heights, 2), strict=True))
+    scale = (_AREA_HEIGHT - 6) / grid[-1]
+    steps = zip(np.repeat(edges, 2)[1:-1], np.repeat(_AREA_HEIGHT - total * scale, 2), strict=True)
     strips = _strips(timeline, edges)
-    return ThroughputChart(
-        area=[(0.0, _AREA_HEIGHT), *steps, (width, _AREA_HEIGHT)],
-        grid=[(_AREA_HEIGHT - third / 3 * room, figure(top * third / 3)) for third in (1, 2, 3)],
-        strips=strips,
-        pauses=[(place / seconds * width, length) for place, length in timeline.axis.pauses()],
-        ticks=_ticks(0.0, seconds, width, is_time=True),
-        bottom=strips[-1].y + strips[-1].height + 1,
-    )
+    return _THROUGHPUT | {
+        "plot_width": width,
+        "area": [(0.0, _AREA_HEIGHT), *steps, (width, _AREA_HEIGHT)],
+        "grid": [(_AREA_HEIGHT - rate * scale, figure(rate)) for rate in grid[1:]],
+        "strips": strips,
+        "pauses": [(place / seconds * width, length) for place, length in timeline.axis.pauses()],
+        "ticks": _ticks(0.0, seconds, width, is_time=True),
+        "bottom": strips[-1]["y"] + strips[-1]["height"] + 1,
+    }
 
 
-def _strips(timeline: Timeline, edges: np.ndarray) -> list[Strip]:
+def _strips(timeline: Timeline, edges: np.ndarray) -> list[dict[str, Any]]:
+    """A strip for each rank, in runs of bins that look alike: (x, width, opacity, title)."""
     thin = len(timeline.ranks) > _LABELLED_RANKS
     height = 5.0 if thin else 16.0
     fastest = max(float(timeline.rates.max()), 1e-9)
     strips = []
-    for row, rank in enumerate(timeline.ranks):
-        rates, busy = timeline.rates[row], timeline.busy[row]
+    for row, (rank, rates, busy) in enumerate(zip(timeline.ranks, timeline.rates, timeline.busy, strict=True)):
         look = np.where(busy, np.round(rates / max(float(rates.max()), 1e-9), 2), -1)
         runs = []
         for first, stop in pairwise([0, *(np.flatnonzero(np.diff(look)) + 1).tolist(), len(rates)]):
             rate = float(rates[first:stop].mean())
             text = f"{rate:.0f} frames/s" if busy[first] else "idle"
             shade = 0.12 + 0.85 * rate / fastest if busy[first] else 0.03
-            runs.append(StripRun(edges[first], edges[stop] - edges[first], shade, f"rank {rank.rank}: {text}"))
+            runs.append((edges[first], edges[stop] - edges[first], shade, f"rank {rank.rank}: {text}"))
         label = f"rank {rank.rank}" if not thin or row % 8 == 0 else ""
-        strips.append(Strip(_AREA_HEIGHT + 8 + row * (height + 1), height, label, runs))
+        strips.append({"y": _AREA_HEIGHT + 8 + row * (height + 1), "height": height, "label": label, "runs": runs})
     return strips
 
 
 def _ticks(low: float, high: float, width: float, is_time: bool = False) -> list[Tick]:
     """About five round numbers along an axis from ``low`` to ``high``."""
-    step = _time_step((high - low) / 6) if is_time else nice_step((high - low) / 4)
+    unit = next(unit for unit in (86400, 3600, 60, 1) if unit == 1 or high - low >= 2 * unit) if is_time else 1
     ticks = []
-    for number in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1):
-        value = number * step
+    for number in MaxNLocator(5, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit):
+        value = float(number * unit)
         x = (value - low) / (high - low) * width
-        anchor = "end" if x > width - 12 else "" if x < 12 else "mid"
-        ticks.append(Tick(x, duration(value) if is_time else figure(value), anchor))
+        if -0.1 <= x <= width + 0.1:
+            anchor = "end" if x > width - 12 else "" if x < 12 else "mid"
+            ticks.append((x, duration(value) if is_time else figure(value), anchor))
     return ticks
-
-
-def _time_step(least: float) -> float:
-    whole = (1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 21600, 43200, 86400)
-    return next((float(step) for step in whole if step >= least), nice_step(least / 86400) * 86400)
-
-
-def nice_step(least: float) -> float:
-    """The smallest of 1, 2, 5, 10, ... (times a power of ten) that is not below ``least``, above 0."""
-    power = 10 ** math.floor(math.log10(max(least, 1e-12)))
-    return float(next(factor * power for factor in (1, 2, 5, 10) if factor * power >= least * (1 - 1e-9)))
 
 
 def figure(value: float) -> str:
@@ -205,11 +130,9 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if minutes else f"{hours} h"
 
 
-def size(num_bytes: int) -> str:
+def size(num_bytes: float) -> str:
     """``512 B``, ``1.9 MB``, ``3.21 TB``."""
-    value = float(num_bytes)
-    for unit in ("B", "kB", "MB", "GB"):
-        if value < 1000:
-            return f"{value:.3g} {unit}"
-        value /= 1000
-    return f"{value:.3g} TB"
+    power = 0
+    while num_bytes >= 1000 and power < 4:
+        num_bytes, power = num_bytes / 1000, power + 1
+    return f"{num_bytes:.3g} {('B', 'kB', 'MB', 'GB', 'TB')[power]}"

@@ -1,18 +1,16 @@
-"""Measures of every clip, and histograms whose memory does not grow with the number of values.
-
-Letters: T frames of a clip.
-"""
+"""Measures of every clip, and histograms whose memory does not grow with the number of values."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz.preview.measures import face_size, mouth_opening
 
 Sample = Mapping[str, Any]
@@ -20,11 +18,9 @@ MIN_BARS = 9
 
 
 class Histogram:
-    """Counts of values in bins of one fixed width: bin k holds what rounds to ``k * step``."""
+    """Counts of values in bins of one fixed width: bin k holds what rounds to ``k * step``, ``step`` > 0."""
 
     def __init__(self, step: float) -> None:
-        if not step > 0:
-            raise ValueError(f"step must be above 0, got {step}")
         self.step = step
         self.total = 0
         self._counts: Counter[int] = Counter()
@@ -32,12 +28,11 @@ class Histogram:
     def add(self, values: np.ndarray) -> None:
         """Count ``values`` [n]; those that are not finite are left out."""
         bins = np.rint(values[np.isfinite(values)] / self.step).astype(np.int64)
-        for number, count in zip(*np.unique(bins, return_counts=True), strict=True):
-            self._counts[int(number)] += int(count)
+        self._counts.update(bins.tolist())
         self.total += len(bins)
 
     def quantile(self, share: float) -> float:
-        """The value below which ``share`` (0..1) of all lie, to half a step. Raises ``ValueError`` when empty."""
+        """The value below which ``share`` (0..1) of all lie, to half a step. Raises ``IndexError`` when empty."""
         return self._bin_at(share) * self.step
 
     def bars(self, max_bars: int, limits: tuple[float, float], tail: float = 0.002) -> tuple[float, float, np.ndarray]:
@@ -57,23 +52,17 @@ class Histogram:
         merged = max(1, -(-(high - low + 1) // max_bars))
         first = low // merged
         counts = np.zeros(high // merged - first + 1, dtype=np.int64)
-        for number, count in self._counts.items():
-            counts[min(max(number // merged - first, 0), len(counts) - 1)] += count
+        bars = np.clip(np.array(list(self._counts)) // merged - first, 0, len(counts) - 1)
+        np.add.at(counts, bars, list(self._counts.values()))
         return (first * merged - 0.5) * self.step, merged * self.step, counts
 
     def _bin_at(self, share: float) -> int:
-        if not self.total:
-            raise ValueError("no values")
-        left = share * self.total
-        for number in sorted(self._counts):
-            left -= self._counts[number]
-            if left <= 0:
-                return number
-        return max(self._counts)
+        numbers = sorted(self._counts)
+        reached = np.cumsum([self._counts[number] for number in numbers])
+        return numbers[int(np.searchsorted(reached, share * self.total))]
 
 
-@dataclass(frozen=True)
-class Measure:
+class Measure(NamedTuple):
     """One distribution of the report."""
 
     name: str
@@ -82,7 +71,7 @@ class Measure:
     step: float  # of its histogram
     limits: tuple[float, float]  # no value lies outside
     needs: tuple[str, ...]  # fields that a sample must hold
-    values: Callable[[Sample], np.ndarray]  # [n] of one sample
+    values: Callable[[Any], np.ndarray]  # [n] of one sample
 
 
 def _degrees(axis: int) -> Callable[[Sample], np.ndarray]:
@@ -111,27 +100,20 @@ def _valid_share(sample: Sample) -> np.ndarray:
     return 100 * sample["valid"].mean(keepdims=True)
 
 
+def _durations(ledger: Ledger) -> np.ndarray:
+    return np.array([num_frames for _, num_frames in ledger.samples]) / FRAMES_PER_SECOND
+
+
 _ABOVE_0 = (0.0, math.inf)
-DURATION = Measure(
-    "Duration", "s", "a clip", 0.2, _ABOVE_0, (), lambda sample: np.array([sample["json"]["num_frames"] / 25])
-)
-#: Read from the samples; the duration comes from the ledgers.
+_SIZE = "a frame: √(width × height) of the landmarks"
+_OPENING = "a frame: distance of the inner lips"
 MEASURES = (
-    Measure(
-        "Face size", "px", "a frame: √(width × height) of the landmarks", 1.0, _ABOVE_0, ("lm68", "valid"), _face_size
-    ),
-    Measure("Yaw", "°", "a frame; above 0: to the picture's right", 1.0, (-90, 90), ("pose", "valid"), _degrees(1)),
-    Measure("Pitch", "°", "a frame; above 0: looking down", 1.0, (-90, 90), ("pose", "valid"), _degrees(0)),
-    Measure(
-        "Mouth opening",
-        "% of face",
-        "a frame: distance of the inner lips",
-        0.5,
-        _ABOVE_0,
-        ("lm68", "valid"),
-        _mouth_opening,
-    ),
-    Measure("F0", "Hz", "a voiced row, 50 a second", 2.0, _ABOVE_0, ("f0",), _pitch),
+    Measure("Face size", "px", _SIZE, 1, _ABOVE_0, ("lm68", "valid"), _face_size),
+    Measure("Yaw", "°", "a frame; above 0: to the right of the image", 1, (-90, 90), ("pose", "valid"), _degrees(1)),
+    Measure("Pitch", "°", "a frame; above 0: looking down", 1, (-90, 90), ("pose", "valid"), _degrees(0)),
+    Measure("Mouth opening", "% of face", _OPENING, 0.5, _ABOVE_0, ("lm68", "valid"), _mouth_opening),
+    Measure("F0", "Hz", "a voiced row, 50 a second", 2, _ABOVE_0, ("f0",), _pitch),
     Measure("Reprojection error", "% of face", "a clip: landmarks to the fitted model", 0.05, _ABOVE_0, (), _fit_error),
-    Measure("Valid fraction", "%", "a clip: its frames with a face", 1.0, (0, 100), ("valid",), _valid_share),
+    Measure("Valid fraction", "%", "a clip: its frames with a face", 1, (0, 100), ("valid",), _valid_share),
 )
+DURATION = Measure("Duration", "s", "a clip", 0.2, _ABOVE_0, (), _durations)  # of a ledger, not of a sample

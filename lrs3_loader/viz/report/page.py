@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterable, Sequence
-from functools import cache
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from jinja2 import Environment, PackageLoader
 from lrs3_loader.errors import ClipError
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.types import FRAMES_PER_SECOND
+from lrs3_loader.viz.overlay import LANDMARK_LINES
 from lrs3_loader.viz.report import figures
 from lrs3_loader.viz.report.collect import Findings
 from lrs3_loader.viz.report.gallery import Card
@@ -44,47 +44,38 @@ def render(findings: Findings, cards: Sequence[Card], remark: str) -> str:
     """
     folder, totals, timeline = findings.folder, findings.totals, findings.timeline
     config, software = folder.record.get("config", {}), folder.record.get("software", {})
-    return (
-        _environment()
-        .get_template("report.html.jinja")
-        .render(
-            findings=findings,
-            folder=folder,
-            totals=totals,
-            num_shards_left=totals.num_planned_shards - totals.num_shards,
-            corpus=config.get("corpus", {}).get("corpus"),
-            tiles=_tiles(findings),
-            throughput=None if timeline is None else figures.throughput(timeline),
-            stages=_stages(findings),
-            rejects=_rejects(findings),
-            distributions=_distributions(findings),
-            offsets=_offsets(findings),
-            cards=cards,
-            remark=remark,
-            models=sorted(folder.record.get("models", {}).items()),
-            settings=list(_flatten(config)),
-            software=_versions(software),
-            other_software=[_versions(dict(found.items() - software.items())) for found in findings.other_software],
-        )
-    )
-
-
-@cache
-def _environment() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("lrs3_loader.viz.report"), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+    templates = PackageLoader("lrs3_loader.viz.report")
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {
         "duration": figures.duration,
         "figure": figures.figure,
         "percent": lambda share, digits: f"{share:.{digits}%}",
         "thousands": lambda count: f"{count:,.0f}",
     }
-    return environment
+    return environment.get_template("report.html.jinja").render(
+        findings=findings,
+        folder=folder,
+        totals=totals,
+        num_shards_left=totals.num_planned_shards - totals.num_shards,
+        corpus=config.get("corpus", {}).get("corpus"),
+        tiles=_tiles(findings),
+        throughput=None if timeline is None else figures.throughput(timeline),
+        stages=_stages(findings),
+        rejects=_rejects(findings),
+        distributions=_distributions(findings),
+        offsets=_offsets(findings),
+        cards=cards,
+        remark=remark,
+        landmark_lines=LANDMARK_LINES,
+        models=sorted(folder.record.get("models", {}).items()),
+        settings=list(_flatten(config)),
+        software=_versions(software),
+        other_software=[_versions(dict(found.items() - software.items())) for found in findings.other_software],
+    )
 
 
 def _tiles(findings: Findings) -> list[tuple[str, str]]:
-    """Names and values of the figures at the top of the page."""
+    """Names and values at the top of the page."""
     totals = findings.totals
     num_rejects = len(totals.rejects)
     share = f", {num_rejects / (totals.num_samples + num_rejects):.2%}" if num_rejects else ""
@@ -149,21 +140,21 @@ def _offsets(findings: Findings) -> dict[str, Any]:
         return {}
     values = np.array([line["offset_frames"] for line in known])
     median = int(np.median(values))
-    counts = {
-        f"{offset:+d}" if offset else "0": int((values == offset).sum())
-        for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)
-    }
-    median_name = f"{median:+d}" if median else "0"
+    counts = {_signed(offset): int((values == offset).sum()) for offset in range(-MAX_OFFSET, MAX_OFFSET + 1)}
     furthest = sorted(known, key=lambda line: (-abs(line["offset_frames"] - median), -line["confidence"]))
     return {
-        "chart": figures.counted(counts, median_name),
-        "median": median_name,
+        "chart": figures.counted(counts, _signed(median)),
+        "median": _signed(median),
         "far": FAR_OFFSET,
         "num_far": int((abs(values - np.median(values)) > FAR_OFFSET).sum()),
         "num_known": len(known),
         "num_in_training": sum(line["in_training"] for line in known),
         "furthest": furthest[:NUM_FURTHEST],
     }
+
+
+def _signed(offset: int) -> str:
+    return f"{offset:+d}" if offset else "0"
 
 
 def _versions(software: dict[str, str]) -> str:

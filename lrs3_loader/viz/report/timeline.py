@@ -40,21 +40,13 @@ class ShardWork:
         return cls(rank, str(made.get("device", "?")), start, max(stop, start + 1e-3), ledger.num_frames, num_clips)
 
 
-@dataclass(frozen=True)
 class TimeAxis:
-    """Time worked: spans in which some rank was busy, one after another, pauses left out."""
+    """Time worked: ``spans`` (start, stop) in which some rank was busy, one after another, pauses left out."""
 
-    spans: tuple[tuple[float, float], ...]  # start and stop, ascending
-
-    @classmethod
-    def from_works(cls, works: Sequence[ShardWork]) -> TimeAxis:
-        busy = _union([(work.start, work.stop) for work in works], gap=0.0)
-        worked = sum(stop - start for start, stop in busy)
-        return cls(tuple(_union(busy, gap=max(_MIN_PAUSE_SECONDS, _MIN_PAUSE_SHARE * worked))))
-
-    @property
-    def seconds(self) -> float:
-        return sum(stop - start for start, stop in self.spans)
+    def __init__(self, works: Sequence[ShardWork]) -> None:
+        worked = _busy_seconds(works)
+        self.spans = _union(works, gap=max(_MIN_PAUSE_SECONDS, _MIN_PAUSE_SHARE * worked))
+        self.seconds = sum(stop - start for start, stop in self.spans)
 
     def place(self, time: float) -> float:
         """Seconds from the left end of the axis."""
@@ -65,10 +57,10 @@ class TimeAxis:
         return [(self.place(first[1]), second[0] - first[1]) for first, second in pairwise(self.spans)]
 
 
-def _union(spans: Sequence[tuple[float, float]], gap: float) -> list[tuple[float, float]]:
-    """Spans that overlap, or lie at most ``gap`` apart, become one."""
+def _union(works: Sequence[ShardWork], gap: float) -> list[tuple[float, float]]:
+    """The times of works; those that overlap, or lie at most ``gap`` apart, become one."""
     joined: list[tuple[float, float]] = []
-    for start, stop in sorted(spans):
+    for start, stop in sorted((work.start, work.stop) for work in works):
         if joined and start - joined[-1][1] <= gap:
             joined[-1] = (joined[-1][0], max(joined[-1][1], stop))
         else:
@@ -76,57 +68,45 @@ def _union(spans: Sequence[tuple[float, float]], gap: float) -> list[tuple[float
     return joined
 
 
+def _busy_seconds(works: Sequence[ShardWork]) -> float:
+    return sum(stop - start for start, stop in _union(works, gap=0.0))
+
+
 @dataclass(frozen=True)
 class RankTotals:
     """Totals of one rank over all launches."""
 
     rank: int
-    devices: tuple[str, ...]
+    devices: list[str]
     num_shards: int
     num_clips: int
     num_frames: int
     busy_seconds: float
 
-    @property
-    def frames_per_second(self) -> float:
-        return self.num_frames / max(self.busy_seconds, 1e-9)
 
-
-@dataclass(frozen=True)
 class Timeline:
-    """Throughput in equal bins of the axis; a shard's frames count evenly over the time it took."""
+    """Throughput in equal bins of the ``axis``; a shard's frames count evenly over the time it took.
 
-    axis: TimeAxis
-    ranks: tuple[RankTotals, ...]
-    rates: np.ndarray  # [ranks, bins] f64, frames a second
-    busy: np.ndarray  # [ranks, bins] bool: at work at all, if only on clips that were rejected
+    ``ranks``: their totals; ``rates`` [ranks, bins] f64: frames per second; ``busy`` [ranks, bins] bool: at work at
+    all, if only on clips that were rejected.
+    """
 
-    @classmethod
-    def from_works(cls, works: Sequence[ShardWork]) -> Timeline:
-        """Build the timeline of at least one shard."""
-        axis = TimeAxis.from_works(works)
-        numbers = sorted({work.rank for work in works})
+    def __init__(self, works: Sequence[ShardWork]) -> None:
+        self.axis = TimeAxis(works)
         num_bins = int(np.clip(4 * len(works), 24, MAX_BINS))
-        edges = np.linspace(0, axis.seconds, num_bins + 1)
-        width = axis.seconds / num_bins
-        rates, busy = np.zeros((len(numbers), num_bins)), np.zeros((len(numbers), num_bins), dtype=bool)
-        for work in works:
-            start, stop = axis.place(work.start), axis.place(work.stop)
-            shared = np.clip(np.minimum(edges[1:], stop) - np.maximum(edges[:-1], start), 0, None)
-            row = numbers.index(work.rank)
-            rates[row] += work.num_frames * shared / (stop - start) / width
-            busy[row] |= shared > 0
-        return cls(axis, tuple(_rank_totals(number, works) for number in numbers), rates, busy)
-
-
-def _rank_totals(rank: int, works: Sequence[ShardWork]) -> RankTotals:
-    mine = [work for work in works if work.rank == rank]
-    busy = _union([(work.start, work.stop) for work in mine], gap=0.0)
-    return RankTotals(
-        rank,
-        tuple(sorted({work.device for work in mine})),
-        len(mine),
-        sum(work.num_clips for work in mine),
-        sum(work.num_frames for work in mine),
-        sum(stop - start for start, stop in busy),
-    )
+        edges, width = np.linspace(0, self.axis.seconds, num_bins + 1, retstep=True)
+        self.ranks = []
+        rates, busy = [], []
+        for rank in sorted({work.rank for work in works}):
+            mine = [work for work in works if work.rank == rank]
+            starts, stops = (
+                np.array([self.axis.place(getattr(work, end)) for work in mine])[:, None] for end in ("start", "stop")
+            )
+            shared = np.clip(np.minimum(edges[1:], stops) - np.maximum(edges[:-1], starts), 0, None)  # [works, bins]
+            num_frames = np.array([work.num_frames for work in mine])
+            rates.append(num_frames / (stops - starts)[:, 0] @ shared / width)
+            busy.append(shared.any(axis=0))
+            num_clips, devices = sum(work.num_clips for work in mine), sorted({work.device for work in mine})
+            totals = RankTotals(rank, devices, len(mine), num_clips, int(num_frames.sum()), _busy_seconds(mine))
+            self.ranks.append(totals)
+        self.rates, self.busy = np.array(rates), np.array(busy)
