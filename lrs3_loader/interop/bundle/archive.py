@@ -10,11 +10,12 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import PurePosixPath
-from typing import IO, Protocol
+from typing import IO
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.bundle.parts import PartsReader
@@ -28,20 +29,11 @@ _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, ValueError, EOFErro
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive."""
+    """One file in an archive; ``open()`` gives its contents, to be read forwards."""
 
     path: PurePosixPath  # relative, without ``..``
     num_bytes: int  # unpacked
-    index: int  # of the archive's own list
-
-
-class Archive(Protocol):
-    """An archive whose members have been checked."""
-
-    members: tuple[Member, ...]
-
-    def open(self, member: Member) -> IO[bytes]:
-        """A member's contents, to be read forwards."""
+    open: Callable[[], IO[bytes]]
 
 
 @contextmanager
@@ -59,8 +51,8 @@ def archive_errors(what: str) -> Iterator[None]:
         raise RunError(f"{what} is damaged: {error or type(error).__name__}") from error
 
 
-def open_archive(reader: PartsReader, name: str) -> Archive:
-    """Open a zip or tar and check all of its members.
+def list_members(reader: PartsReader, name: str) -> list[Member]:
+    """Open a zip or tar and check all of its members; they can be read as long as ``reader`` is open.
 
     Raises:
         RunError: no archive, damaged, cut off, or one that is refused (links, devices, paths that leave the
@@ -69,93 +61,11 @@ def open_archive(reader: PartsReader, name: str) -> Archive:
     head = reader.read(512)
     with archive_errors(name):
         if head[:4] == b"PK\x03\x04":
-            archive: Archive = _Zip(reader, name)
+            members = list(_zip_members(reader, name))
         elif head[257:262] == b"ustar":
-            archive = _Tar(reader, name)
+            members = list(_tar_members(reader, name))
         else:
             raise RunError(f"{name} does not begin as a zip or tar does: the first part is missing, or it is neither")
-    _check_members(archive.members, name)
-    total = sum(member.num_bytes for member in archive.members)
-    if total > max(MAX_RATIO * reader.num_bytes, _MIN_ALLOWED):
-        raise RunError(f"refused: {name} of {reader.num_bytes} bytes would unpack to {total}")
-    return archive
-
-
-class _Zip:
-    def __init__(self, reader: PartsReader, name: str):
-        try:
-            self._file = zipfile.ZipFile(reader)
-        except zipfile.BadZipFile as error:
-            raise RunError(
-                f"{name} has no directory at its end: the last part is missing or short ({error})"
-            ) from error
-        self._infos = self._file.infolist()
-        self.members = tuple(self._checked(name, reader.num_bytes))
-
-    def _checked(self, name: str, num_bytes: int) -> Iterator[Member]:
-        packed = sum(info.compress_size for info in self._infos)
-        if packed > num_bytes:
-            raise RunError(f"refused: members of {name} overlap")
-        for index, info in enumerate(self._infos):
-            mode = info.external_attr >> 16
-            if info.create_system == 3 and stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-                raise RunError(f"refused: {info.orig_filename!r:.200} in {name} is a link or a device")
-            path = _safe_path(info.orig_filename, name)
-            if info.is_dir():
-                continue
-            if info.flag_bits & 1:
-                raise RunError(f"{info.orig_filename!r:.200} in {name} is encrypted")
-            if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise RunError(f"{info.orig_filename!r:.200} in {name} is neither stored nor deflated")
-            with self._file.open(info):  # reads its local header, so that a missing middle shows now
-                yield Member(path, info.file_size, index)
-
-    def open(self, member: Member) -> IO[bytes]:
-        return self._file.open(self._infos[member.index])
-
-
-class _Tar:
-    def __init__(self, reader: PartsReader, name: str):
-        reader.seek(0)
-        self._file = tarfile.open(fileobj=reader, mode="r:", errorlevel=2)  # noqa: SIM115  (lives as long as this)
-        self._infos: list[tarfile.TarInfo] = []
-        end = 0
-        members = []
-        while (info := self._file.next()) is not None:
-            if info.offset < end or info.size < 0 or len(self._infos) >= MAX_MEMBERS:
-                raise RunError(f"refused: {name} has headers that lead backwards, or over {MAX_MEMBERS} members")
-            path = _safe_path(info.name, name)
-            if not (info.isreg() or info.isdir()) or info.issparse():
-                raise RunError(f"refused: {info.name!r:.200} in {name} is a link, a device or a sparse file")
-            end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if info.isreg() else 0)
-            if end > reader.num_bytes:
-                raise RunError(f"{name} ends inside {info.name!r:.200}: the last part is missing or short")
-            if info.isreg():
-                members.append(Member(path, info.size, len(self._infos)))
-            self._infos.append(info)
-        self.members = tuple(members)
-        reader.seek(end)
-        if reader.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-            raise RunError(f"{name} is damaged after byte {end}, or its last part is missing or short")
-
-    def open(self, member: Member) -> IO[bytes]:
-        file = self._file.extractfile(self._infos[member.index])
-        assert file is not None  # regular files only
-        return file
-
-
-def _safe_path(text: str, name: str) -> PurePosixPath:
-    """The path of a member, if it stays below the destination and means the same on any system."""
-    parts = text.rstrip("/").split("/")
-    parts = parts[1:] if parts[0] == "." and len(parts) > 1 else parts
-    is_wrong = len(text) > _MAX_NAME or len(parts) > _MAX_DEPTH or "\\" in text or not text.isprintable()
-    if is_wrong or any(part in ("", "..") for part in parts) or (len(parts) == 1 and parts[0] == ".."):
-        raise RunError(f"refused: the path {text!r:.200} in {name} leads elsewhere or is no plain path")
-    return PurePosixPath(*parts)
-
-
-def _check_members(members: tuple[Member, ...], name: str) -> None:
-    """No name twice, and no file where another member needs a folder."""
     if len(members) > MAX_MEMBERS:
         raise RunError(f"refused: {name} has over {MAX_MEMBERS} members")
     if not members:
@@ -163,6 +73,62 @@ def _check_members(members: tuple[Member, ...], name: str) -> None:
     files = {member.path for member in members}
     if len(files) < len(members):
         raise RunError(f"refused: {name} holds one file twice")
-    for folder in {parent for path in files for parent in path.parents}:
-        if folder in files:
-            raise RunError(f"refused: {folder} in {name} is both a file and a folder")
+    for folder in {parent for path in files for parent in path.parents} & files:
+        raise RunError(f"refused: {folder} in {name} is both a file and a folder")
+    total = sum(member.num_bytes for member in members)
+    if total > max(MAX_RATIO * reader.num_bytes, _MIN_ALLOWED):
+        raise RunError(f"refused: {name} of {reader.num_bytes} bytes would unpack to {total}")
+    return members
+
+
+def _zip_members(reader: PartsReader, name: str) -> Iterator[Member]:
+    try:
+        file = zipfile.ZipFile(reader)
+    except zipfile.BadZipFile as error:
+        raise RunError(f"{name} has no directory at its end: the last part is missing or short ({error})") from error
+    if sum(info.compress_size for info in file.infolist()) > reader.num_bytes:
+        raise RunError(f"refused: members of {name} overlap")
+    for info in file.infolist():
+        where = f"{info.orig_filename!r:.200} in {name}"
+        if info.create_system == 3 and stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
+            raise RunError(f"refused: {where} is a link or a device")
+        path = _safe_path(info.orig_filename, name)
+        if info.is_dir():
+            continue
+        if info.flag_bits & 1:
+            raise RunError(f"{where} is encrypted")
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise RunError(f"{where} is neither stored nor deflated")
+        with file.open(info):  # reads its local header, so that a missing middle shows now
+            yield Member(path, info.file_size, partial(file.open, info))
+
+
+def _tar_members(reader: PartsReader, name: str) -> Iterator[Member]:
+    reader.seek(0)
+    file = tarfile.open(fileobj=reader, mode="r:", errorlevel=2)  # noqa: SIM115  (read later)
+    end = num_members = 0
+    while (info := file.next()) is not None:
+        num_members += 1
+        if info.offset < end or info.size < 0 or num_members > MAX_MEMBERS:
+            raise RunError(f"refused: {name} has headers that lead backwards, or over {MAX_MEMBERS} members")
+        path = _safe_path(info.name, name)
+        if not (info.isreg() or info.isdir()) or info.issparse():
+            raise RunError(f"refused: {info.name!r:.200} in {name} is a link, a device or a sparse file")
+        end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if info.isreg() else 0)
+        if end > reader.num_bytes:
+            raise RunError(f"{name} ends inside {info.name!r:.200}: the last part is missing or short")
+        if info.isreg():
+            yield Member(path, info.size, partial(tarfile.ExFileObject, file, info))
+    reader.seek(end)
+    if reader.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+        raise RunError(f"{name} is damaged after byte {end}, or its last part is missing or short")
+
+
+def _safe_path(text: str, name: str) -> PurePosixPath:
+    """The path of a member, if it stays below the destination and means the same on any system."""
+    parts = text.rstrip("/").split("/")
+    parts = parts[1:] if parts[0] == "." and len(parts) > 1 else parts
+    is_wrong = len(text) > _MAX_NAME or len(parts) > _MAX_DEPTH or "\\" in text or not text.isprintable()
+    if is_wrong or any(part in ("", "..") for part in parts):
+        raise RunError(f"refused: the path {text!r:.200} in {name} leads elsewhere or is no plain path")
+    return PurePosixPath(*parts)

@@ -7,19 +7,18 @@ others publish, as one file, without joining them on disk.
 
 from __future__ import annotations
 
-import itertools
 import logging
 import os
 import shutil
 import stat
 import tarfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, cast
+from typing import IO, NamedTuple, cast
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.interop.bundle.archive import Archive, Member, archive_errors, open_archive
+from lrs3_loader.interop.bundle.archive import Member, archive_errors, list_members
 from lrs3_loader.interop.bundle.part_names import order_parts
 from lrs3_loader.interop.bundle.parts import (
     MANIFEST_SUFFIX,
@@ -30,6 +29,7 @@ from lrs3_loader.interop.bundle.parts import (
     check_sizes,
 )
 from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.storage import SCRATCH
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
 
@@ -39,8 +39,7 @@ _BLOCK = 1 << 20
 _MIN_PART_BYTES = 1024
 
 
-@dataclass(frozen=True)
-class UnpackResult:
+class UnpackResult(NamedTuple):
     """Counts of an unpacking."""
 
     out: Path
@@ -56,7 +55,7 @@ def pack_archive(
     name: str | None = None,
     progress: Callable[[int], object] = lambda num_bytes: None,
 ) -> Path:
-    """Write ``source`` as ``dest/NAME.tar.part_0000`` ... and ``dest/NAME.tar.manifest.json``, which comes last.
+    """Write ``source`` as ``dest/NAME.tar.part_0000`` ... and at last ``dest/NAME.tar.manifest.json``.
 
     The same files give the same parts. Left out are shards in flight and temporary files.
 
@@ -80,7 +79,7 @@ def pack_archive(
     name = name or source.name
     if dest.resolve().is_relative_to(source):
         raise RunError(f"{dest} lies inside {source}; choose another folder for the parts")
-    files = list_files(source)
+    files = _list_files(source)
     archive = f"{name}.tar"
     dest.mkdir(parents=True, exist_ok=True)
     there = sorted(dest.glob(f"{archive}*"))
@@ -91,35 +90,35 @@ def pack_archive(
         tarfile.open(fileobj=cast(IO[bytes], writer), mode="w|", bufsize=_BLOCK, format=tarfile.PAX_FORMAT) as tar,
     ):
         for path in files:
-            _add(tar, source, path, name)
-            progress((source / path).stat().st_size)
+            info = tarfile.TarInfo(f"{name}/{path}")  # without clock, user and host
+            with open(source / path, "rb") as file:
+                info.size = os.fstat(file.fileno()).st_size
+                try:
+                    tar.addfile(info, file)
+                except OSError as error:
+                    raise RunError(f"cannot pack {source / path}: {error}") from error
+            progress(info.size)
     manifest = BundleManifest(archive, name, len(files), tuple(writer.parts))
     manifest_path = dest / f"{archive}{MANIFEST_SUFFIX}"
-    with atomic_write(manifest_path) as file:
-        file.write(manifest.to_json().encode())
+    with atomic_write(manifest_path) as written:
+        written.write(manifest.to_json().encode())
     return manifest_path
 
 
-def list_files(source: Path) -> list[PurePosixPath]:
-    """List the files of a folder that belong into an archive, sorted.
-
-    Raises:
-        RunError: no such folder, nothing in it, or anything but plain files.
-    """
-    is_run = RunFolder.exists(source)
+def _list_files(source: Path) -> list[PurePosixPath]:
+    """The files of a folder that belong into an archive, sorted."""
+    left_out = {source / SCRATCH, source / LOCK_NAME} if RunFolder.exists(source) else set()
     found = []
     for folder, names, files in os.walk(source, onerror=_cannot_list):
         here = Path(folder)
-        if is_run and here == source and "tmp" in names:
-            names.remove("tmp")
+        names[:] = [name for name in names if here / name not in left_out]
         for name in names + files:
             mode = (here / name).lstat().st_mode
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 raise RunError(f"{here / name} is a link or a device; only plain files can be packed")
-        kept = [name for name in files if not (name.startswith(".") and name.endswith(".tmp"))]
-        if is_run and here == source and LOCK_NAME in kept:
-            kept.remove(LOCK_NAME)
-        found += [PurePosixPath((here / name).relative_to(source)) for name in kept]
+            is_temporary = name.startswith(".") and name.endswith(".tmp")
+            if stat.S_ISREG(mode) and here / name not in left_out and not is_temporary:
+                found.append(PurePosixPath((here / name).relative_to(source)))
     if not found:
         raise RunError(f"{source} holds no files")
     return sorted(found)
@@ -127,17 +126,6 @@ def list_files(source: Path) -> list[PurePosixPath]:
 
 def _cannot_list(error: OSError) -> None:
     raise RunError(f"cannot read {error.filename}: {error.strerror}")
-
-
-def _add(tar: tarfile.TarFile, source: Path, path: PurePosixPath, top: str) -> None:
-    """One file, under a header without clock, user and host."""
-    with open(source / path, "rb") as file:
-        info = tarfile.TarInfo(f"{top}/{path}")
-        info.size = os.fstat(file.fileno()).st_size
-        try:
-            tar.addfile(info, file)
-        except OSError as error:
-            raise RunError(f"cannot pack {source / path}: {error}") from error
 
 
 def unpack_archive(
@@ -171,17 +159,18 @@ def unpack_archive(
         parts = check_manifest(parts, manifest, progress)
     name = manifest.archive if manifest else parts[0].name
     with PartsReader(parts) as reader:
-        archive = open_archive(reader, name)
-        depth = _shared_depth(archive.members) if manifest is None else 1
-        if manifest and any(member.path.parts[:-1][:1] != (manifest.top,) for member in archive.members):
+        members = list_members(reader, name)
+        shared = PurePosixPath(os.path.commonpath([member.path.parent for member in members]))
+        if manifest and shared.parts[:1] != (manifest.top,):
             raise RunError(f"{name} is not the archive that its manifest describes: not all is in {manifest.top}/")
-        targets = {member: out.joinpath(*member.path.parts[depth:]) for member in archive.members}
+        root = PurePosixPath(manifest.top) if manifest else shared
+        targets = [(member, out / member.path.relative_to(root)) for member in members]
         _check_targets(out, targets)
         num_written = num_bytes = 0
-        for member, target in targets.items():
+        for member, target in targets:
             with archive_errors(f"{member.path} in {name}"):
-                if not _is_there(archive, member, target):
-                    _write(archive, member, target)
+                if not _is_there(member, target):
+                    _write(member, target)
                     num_written += 1
                     num_bytes += member.num_bytes
             progress(member.num_bytes)
@@ -203,20 +192,14 @@ def _find_manifest(paths: Sequence[Path]) -> tuple[BundleManifest | None, list[P
     return (BundleManifest.read(given[0]) if given else None), parts
 
 
-def _shared_depth(members: Sequence[Member]) -> int:
-    """Count the leading folders that all files have in common."""
-    levels = zip(*(member.path.parent.parts for member in members), strict=False)
-    return sum(1 for _ in itertools.takewhile(lambda names: len(set(names)) == 1, levels))
-
-
-def _check_targets(out: Path, targets: dict[Member, Path]) -> None:
+def _check_targets(out: Path, targets: Sequence[tuple[Member, Path]]) -> None:
     """Room on the disk, and no link that is already there leading out of ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     root = out.resolve()
-    for folder in {target.parent for target in targets.values()}:
+    for folder in {target.parent for _, target in targets}:
         if not folder.resolve().is_relative_to(root):
             raise RunError(f"refused: {folder} is a link that leads out of {out}")
-    missing = sum(member.num_bytes for member, target in targets.items() if _size(target) != member.num_bytes)
+    missing = sum(member.num_bytes for member, target in targets if _size(target) != member.num_bytes)
     free = shutil.disk_usage(out).free
     if missing > free:
         raise RunError(f"{missing} bytes to unpack, {free} free in {out}; nothing was written")
@@ -230,22 +213,21 @@ def _size(path: Path) -> int | None:
     return found.st_size if stat.S_ISREG(found.st_mode) else None
 
 
-def _is_there(archive: Archive, member: Member, target: Path) -> bool:
+def _is_there(member: Member, target: Path) -> bool:
     """Tell whether the target already has these contents. Reads both: a checksum would prove less."""
     if _size(target) != member.num_bytes:
         return False
-    with archive.open(member) as packed, open(target, "rb") as unpacked:
+    with member.open() as packed, open(target, "rb") as unpacked:
         return all(block == unpacked.read(len(block)) for block in _blocks(packed))
 
 
-def _write(archive: Archive, member: Member, target: Path) -> None:
+def _write(member: Member, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    with atomic_write(target) as file, archive.open(member) as packed:
+    with atomic_write(target) as file, member.open() as packed:
         written = sum(file.write(block) for block in _blocks(packed))
         if written != member.num_bytes:
             raise RunError(f"{member.path} unpacks to {written} bytes, {member.num_bytes} were announced")
 
 
 def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    while block := file.read(_BLOCK):
-        yield block
+    return iter(partial(file.read, _BLOCK), b"")

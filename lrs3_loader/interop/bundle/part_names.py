@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+import string
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,20 +55,16 @@ def _part_numbers(texts: set[str]) -> dict[str, int]:
             f"a compressed archive (.{compressed.pop()}); unpack that layer first: zip and tar are read here"
         )
     is_numeric = min(texts).isdigit()
-    alphabet = "0123456789" if is_numeric else "abcdefghijklmnopqrstuvwxyz"
+    alphabet = string.digits if is_numeric else string.ascii_lowercase
     width = min(map(len, texts))
     wider = {text for text in texts if len(text) > width}
     if is_numeric and not all(text[0] == "9" and (len(text) - width) % 2 == 0 for text in wider):
         wider = set()  # plain numbers, padded or not
-    number = _digits if not wider else functools.partial(_split_number, width=width)
-    return {text: number(text, alphabet) for text in texts}
+    return {text: _split_number(text, alphabet, width) if wider else _digits(text, alphabet) for text in texts}
 
 
 def _digits(text: str, alphabet: str) -> int:
-    value = 0
-    for letter in text:
-        value = value * len(alphabet) + alphabet.index(letter)
-    return value
+    return functools.reduce(lambda value, letter: value * len(alphabet) + alphabet.index(letter), text, 0)
 
 
 def _split_number(text: str, alphabet: str, width: int) -> int:
@@ -88,8 +85,7 @@ def _check_gaps(by_number: dict[int, Path], stem: str, texts: dict[int, str]) ->
         return
     if first not in (0, 1):
         raise RunError(f"the first parts are missing: the lowest given is {stem}{texts[first]}")
-    before = max(number for number in by_number if number < missing[0])
-    after = min(number for number in by_number if number > missing[0])
+    before, after = missing[0] - 1, min(number for number in by_number if number > missing[0])
     count = after - before - 1
     raise RunError(
         f"a gap in the numbering: {count} part{'s' * (count > 1)} missing between {by_number[before].name} "

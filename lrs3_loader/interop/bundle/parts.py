@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import bisect
-import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import re
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, file_sha256, reading
@@ -25,8 +25,7 @@ _BLOCK = 1 << 20
 _SIZE = re.compile(r"(\d+)\s*(?:([kKMGT])(i?)B)?")
 
 
-@dataclass(frozen=True)
-class Part:
+class Part(NamedTuple):
     """One part as a manifest lists it."""
 
     name: str
@@ -44,15 +43,12 @@ class BundleManifest:
     parts: tuple[Part, ...]
 
     def to_json(self) -> str:
-        return json.dumps({"format": MANIFEST_FORMAT, **dataclasses.asdict(self)}, indent=1, sort_keys=True) + "\n"
+        plain = {"format": MANIFEST_FORMAT, **vars(self), "parts": [part._asdict() for part in self.parts]}
+        return json.dumps(plain, indent=1, sort_keys=True) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> BundleManifest:
-        """Read a manifest.
-
-        Raises:
-            RunError: the file cannot be read, or is no manifest.
-        """
+        """Read a manifest. Raises ``RunError`` for a file that cannot be read, or is none."""
         try:
             plain = json.loads(path.read_bytes())
             if plain["format"] != MANIFEST_FORMAT:
@@ -73,11 +69,7 @@ def parse_size(text: str) -> int:
 
 
 def check_sizes(paths: Sequence[Path]) -> None:
-    """Without a manifest: all parts but the last must be of one size, and the last no larger.
-
-    Raises:
-        RunError: a part is missing, short or empty; the message names it.
-    """
+    """Without a manifest: ``RunError`` unless all parts but the last are of one size, and the last no larger."""
     sizes = [_size(path) for path in paths]
     full = max(sizes)
     for path, size in zip(paths[:-1], sizes[:-1], strict=True):
@@ -88,32 +80,29 @@ def check_sizes(paths: Sequence[Path]) -> None:
 
 
 def check_manifest(paths: Sequence[Path], manifest: BundleManifest, progress: Callable[[int], object]) -> list[Path]:
-    """With a manifest: every part there, of the size and sha256 it lists. Returns them in the manifest's order.
+    """With a manifest: return the parts in its order.
 
     Raises:
-        RunError: the message names the parts that are missing, and the first that is short or damaged.
+        RunError: a part is missing, or not of the size and sha256 that the manifest says; the message names it.
     """
     by_name = {path.name: path for path in paths}
-    missing = [part.name for part in manifest.parts if part.name not in by_name]
+    names = [part.name for part in manifest.parts]
+    missing = [name for name in names if name not in by_name]
     if missing:
-        raise RunError(
-            f"missing of {len(manifest.parts)} parts: {', '.join(missing[:10])}{' ...' * (len(missing) > 10)}"
-        )
-    unknown = sorted(by_name.keys() - {part.name for part in manifest.parts})
+        raise RunError(f"missing of {len(names)} parts: {', '.join(missing[:10])}{' ...' * (len(missing) > 10)}")
+    unknown = sorted(by_name.keys() - {*names})
     if unknown:
         raise RunError(f"not in the manifest of {manifest.archive}: {', '.join(unknown[:10])}")
-    for part in manifest.parts:
-        size = _size(by_name[part.name])
-        if size != part.num_bytes:
-            raise RunError(f"{by_name[part.name]} has {size} bytes, its manifest says {part.num_bytes}; fetch it again")
-    for part in manifest.parts:
-        digest = file_sha256(by_name[part.name])
+    ordered = [by_name[name] for name in names]
+    for path, part in zip(ordered, manifest.parts, strict=True):
+        if _size(path) != part.num_bytes:
+            raise RunError(f"{path} has {_size(path)} bytes, its manifest says {part.num_bytes}; fetch it again")
+    for path, part in zip(ordered, manifest.parts, strict=True):
+        digest = file_sha256(path)
         if digest != part.sha256:
-            raise RunError(
-                f"{by_name[part.name]} is damaged: sha256 {digest[:12]}... is not its manifest's; fetch it again"
-            )
+            raise RunError(f"{path} is damaged: sha256 {digest[:12]}... is not its manifest's; fetch it again")
         progress(part.num_bytes)
-    return [by_name[part.name] for part in manifest.parts]
+    return ordered
 
 
 def _size(path: Path) -> int:
@@ -130,15 +119,11 @@ class PartsReader(io.BufferedIOBase):
 
     def __init__(self, paths: Sequence[Path]):
         self._paths = list(paths)
-        self._starts = [0]
-        for path in self._paths:
-            self._starts.append(self._starts[-1] + _size(path))
+        self._starts = [0, *itertools.accumulate(map(_size, paths))]
+        self.num_bytes = self._starts[-1]
         self._position = 0
-        self._open: tuple[int, IO[bytes]] | None = None
-
-    @property
-    def num_bytes(self) -> int:
-        return self._starts[-1]
+        self._index = -1  # of the part that is open
+        self._file: IO[bytes] = io.BytesIO()
 
     def readable(self) -> bool:
         return True
@@ -169,30 +154,20 @@ class PartsReader(io.BufferedIOBase):
 
     def _read_some(self, size: int) -> bytes:
         """At least one byte and at most ``size``, from the part at the position."""
-        index = self._part_at(self._position)
-        if self._open is None or self._open[0] != index:
-            self._close_part()
-            with reading(self._paths[index]):
-                self._open = (index, open(self._paths[index], "rb"))  # noqa: SIM115  (closed by _close_part)
-        file = self._open[1]
+        index = bisect.bisect(self._starts, self._position) - 1
         with reading(self._paths[index]):
-            file.seek(self._position - self._starts[index])
-            data = file.read(min(size, self._starts[index + 1] - self._position))
+            if self._index != index:
+                self._file.close()
+                self._index, self._file = index, open(self._paths[index], "rb")  # noqa: SIM115  (closed with this)
+            self._file.seek(self._position - self._starts[index])
+            data = self._file.read(min(size, self._starts[index + 1] - self._position))
         if not data:
             raise RunError(f"{self._paths[index]} was cut off while it was read")
         self._position += len(data)
         return data
 
-    def _part_at(self, position: int) -> int:
-        return bisect.bisect(self._starts, position) - 1
-
-    def _close_part(self) -> None:
-        if self._open is not None:
-            self._open[1].close()
-            self._open = None
-
     def close(self) -> None:
-        self._close_part()
+        self._file.close()
         super().close()
 
 
@@ -203,9 +178,7 @@ class PartsWriter:
     """
 
     def __init__(self, folder: Path, archive: str, part_size: int):
-        self._folder = folder
-        self._archive = archive
-        self._part_size = part_size
+        self._folder, self._archive, self._part_size = folder, archive, part_size
         self._part: AbstractContextManager[IO[bytes]] | None = None
         self._file: IO[bytes]
         self._hash: Any
@@ -226,7 +199,8 @@ class PartsWriter:
         rest = memoryview(data)
         while len(rest):
             if self._part is None:
-                self._begin_part()
+                self._part = atomic_write(self._folder / self._next_name)
+                self._file, self._hash, self._left = self._part.__enter__(), hashlib.sha256(), self._part_size
             piece = rest[: self._left]
             self._file.write(piece)
             self._hash.update(piece)
@@ -239,12 +213,6 @@ class PartsWriter:
     @property
     def _next_name(self) -> str:
         return f"{self._archive}.part_{len(self.parts):04d}"
-
-    def _begin_part(self) -> None:
-        self._part = atomic_write(self._folder / self._next_name)
-        self._file = self._part.__enter__()
-        self._hash = hashlib.sha256()
-        self._left = self._part_size
 
     def _end_part(self, *error: Any) -> None:
         assert self._part is not None

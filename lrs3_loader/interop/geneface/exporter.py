@@ -12,10 +12,11 @@ Samples pass through one at a time, in the order of the run's plan.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
 from lrs3_loader.interop.geneface.settings import ExportOptions
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.types import Shard
 
 logger = logging.getLogger(__name__)
 
@@ -71,27 +73,27 @@ def export_geneface(
     """
     _check_model(folder, face_model)
     maker = ItemMaker(options.items, face_model)
-    chosen = _Chosen(folder, options)
+    shards, speaker_index, held_out = _choose(folder, options)
     _prepare(dest, options.overwrite)
     dropped: Counter[str] = Counter()
     notes: dict[str, Any] = {}
     with ExitStack() as stack:
         sets = {name: _SetWriter(stack, dest, name) for name in ("train", "val")}
-        for sample in chosen.samples():
+        for sample in itertools.chain.from_iterable(map(folder.samples, shards)):
             progress(1)
-            if not notes:
-                notes = _notes(sample, folder)
-            speaker = sample["__key__"].split("/")[1]
+            notes = notes or _notes(sample, folder)
+            key = sample["__key__"]
+            speaker = key.split("/")[1]
             try:
-                item = maker(sample, chosen.speaker_index[speaker])
+                item = maker(sample, speaker_index[speaker])
             except NotExportedError as reason:
                 dropped[str(reason)] += 1
                 continue
-            sets["val" if chosen.is_validation(sample["__key__"]) else "train"].add(item)
+            sets["val" if key in held_out or speaker in held_out else "train"].add(item)
         for writer in sets.values():
             writer.finish()
     with atomic_write(dest / "spk_id2spk_idx.npy") as file:
-        write_dict_npy(file, chosen.speaker_index)
+        write_dict_npy(file, speaker_index)
     report = ExportReport(
         num_train=len(sets["train"]),
         num_val=len(sets["val"]),
@@ -114,68 +116,46 @@ def export_geneface(
     return report
 
 
-class _SetWriter:
-    """One ``.data`` file and its sizes; both appear when the stack closes."""
+class _SetWriter(IndexedWriter):
+    """One ``.data`` file and the sizes of its items; both appear when the stack closes."""
 
     def __init__(self, stack: ExitStack, dest: Path, name: str):
-        self._items = IndexedWriter(stack.enter_context(atomic_write(dest / f"{name}.data")))
+        super().__init__(stack.enter_context(atomic_write(dest / f"{name}.data")))
         self._sizes_file: IO[bytes] = stack.enter_context(atomic_write(dest / f"sizes_{name}.npy"))
         self._sizes: list[int] = []
-        self.name = name
 
-    def __len__(self) -> int:
-        return len(self._sizes)
-
-    @property
-    def num_bytes(self) -> int:
-        return self._items.num_bytes
-
-    def add(self, item: dict[str, Any]) -> None:
-        self._items.add(item)
+    def add(self, item: Mapping[str, Any]) -> None:
+        super().add(item)
         self._sizes.append(len(item["mel"]))
 
     def finish(self) -> None:
-        self._items.finish()
+        super().finish()
         np.lib.format.write_array(self._sizes_file, np.array(self._sizes, dtype=np.int64), allow_pickle=False)
 
 
-class _Chosen:
-    """The clips to export: where each goes, and the numbers of their speakers."""
-
-    def __init__(self, folder: RunFolder, options: ExportOptions):
-        self._folder = folder
-        splits = {clip.split for shard in folder.shards for clip in shard.clips}
-        unknown = set(options.splits) - splits
-        if unknown:
-            raise RunError(f"no split {', '.join(sorted(unknown))} in the run; there are {', '.join(sorted(splits))}")
-        self._splits = set(options.splits) or splits
-        published = folder.published()
-        num_left = len(folder.shards) - len(published)
-        if num_left and not options.partial:
-            raise RunError(
-                f"{num_left} of {len(folder.shards)} shards of {folder.path} are still to be extracted: "
-                "finish the run, or export what is there with --partial"
-            )
-        self._shards = [shard for shard in folder.shards if shard.name in published]
-        clips = [clip for shard in folder.shards for clip in shard.clips if clip.split in self._splits]
-        self.speaker_index = {name: number for number, name in enumerate(sorted({clip.speaker for clip in clips}))}
-        if options.validation == "every100":
-            held_out = {clip.key for clip in clips[::_EVERY]}
-            self.is_validation: Callable[[str], bool] = held_out.__contains__
-        else:
-            speakers = held_out_speakers(self._exportable_speakers(), options.val_fraction)
-            self.is_validation = lambda key: key.split("/")[1] in speakers
-
-    def _exportable_speakers(self) -> set[str]:
-        """Speakers with a clip that is long enough to be exported."""
-        ledgers = (self._folder.ledger(shard) for shard in self._shards)
-        keys = (key for ledger in ledgers for key, frames in ledger.samples if 2 * frames - 1 >= MIN_MEL_ROWS)
-        return {key.split("/")[1] for key in keys if key.split("/")[0] in self._splits}
-
-    def samples(self) -> Iterator[dict[str, Any]]:
-        for shard in self._shards:
-            if shard.clips[0].split in self._splits:
-                yield from self._folder.samples(shard)
+def _choose(folder: RunFolder, options: ExportOptions) -> tuple[list[Shard], dict[str, int], Container[str]]:
+    """The shards to export, the numbers of their speakers, and the keys (or speakers) held out for validation."""
+    splits = {clip.split for shard in folder.shards for clip in shard.clips}
+    unknown = set(options.splits) - splits
+    if unknown:
+        raise RunError(f"no split {', '.join(sorted(unknown))} in the run; there are {', '.join(sorted(splits))}")
+    splits = set(options.splits) or splits
+    published = folder.published()
+    num_left = len(folder.shards) - len(published)
+    if num_left and not options.partial:
+        raise RunError(
+            f"{num_left} of {len(folder.shards)} shards of {folder.path} are still to be extracted: "
+            "finish the run, or export what is there with --partial"
+        )
+    planned = [shard for shard in folder.shards if shard.clips[0].split in splits]
+    shards = [shard for shard in planned if shard.name in published]
+    clips = [clip for shard in planned for clip in shard.clips]
+    speaker_index = {name: number for number, name in enumerate(sorted({clip.speaker for clip in clips}))}
+    if options.validation == "every100":
+        return shards, speaker_index, {clip.key for clip in clips[::_EVERY]}
+    samples = [sample for shard in shards for sample in folder.ledger(shard).samples]
+    exportable = {key.split("/")[1] for key, num_frames in samples if 2 * num_frames - 1 >= MIN_MEL_ROWS}
+    return shards, speaker_index, held_out_speakers(exportable, options.val_fraction)
 
 
 def held_out_speakers(speakers: set[str], fraction: float) -> set[str]:

@@ -11,8 +11,9 @@ import json
 import logging
 import platform
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ from lrs3_loader.io.files import reading
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.run.manifest import plan_sha256
-from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipFeatures, Reject, Shard
+from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipFeatures, Reject
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,7 @@ def import_geneface(
         coeff = _coeff_layout(source)
         stack.enter_context(RunLock(out))
         folder = _open_run(out, source, readers, options, coeff)
-        convert = _Converter(readers, options.hubert_store, coeff)
+        convert = partial(_convert, readers=readers, hubert_store=options.hubert_store, coeff=coeff)
         for index in folder.pending():
             shard = folder.shards[index]
             ledger = folder.publish(shard, map(convert, shard.clips), {}, {"software": _software(), "device": "cpu"})
@@ -94,21 +95,18 @@ def _open_run(
     else:
         clips = _survey(readers)
         shards = make_plan(clips, options.plan, source)
-        folder = RunFolder.create(out, _record(config, coeff, shards), shards)
+        record = {
+            "format": 1,
+            "config": config,
+            "device_type": "cpu",
+            "plan_sha256": plan_sha256(shards),
+            "models": {"face_model": {"name": coeff["face_model"]}, "speech": {"model": coeff["speech"]}},
+            "fields": {name: as_json(spec) for name, spec in FIELDS.items()},
+            "software": _software(),
+        }
+        folder = RunFolder.create(out, record, shards)
     folder.clear_scratch()
     return folder
-
-
-def _record(config: dict[str, Any], coeff: dict[str, Any], shards: Sequence[Shard]) -> dict[str, Any]:
-    return {
-        "format": 1,
-        "config": config,
-        "device_type": "cpu",
-        "plan_sha256": plan_sha256(shards),
-        "models": {"face_model": {"name": coeff["face_model"]}, "speech": {"model": coeff["speech"]}},
-        "fields": {name: as_json(spec) for name, spec in FIELDS.items()},
-        "software": _software(),
-    }
 
 
 def _software() -> dict[str, str]:
@@ -175,80 +173,71 @@ def _names(item: dict[str, Any], where: str) -> tuple[str, str]:
     return speaker, item_id.removeprefix(f"{speaker}_")
 
 
-class _Converter:
-    """``convert(clip)`` -> the item's features, or a reject."""
+def _convert(
+    clip: Clip, readers: dict[str, IndexedReader], hubert_store: str, coeff: dict[str, Any]
+) -> ClipFeatures | Reject:
+    """The features of a clip's item, or a reject."""
+    prefix, _, index = clip.video_path.partition(".data#")
+    item = readers[prefix].item(int(index))
+    try:
+        return _features(clip, item, np.dtype(hubert_store), coeff)
+    except ClipError as error:
+        return Reject(clip, error.reason, str(error))
 
-    def __init__(self, readers: dict[str, IndexedReader], hubert_store: str, coeff: dict[str, Any]):
-        self._readers = readers
-        self._hubert_dtype = np.dtype(hubert_store)
-        self._coeff = coeff
 
-    def __call__(self, clip: Clip) -> ClipFeatures | Reject:
-        prefix, _, index = clip.video_path.partition(".data#")
-        item = self._readers[prefix].item(int(index))
-        try:
-            return self._features(clip, item)
-        except ClipError as error:
-            return Reject(clip, error.reason, str(error))
+def _features(clip: Clip, item: dict[str, Any], hubert_dtype: np.dtype, coeff: dict[str, Any]) -> ClipFeatures:
+    idexp = _field(item, "idexp_lm3d", 68, 3)
+    num_frames = len(idexp)
+    if num_frames < MIN_FRAMES:
+        raise TooShortError(f"{num_frames} frames, {MIN_FRAMES} needed")
+    arrays = {"idexp_lm3d": idexp, "valid": np.ones(num_frames, dtype=bool)}
+    num_rows = {}
+    if isinstance(item.get("f0"), np.ndarray):
+        item = item | {"f0": item["f0"].reshape(-1)}
+    for name, width in (("mel", [80]), ("f0", []), ("hubert", [-1])):
+        if name in item:
+            rows = _field(item, name, *width)
+            num_rows[name] = min(len(rows), ROWS_PER_FRAME * num_frames)
+            arrays[name] = _align(name, rows, num_frames)
+    if not {"mel", "hubert"} <= arrays.keys():
+        raise UnreadableError("the item has no mel or no hubert")
+    arrays["hubert"] = _store(arrays["hubert"], hubert_dtype)
+    for name, shape in (("lm68", [68, 2]), ("coeff", [NUM_COEFF])):
+        if name in item:
+            arrays[name] = _field(item, name, *shape)
+            if len(arrays[name]) != num_frames:
+                raise LengthMismatchError(f"{name} has {len(arrays[name])} rows, idexp_lm3d {num_frames}")
+    is_bfm = coeff["layout"] == "deep3d"
+    if "coeff" in arrays:
+        arrays |= _split_coeff(arrays["coeff"] if is_bfm else arrays.pop("coeff"), coeff)
+    conventions = {"valid": "not known: all true"}
+    if is_bfm:
+        conventions |= {"pose": CROP_POSE_CONVENTION, "id": "mean over the frames of coeff"}
+    height = _source_height(item, arrays.get("lm68"))
+    meta = {
+        "key": clip.key,
+        "split": clip.split,
+        "speaker": clip.speaker,
+        "utterance": clip.utterance,
+        "num_frames": num_frames,
+        "num_rows": num_rows,
+        "source": {"item_id": item["item_id"].encode(errors="replace").decode()}
+        | ({} if height is None else {"height": height}),
+        "models": {"face_model": coeff["face_model"], "speech": {"model": coeff["speech"]}},
+        "conventions": conventions,
+    }
+    return ClipFeatures(clip, num_frames, arrays, meta)
 
-    def _features(self, clip: Clip, item: dict[str, Any]) -> ClipFeatures:
-        idexp = _field(item, "idexp_lm3d", 68, 3)
-        num_frames = len(idexp)
-        if num_frames < MIN_FRAMES:
-            raise TooShortError(f"{num_frames} frames, {MIN_FRAMES} needed")
-        arrays = {"idexp_lm3d": idexp, "valid": np.ones(num_frames, dtype=bool)}
-        num_rows = {}
-        if isinstance(item.get("f0"), np.ndarray):
-            item = item | {"f0": item["f0"].reshape(-1)}
-        for name, width in (("mel", [80]), ("f0", []), ("hubert", [-1])):
-            if name in item:
-                rows = _field(item, name, *width)
-                num_rows[name] = min(len(rows), ROWS_PER_FRAME * num_frames)
-                arrays[name] = _align(name, rows, num_frames)
-        if not {"mel", "hubert"} <= arrays.keys():
-            raise UnreadableError("the item has no mel or no hubert")
-        arrays["hubert"] = _store(arrays["hubert"], self._hubert_dtype)
-        for name, shape in (("lm68", [68, 2]), ("coeff", [NUM_COEFF])):
-            if name in item:
-                arrays[name] = _field(item, name, *shape)
-                if len(arrays[name]) != num_frames:
-                    raise LengthMismatchError(f"{name} has {len(arrays[name])} rows, idexp_lm3d {num_frames}")
-        if "coeff" in arrays:
-            arrays |= self._split_coeff(arrays)
-        return ClipFeatures(clip, num_frames, arrays, self._meta(clip, item, num_rows, arrays))
 
-    def _split_coeff(self, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Split ``coeff`` into ``id``, ``exp`` and ``pose``; ``coeff`` itself is removed where it is not BFM's."""
-        coeff = arrays["coeff"]
-        num_id, num_exp = self._coeff["num_id"], self._coeff["num_exp"]
-        parts = {"pose": np.concatenate((coeff[:, ANGLES], coeff[:, TRANSLATION]), axis=1)}
-        if 0 < num_id <= BFM_ID:  # otherwise some modes were left out on export
-            parts["id"] = coeff[:, ID][:, :num_id].mean(axis=0, dtype=np.float64).astype(np.float32)
-        if 0 < num_exp <= BFM_EXP:
-            parts["exp"] = np.ascontiguousarray(coeff[:, EXP][:, :num_exp])
-        if self._coeff["layout"] != "deep3d":
-            del arrays["coeff"]
-        return parts
-
-    def _meta(
-        self, clip: Clip, item: dict[str, Any], num_rows: dict[str, int], arrays: dict[str, np.ndarray]
-    ) -> dict[str, Any]:
-        conventions = {"valid": "not known: all true"}
-        if self._coeff["layout"] == "deep3d":
-            conventions |= {"pose": CROP_POSE_CONVENTION, "id": "mean over the frames of coeff"}
-        height = _source_height(item, arrays.get("lm68"))
-        return {
-            "key": clip.key,
-            "split": clip.split,
-            "speaker": clip.speaker,
-            "utterance": clip.utterance,
-            "num_frames": arrays["valid"].shape[0],
-            "num_rows": num_rows,
-            "source": {"item_id": item["item_id"].encode(errors="replace").decode()}
-            | ({} if height is None else {"height": height}),
-            "models": {"face_model": self._coeff["face_model"], "speech": {"model": self._coeff["speech"]}},
-            "conventions": conventions,
-        }
+def _split_coeff(coeff: np.ndarray, layout: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Split ``coeff`` [T, 257] into ``id``, ``exp`` and ``pose``."""
+    num_id, num_exp = layout["num_id"], layout["num_exp"]
+    parts = {"pose": np.concatenate((coeff[:, ANGLES], coeff[:, TRANSLATION]), axis=1)}
+    if 0 < num_id <= BFM_ID:  # otherwise some modes were left out on export
+        parts["id"] = coeff[:, ID][:, :num_id].mean(axis=0, dtype=np.float64).astype(np.float32)
+    if 0 < num_exp <= BFM_EXP:
+        parts["exp"] = np.ascontiguousarray(coeff[:, EXP][:, :num_exp])
+    return parts
 
 
 def _field(item: dict[str, Any], name: str, *shape: int) -> np.ndarray:

@@ -18,7 +18,6 @@ import zlib
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 import numpy as np
@@ -97,10 +96,16 @@ class IndexedReader:
                 index, self.index_sha256 = _read_old_index(index_path)
         except OSError as error:
             raise RunError(f"cannot read {self.path}: {error.strerror}") from error
-        self._gzip, begins = _parse_meta(self.path, index)
-        paths = [self.path] + [prefix.with_name(f"{prefix.name}.{n}.data") for n in range(1, len(begins))]
-        self.offsets = _parse_offsets(self.path, index)
-        self._begins, self._paths = begins, paths
+        index = index if isinstance(index, dict) else {}
+        meta = index["meta"] if isinstance(index.get("meta"), dict) else {}
+        self._gzip, self._begins = bool(meta.get("gzip")), meta.get("chunk_begin", [0])
+        if not _is_ascending(self._begins) or self._begins[0] != 0 or len(self._begins) > _MAX_FILES:
+            raise RunError(f"index of {self.path}: damaged list of files (chunk_begin)")
+        self.offsets: list[int] = index.get("offsets", [])
+        if not _is_ascending(self.offsets):
+            raise RunError(f"index of {self.path}: its offsets are not whole numbers from 0 up, in order")
+        others = (prefix.with_name(f"{prefix.name}.{number}.data") for number in range(1, len(self._begins)))
+        self._paths = [self.path, *others]
         self._files: dict[Path, IO[bytes]] = {}
         self._check_bounds()
 
@@ -110,12 +115,9 @@ class IndexedReader:
     def __enter__(self) -> IndexedReader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for file in self._files.values():
             file.close()
-        self._files.clear()
 
     def num_bytes(self, index: int) -> int:
         """Stored size of one item."""
@@ -196,9 +198,8 @@ def _read_old_index(path: Path) -> tuple[Any, str]:
             shape, _, dtype = read(file)
             data = file.read()
             if dtype.kind in "iu" and len(shape) == 1:
-                return {"offsets": np.frombuffer(data, dtype, count=shape[0]).tolist()}, hashlib.sha256(
-                    data
-                ).hexdigest()
+                offsets = np.frombuffer(data, dtype, count=shape[0]).tolist()
+                return {"offsets": offsets}, hashlib.sha256(data).hexdigest()
         except DAMAGE as error:
             raise RunError(f"{path} is not a saved array ({error})") from error
     if dtype.kind != "O" or shape != ():
@@ -212,23 +213,6 @@ def _load_index(path: Path, data: bytes) -> tuple[Any, str]:
         return loads(data, max_opcodes=len(data)), hashlib.sha256(data).hexdigest()
     except RunError as error:
         raise RunError(f"index of {path}: {error}") from error
-
-
-def _parse_meta(path: Path, index: Any) -> tuple[bool, list[int]]:
-    """Return whether items are gzipped, and the offset at which each file of the set begins."""
-    meta = index.get("meta", {}) if isinstance(index, dict) else {}
-    begins = meta.get("chunk_begin", [0]) if isinstance(meta, dict) else [0]
-    if not _is_ascending(begins) or begins[0] != 0 or len(begins) > _MAX_FILES:
-        raise RunError(f"index of {path}: damaged list of files (chunk_begin)")
-    return bool(isinstance(meta, dict) and meta.get("gzip", False)), begins
-
-
-def _parse_offsets(path: Path, index: Any) -> list[int]:
-    offsets = index.get("offsets") if isinstance(index, dict) else None
-    if not _is_ascending(offsets):
-        raise RunError(f"index of {path}: its offsets are not whole numbers from 0 up, in order")
-    assert isinstance(offsets, list)
-    return offsets
 
 
 def _is_ascending(values: Any) -> bool:

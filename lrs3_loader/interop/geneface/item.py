@@ -43,11 +43,16 @@ class ItemMaker:
             RunError: one landmark is the model's last vertex, which has none after it.
         """
         self._flip_lm5 = options.flip_lm5
-        self._next_vertices = None
+        self._next_bases: tuple[np.ndarray, np.ndarray] | None = None  # [68, 3, I] and [68, 3, E]
         if options.keypoint_off_by_one:
             if face_model is None:
                 raise ValueError("keypoint_off_by_one needs the face model of the run")
-            self._next_vertices = _next_vertex_bases(face_model)
+            verts = face_model.landmark_verts.cpu() + 1
+            if int(verts.max()) >= face_model.num_vertices:
+                raise RunError(
+                    f"face model {face_model.name}: a landmark is its last vertex, so it has no keypoint one further on"
+                )
+            self._next_bases = face_model.id_basis.cpu()[verts].numpy(), face_model.exp_basis.cpu()[verts].numpy()
 
     def __call__(self, sample: Mapping[str, Any], speaker_index: int) -> dict[str, Any]:
         """The item of a sample as ``shards.read_shard`` yields it.
@@ -66,7 +71,11 @@ class ItemMaker:
         mel_rows, hubert_rows = (
             min(int(num_rows.get(name, 2 * num_frames)), 2 * num_frames) for name in ("mel", "hubert")
         )
-        check_lengths(num_frames, mel_rows, hubert_rows)
+        if mel_rows < MIN_MEL_ROWS:
+            raise NotExportedError(TOO_SHORT)
+        padded = -(-mel_rows // ROW_MULTIPLE) * ROW_MULTIPLE
+        if hubert_rows > padded or num_frames > padded // 2:  # its dataset class would raise in the middle of training
+            raise NotExportedError(MISFIT)
         arrays = {
             "mel": sample["mel"][:mel_rows],
             "f0": sample["f0"][:mel_rows],
@@ -89,9 +98,9 @@ class ItemMaker:
         return points
 
     def _idexp_lm3d(self, sample: Mapping[str, Any]) -> np.ndarray:
-        if self._next_vertices is None:
+        if self._next_bases is None:
             return np.asarray(sample["idexp_lm3d"])
-        id_basis, exp_basis = self._next_vertices
+        id_basis, exp_basis = self._next_bases
         if "coeff" in sample:
             id_coeff, exp_coeff = sample["coeff"][:, ID], sample["coeff"][:, EXP]
         else:
@@ -101,21 +110,8 @@ class ItemMaker:
         return IDEXP_SCALE * (_offsets(id_basis, id_coeff) + _offsets(exp_basis, exp_coeff))
 
 
-def check_lengths(num_frames: int, mel_rows: int, hubert_rows: int) -> None:
-    """Check that GeneFace's dataset class accepts these lengths: otherwise it raises in the middle of training.
-
-    Raises:
-        NotExportedError: it does not.
-    """
-    if mel_rows < MIN_MEL_ROWS:
-        raise NotExportedError(TOO_SHORT)
-    padded = -(-mel_rows // ROW_MULTIPLE) * ROW_MULTIPLE
-    if hubert_rows > padded or num_frames > padded // 2:
-        raise NotExportedError(MISFIT)
-
-
 def five_landmarks(lm68: np.ndarray) -> np.ndarray:
-    """[T, 68, 2] -> [T, 5, 2]: left eye, right eye, nose, mouth corners; left in the picture.
+    """[T, 68, 2] -> [T, 5, 2]: left eye, right eye, nose, mouth corners; left in the image.
 
     An eye is the mean of its two corners, as in Deep3DFaceRecon.
     """
@@ -147,23 +143,15 @@ def describe_coeff(sample: Mapping[str, Any], face_model: str) -> dict[str, Any]
     if (num_id, num_exp) == (BFM_ID, BFM_EXP):
         note = (
             f"coeff laid out from the fit of {face_model} (80 + 64 modes); texture and light are zero; "
-            "the pose is of the whole picture's camera, not of an aligned crop"
+            "the pose is of the whole frame's camera, not of an aligned crop"
         )
     else:
         note = (
             f"coeff is not BFM's: {face_model} has {num_id} identity and {num_exp} expression modes; "
             f"columns 0:{kept_id} and 80:{80 + kept_exp} hold the first {kept_id} and {kept_exp} of them, "
-            "224:227 and 254:257 the pose of the whole picture's camera, all others are zero"
+            "224:227 and 254:257 the pose of the whole frame's camera, all others are zero"
         )
     return {"layout": "fit", "num_id": num_id, "num_exp": num_exp, "note": note}
-
-
-def _next_vertex_bases(model: FaceModel) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of both bases, [68, 3, I] and [68, 3, E], one vertex after each landmark's."""
-    verts = model.landmark_verts.cpu() + 1
-    if int(verts.max()) >= model.num_vertices:
-        raise RunError(f"face model {model.name}: a landmark is its last vertex, so it has no keypoint one further on")
-    return model.id_basis.cpu()[verts].numpy(), model.exp_basis.cpu()[verts].numpy()
 
 
 def _offsets(basis: np.ndarray, coefficients: np.ndarray) -> np.ndarray:

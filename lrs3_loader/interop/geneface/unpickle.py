@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import pickletools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,17 +46,11 @@ def loads(data: bytes, max_opcodes: int = MAX_OPCODES) -> Any:
         for number, (opcode, argument, _) in enumerate(pickletools.genops(data)):
             if number >= max_opcodes:
                 raise UnpickleError(f"refused: more than {max_opcodes} pickle opcodes")
-            step = _STEPS.get(opcode.name)
-            if step is None:
-                raise UnpickleError(f"refused: pickle opcode {opcode.name}")
-            step(machine, argument)
+            machine.run(opcode.name, argument)
         return machine.stack.pop()
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, UnicodeError) as error:
-        raise UnpickleError(f"not a whole pickle ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+        reason = str(error).partition("\n")[0][:200]
+        raise UnpickleError(f"not a whole pickle ({reason})") from error
 
 
 class _Dtype:
@@ -136,27 +130,18 @@ def _frombuffer(data: Any, dtype: Any, shape: Any, order: Any, *_: Any) -> np.nd
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Stand-in for ``_codecs.encode``, by which protocol 2 writes bytes."""
+    """Protocol 2 writes bytes by ``_codecs.encode``."""
     if not isinstance(text, str) or encoding != "latin1":
         raise UnpickleError("refused: _codecs.encode with another encoding than latin1")
     return text.encode("latin1")
-
-
-def _set_of(values: Any = ()) -> set[Any]:
-    """Stand-in for ``set``, by which protocols up to 3 write sets."""
-    return {_key(value) for value in values}
-
-
-def _frozenset_of(values: Any = ()) -> frozenset[Any]:
-    return frozenset(_set_of(values))
 
 
 _ADMITTED: dict[str, Callable[..., Any]] = {
     "numpy.ndarray": _ndarray,
     "numpy.dtype": _Dtype,
     "_codecs.encode": _encode,
-    "builtins.set": _set_of,
-    "builtins.frozenset": _frozenset_of,
+    "builtins.set": lambda values=(): set(map(_key, values)),  # by protocols up to 3
+    "builtins.frozenset": lambda values=(): frozenset(map(_key, values)),
     **{f"numpy.{core}.multiarray._reconstruct": _reconstruct for core in ("core", "_core")},
     **{f"numpy.{core}.multiarray.scalar": _scalar for core in ("core", "_core")},
     **{f"numpy.{core}.numeric._frombuffer": _frombuffer for core in ("core", "_core")},
@@ -177,18 +162,73 @@ def _key(value: Any) -> Any:
 
 
 class _Machine:
-    """The stack, the marks on it and the memo; one method per opcode that does more than push its argument."""
+    """The stack, the marks on it and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
 
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
+    def run(self, opcode: str, argument: Any) -> None:
+        """Run one opcode of the pickle protocol, named as ``pickletools`` names it."""
+        stack = self.stack
+        match opcode:
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "LONG4" | "BINFLOAT" | "SHORT_BINUNICODE" | "BINUNICODE":
+                stack.append(argument)
+            case "BINUNICODE8" | "SHORT_BINBYTES" | "BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
+                stack.append(argument)
+            case "PROTO" | "FRAME" | "STOP":
+                pass
+            case "NONE" | "NEWTRUE" | "NEWFALSE":
+                stack.append({"NONE": None, "NEWTRUE": True, "NEWFALSE": False}[opcode])
+            case "EMPTY_LIST" | "EMPTY_TUPLE" | "EMPTY_DICT" | "EMPTY_SET":
+                stack.append({"LIST": list, "TUPLE": tuple, "DICT": dict, "SET": set}[opcode[6:]]())
+            case "MARK":
+                self.marks.append(len(stack))
+            case "LIST":
+                stack.append(self.since_mark())
+            case "TUPLE":
+                stack.append(tuple(self.since_mark()))
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                stack.append(self.last(int(opcode[-1])))
+            case "FROZENSET":
+                stack.append(frozenset(map(_key, self.since_mark())))
+            case "DICT":
+                stack.append(dict(_pairs(self.since_mark())))
+            case "APPEND":
+                value = stack.pop()
+                self.top(list).append(value)
+            case "APPENDS":
+                values = self.since_mark()
+                self.top(list).extend(values)
+            case "SETITEM":
+                pair = self.last(2)
+                self.top(dict).update(_pairs(pair))
+            case "SETITEMS":
+                values = self.since_mark()
+                self.top(dict).update(_pairs(values))
+            case "ADDITEMS":
+                values = self.since_mark()
+                self.top(set).update(map(_key, values))
+            case "BINPUT" | "LONG_BINPUT":
+                self.put(argument)
+            case "MEMOIZE":
+                self.put(len(self.memo))
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self.memo[argument])
+            case "GLOBAL":
+                stack.append(_admit(*argument.split(" ", 1)))
+            case "STACK_GLOBAL":
+                stack.append(_admit(*self.last(2)))
+            case "REDUCE":
+                function, arguments = self.last(2)
+                if not callable(function) or not isinstance(arguments, tuple):
+                    raise ValueError("a call of something that is no admitted name")
+                stack.append(function(*arguments))
+            case "BUILD":
+                self.build(*self.last(2))
+            case _:
+                raise UnpickleError(f"refused: pickle opcode {opcode}")
 
     def since_mark(self) -> list[Any]:
         start = self.marks.pop()
@@ -203,105 +243,24 @@ class _Machine:
         del self.stack[-count:]
         return values
 
+    def top(self, kind: type) -> Any:
+        if type(self.stack[-1]) is not kind:
+            raise ValueError(f"no {kind.__name__} where one is needed")
+        return self.stack[-1]
+
     def put(self, key: int) -> None:
         if isinstance(self.stack[-1], _Array):
             self.stack[-1].memo_keys.append(key)
         self.memo[key] = self.stack[-1]
 
-    def get(self, key: int) -> None:
-        self.push(self.memo[key])
-
-    def memoize(self, _: Any) -> None:
-        self.put(len(self.memo))
-
-    def target(self, kind: type) -> Any:
-        if type(self.stack[-1]) is not kind:
-            raise ValueError(f"no {kind.__name__} where one is needed")
-        return self.stack[-1]
-
-    def append(self, _: Any) -> None:
-        value = self.stack.pop()
-        self.target(list).append(value)
-
-    def appends(self, _: Any) -> None:
-        values = self.since_mark()
-        self.target(list).extend(values)
-
-    def set_item(self, _: Any) -> None:
-        name, value = self.last(2)
-        self.target(dict)[_key(name)] = value
-
-    def set_items(self, _: Any) -> None:
-        values = self.since_mark()
-        target = self.target(dict)
-        for name, value in zip(values[::2], values[1::2], strict=True):
-            target[_key(name)] = value
-
-    def make_dict(self, _: Any) -> None:
-        values = self.since_mark()
-        self.push({_key(name): value for name, value in zip(values[::2], values[1::2], strict=True)})
-
-    def add_items(self, _: Any) -> None:
-        values = self.since_mark()
-        self.target(set).update(map(_key, values))
-
-    def call_name(self, names: str) -> None:
-        module, _, name = names.partition(" ")
-        self.push(_admit(module, name))
-
-    def stack_global(self, _: Any) -> None:
-        self.push(_admit(*self.last(2)))
-
-    def reduce(self, _: Any) -> None:
-        function, arguments = self.last(2)
-        if not callable(function) or not isinstance(arguments, tuple):
-            raise ValueError("a call of something that is no admitted name")
-        self.push(function(*arguments))
-
-    def build(self, _: Any) -> None:
-        target, state = self.last(2)
+    def build(self, target: Any, state: Any) -> None:
         if not isinstance(target, (_Array, _Dtype)) or not isinstance(state, tuple):
             raise UnpickleError(f"refused: state for a {type(target).__name__}")
         built = target.build(state)
         if isinstance(target, _Array):
-            for key in target.memo_keys:
-                self.memo[key] = built
-        self.push(built)
+            self.memo |= dict.fromkeys(target.memo_keys, built)
+        self.stack.append(built)
 
 
-_Step = Callable[[_Machine, Any], None]
-_PUSHED = (
-    "BININT BININT1 BININT2 LONG1 LONG4 BINFLOAT SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 "
-    "SHORT_BINUNICODE BINUNICODE BINUNICODE8"
-)
-_STEPS: dict[str, _Step] = {
-    **dict.fromkeys(_PUSHED.split(), _Machine.push),
-    **dict.fromkeys(("PROTO", "FRAME", "STOP"), lambda machine, _: None),
-    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put),
-    **dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get),
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_SET": lambda machine, _: machine.push(set()),
-    "LIST": lambda machine, _: machine.push(machine.since_mark()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.since_mark())),
-    "TUPLE1": lambda machine, _: machine.push(machine.last(1)),
-    "TUPLE2": lambda machine, _: machine.push(machine.last(2)),
-    "TUPLE3": lambda machine, _: machine.push(machine.last(3)),
-    "FROZENSET": lambda machine, _: machine.push(frozenset(map(_key, machine.since_mark()))),
-    "DICT": _Machine.make_dict,
-    "MARK": _Machine.mark,
-    "MEMOIZE": _Machine.memoize,
-    "APPEND": _Machine.append,
-    "APPENDS": _Machine.appends,
-    "SETITEM": _Machine.set_item,
-    "SETITEMS": _Machine.set_items,
-    "ADDITEMS": _Machine.add_items,
-    "GLOBAL": _Machine.call_name,
-    "STACK_GLOBAL": _Machine.stack_global,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
-}
+def _pairs(values: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return [(_key(name), value) for name, value in zip(values[::2], values[1::2], strict=True)]
