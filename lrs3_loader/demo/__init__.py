@@ -1,9 +1,9 @@
-"""Synthetic talking heads with known truth: a procedural face model, and a small corpus in LRS3's shape.
+"""Synthetic talking heads with known truth: a procedural face model, and a small corpus of the shape of LRS3.
 
-shape, landmark_places -> mesh -> head        the face model
-paint -> scene, raster -> render              pictures of it
-voice -> motion                               what is said, and the movement that goes with it
-encode -> corpus                              files
+shape -> mesh -> head      the face model
+paint, raster -> render    images of it
+voice -> motion            speech, and the movement that goes with it
+encode -> corpus           files
 """
 
 from lrs3_loader.demo.corpus import DemoCorpus, MouthRecovery, make_demo_corpus, mouth_recovery

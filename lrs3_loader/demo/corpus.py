@@ -1,4 +1,4 @@
-"""A small LRS3-shaped corpus of synthetic talking heads, with the truth about every frame.
+"""A small LRS3-shaped corpus of synthetic talking heads, with ground truth for every frame.
 
 FOLDER/{pretrain,trainval,test}/<speaker>/<utterance>.mp4 + .txt
 FOLDER/truth/<split>/<speaker>/<utterance>.npz      id, exp, pose, lm68, mouth_opening
@@ -14,7 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class DemoCorpus:
-    """A corpus on disk."""
+    """A demo corpus on disk."""
 
     folder: Path
     keys: tuple[str, ...]  # of its clips, sorted
@@ -52,38 +52,6 @@ class DemoCorpus:
         return self.folder / TRUTH_FOLDER
 
 
-@dataclass(frozen=True)
-class _Parameters:
-    num_speakers: int
-    clips_per_speaker: int
-    seconds: tuple[float, float]
-    seed: int
-    version: int = _VERSION
-
-    def __post_init__(self) -> None:
-        if self.num_speakers < 1 or self.clips_per_speaker < 1:
-            raise ValueError(
-                f"need at least one speaker and one clip, got {self.num_speakers}, {self.clips_per_speaker}"
-            )
-        if not 0.8 <= self.seconds[0] <= self.seconds[1]:
-            raise ValueError(f"seconds must be (shortest, longest), at least 0.8, got {self.seconds}")
-
-    def as_json(self) -> dict[str, object]:
-        return {**asdict(self), "seconds": list(self.seconds)}
-
-    def clip_keys(self) -> list[str]:
-        """Every clip's key; the last speakers are held out for trainval and test."""
-        keys = []
-        held_out = max(1, self.num_speakers // 10)
-        for speaker in range(self.num_speakers):
-            from_last = self.num_speakers - 1 - speaker
-            is_test = self.num_speakers > 2 and from_last < held_out
-            is_trainval = self.num_speakers > 1 and not is_test and from_last < 2 * held_out
-            split = "test" if is_test else "trainval" if is_trainval else "pretrain"
-            keys += [f"{split}/DemoHead{speaker:03d}/{clip + 1:05d}" for clip in range(self.clips_per_speaker)]
-        return keys
-
-
 def make_demo_corpus(
     folder: Path,
     num_speakers: int = 4,
@@ -91,21 +59,49 @@ def make_demo_corpus(
     seconds: tuple[float, float] = (1.6, 3.0),
     seed: int = 0,
 ) -> DemoCorpus:
-    """Write the corpus into ``folder``, or reuse an equal one found there.
+    """Write the corpus into ``folder``, or reuse an equal one found there; the same arguments give the same corpus.
 
-    The folder appears whole: it is made under a temporary name beside it and renamed. Clips last between the two
-    ``seconds``. The same arguments give the same corpus; raises ``RunError`` where ``folder`` holds something else.
+    The folder appears whole: it is made under a temporary name beside it and renamed. The last speakers are held out
+    for trainval and test.
+
+    Args:
+        seconds: shortest and longest duration of a clip, at least 0.8.
+
+    Raises:
+        ValueError: an argument is out of range.
+        RunError: ``folder`` holds something else.
     """
-    parameters = _Parameters(num_speakers, clips_per_speaker, (float(seconds[0]), float(seconds[1])), seed)
-    corpus = DemoCorpus(folder, tuple(sorted(parameters.clip_keys())))
+    if num_speakers < 1 or clips_per_speaker < 1:
+        raise ValueError(f"need at least one speaker and one clip, got {num_speakers}, {clips_per_speaker}")
+    if not 0.8 <= seconds[0] <= seconds[1]:
+        raise ValueError(f"seconds must be (shortest, longest), at least 0.8, got {seconds}")
+    parameters = {
+        "num_speakers": num_speakers,
+        "clips_per_speaker": clips_per_speaker,
+        "seconds": [float(seconds[0]), float(seconds[1])],
+        "seed": seed,
+        "version": _VERSION,
+    }
+    speakers = [f"{_split(number, num_speakers)}/DemoHead{number:03d}" for number in range(num_speakers)]
+    keys = [f"{speaker}/{clip + 1:05d}" for speaker in speakers for clip in range(clips_per_speaker)]
+    corpus = DemoCorpus(folder, tuple(sorted(keys)))
     if folder.exists():
         _check_reusable(folder, parameters)
         return corpus
     folder.parent.mkdir(parents=True, exist_ok=True)
-    logger.info("rendering a demo corpus of %d clips into %s: about a minute", len(corpus.keys), folder)
+    logger.info("rendering a demo corpus of %d clips into %s: about a minute", len(keys), folder)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
     try:
-        _write(scratch, parameters)
+        for number in range(num_speakers):
+            generator = np.random.default_rng([seed, number])
+            look, voice = make_look(number, generator), Voice.of(number, generator)
+            id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
+            painter = Painter(look, id, seed=1000 * seed + number, size=_SIZE)
+            for clip in range(clips_per_speaker):
+                generator = np.random.default_rng([seed, number, clip])
+                num_frames = round(float(generator.uniform(*seconds)) * FRAMES_PER_SECOND)
+                _write_clip(scratch, keys[number * clips_per_speaker + clip], num_frames, painter, voice, generator)
+        (scratch / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
         scratch.chmod(0o755)
         os.rename(scratch, folder)
     except BaseException:
@@ -115,32 +111,22 @@ def make_demo_corpus(
     return corpus
 
 
-def _check_reusable(folder: Path, parameters: _Parameters) -> None:
+def _split(number: int, num_speakers: int) -> str:
+    from_last, held_out = num_speakers - 1 - number, max(1, num_speakers // 10)
+    if num_speakers > 2 and from_last < held_out:
+        return "test"
+    return "trainval" if num_speakers > 1 and from_last < 2 * held_out else "pretrain"
+
+
+def _check_reusable(folder: Path, parameters: dict[str, object]) -> None:
     try:
         found = json.loads((folder / PARAMETERS_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise RunError(f"{folder} is there but holds no demo corpus; remove it or choose another folder") from error
-    if found != parameters.as_json():
+    if found != parameters:
         raise RunError(
             f"{folder} holds a demo corpus of other parameters ({found}); remove it or choose another folder"
         )
-
-
-def _write(folder: Path, parameters: _Parameters) -> None:
-    by_speaker: dict[str, list[str]] = {}
-    for key in parameters.clip_keys():
-        by_speaker.setdefault(key.rsplit("/", 1)[0], []).append(key)
-    for number, keys in enumerate(by_speaker.values()):
-        generator = np.random.default_rng([parameters.seed, number])
-        look, voice = make_look(number, generator), Voice.of(number, generator)
-        id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
-        painter = Painter(look, id, seed=1000 * parameters.seed + number, size=_SIZE)
-        for clip, key in enumerate(keys):
-            own = np.random.default_rng([parameters.seed, number, clip])
-            num_frames = round(float(own.uniform(*parameters.seconds)) * FRAMES_PER_SECOND)
-            _write_clip(folder, key, num_frames, painter, voice, own)
-    text = json.dumps(parameters.as_json(), indent=1) + "\n"
-    (folder / PARAMETERS_FILE).write_text(text, encoding="utf-8")
 
 
 def _write_clip(
@@ -148,28 +134,22 @@ def _write_clip(
 ) -> None:
     speech = make_speech(num_frames, voice, generator)
     waveform = synthesise(speech, voice, generator)
-    motion = make_motion(speech, generator)
+    exp, pose = make_motion(speech, generator)
     video = folder / f"{key}.mp4"
     video.parent.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(_DRAWING_THREADS) as pool:  # numpy's loops over pixels run beside one another
-        write_mp4(video, pool.map(painter.draw, motion.exp, motion.pose), waveform)
+        write_mp4(video, pool.map(painter.draw, exp, pose), waveform)
     video.with_suffix(".txt").write_text(_transcript(key, num_frames, speech), encoding="utf-8")
 
-    lm68 = painter.landmarks(motion.exp, motion.pose).numpy()
+    lm68 = painter.landmarks(exp, pose).numpy()
     truth = folder / TRUTH_FOLDER / f"{key}.npz"
     truth.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(
-        truth,
-        id=painter.id.numpy(),
-        exp=motion.exp.numpy(),
-        pose=motion.pose.numpy(),
-        lm68=lm68,
-        mouth_opening=mouth_opening(lm68),
-    )
+    id = painter.id.numpy()
+    np.savez(truth, id=id, exp=exp.numpy(), pose=pose.numpy(), lm68=lm68, mouth_opening=mouth_opening(lm68))
 
 
 def _transcript(key: str, num_frames: int, speech: Speech) -> str:
-    """As LRS3 writes it; the boxes say that the clip was cut from the middle of a 1280 x 720 picture."""
+    """A transcript in LRS3's format; its boxes lie in the middle of a frame of 1280 x 720."""
     lines = [f"Text:  {' '.join(word for word, _, _ in speech.words)}", "Conf:  5", f"Ref:   {key.split('/')[1]}", ""]
     width, height = _SIZE / 1280, _SIZE / 720
     box = f"{0.5 - width / 2:.3f} \t{0.5 - height / 2:.3f} \t{width:.3f} \t{height:.3f} "
@@ -179,12 +159,12 @@ def _transcript(key: str, num_frames: int, speech: Speech) -> str:
 
 
 def mouth_opening(lm68: np.ndarray) -> np.ndarray:
-    """Distance [T] of the inner lips' middles, in the units of the landmarks [T, 68, 2]."""
+    """Return the distance [T] between the middles of the inner lips, in the units of ``lm68`` [T, 68, 2]."""
     return np.linalg.norm(lm68[:, _UPPER_LIP] - lm68[:, _LOWER_LIP], axis=-1)
 
 
-def relative_opening(lm68: np.ndarray) -> np.ndarray:
-    """``mouth_opening`` [T] over the face's size: the spread of brows, nose and eyes about their middle (RMS)."""
+def _relative_opening(lm68: np.ndarray) -> np.ndarray:
+    """``mouth_opening`` [T] divided by the face's size: the RMS distance of brows, nose and eyes from their mean."""
     steady = lm68[:, _STEADY]
     size = np.sqrt(((steady - steady.mean(1, keepdims=True)) ** 2).sum(-1).mean(1))
     return mouth_opening(lm68) / size
@@ -199,9 +179,9 @@ class MouthRecovery:
 
 
 def mouth_recovery(truth: Path, extracted: Mapping[str, np.ndarray]) -> MouthRecovery:
-    """Compare landmarks found, ``{key: lm68 [T, 68, 2]}``, with the truth of a demo corpus.
+    """Compare extracted landmarks, ``{key: lm68 [T, 68, 2]}``, with those in the folder ``truth`` of a demo corpus.
 
-    Raises ``ValueError`` without any clip, or where a clip's length differs from the truth.
+    Raises ``ValueError`` without any clip, or if the length of a clip differs from the truth.
     """
     if not extracted:
         raise ValueError("no clips to compare")
@@ -211,12 +191,6 @@ def mouth_recovery(truth: Path, extracted: Mapping[str, np.ndarray]) -> MouthRec
             true = file["lm68"]
         if len(true) != len(lm68):
             raise ValueError(f"{key} has {len(lm68)} frames, the truth {len(true)}")
-        pairs[key] = relative_opening(true), relative_opening(np.asarray(lm68, dtype=np.float64))
-    by_clip = {key: _correlation(*pair) for key, pair in pairs.items()}
-    true, found = (np.concatenate(side) for side in zip(*pairs.values(), strict=True))
-    return MouthRecovery(by_clip, _correlation(true, found))
-
-
-def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    a, b = a - a.mean(), b - b.mean()
-    return float((a * b).sum() / max(float(np.sqrt((a * a).sum() * (b * b).sum())), 1e-12))
+        pairs[key] = _relative_opening(true), _relative_opening(np.asarray(lm68, dtype=np.float64))
+    by_clip = {key: float(np.corrcoef(pair)[0, 1]) for key, pair in pairs.items()}
+    return MouthRecovery(by_clip, float(np.corrcoef(np.concatenate(list(pairs.values()), axis=1))[0, 1]))

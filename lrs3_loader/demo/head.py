@@ -1,6 +1,6 @@
 """The demo face model: a procedural head with named modes and the 68 iBUG landmarks.
 
-``demo_head`` is the linearisation of ``shape.surface``: a mode is the difference that one named amount makes.
+``demo_head`` is a linearisation of ``shape.surface``: a mode is the difference that one named amount makes.
 """
 
 from __future__ import annotations
@@ -34,23 +34,7 @@ IDENTITY_MODES = (
     "mouth_width",
     "lip_fullness",
 )
-EXPRESSION_MODES = (
-    "jaw_open",
-    "lip_wide",
-    "lip_pucker",
-    "lip_press",
-    "upper_lip_raise",
-    "lower_lip_down",
-    "smile_left",
-    "smile_right",
-    "frown",
-    "brow_up",
-    "brow_down",
-    "blink_left",
-    "blink_right",
-    "cheek_puff",
-)
-# Root mean square over the default demo corpus, at least 0.1; modes that it does not use get 0.2.
+# Mode -> root mean square over the default demo corpus, at least 0.1; modes that it does not use have 0.2.
 _EXPRESSION_SIGMA = {
     "jaw_open": 0.29,
     "lip_wide": 0.29,
@@ -58,47 +42,56 @@ _EXPRESSION_SIGMA = {
     "lip_press": 0.12,
     "upper_lip_raise": 0.10,
     "lower_lip_down": 0.10,
+    "smile_left": 0.2,
+    "smile_right": 0.2,
+    "frown": 0.2,
+    "brow_up": 0.2,
+    "brow_down": 0.2,
+    "blink_left": 0.2,
+    "blink_right": 0.2,
+    "cheek_puff": 0.2,
 }
+EXPRESSION_MODES = tuple(_EXPRESSION_SIGMA)
 
 
-def head_points(amounts: Mapping[str, float]) -> np.ndarray:
-    """All vertices [V, 3] of the unlinearised head, decimetres, before centring."""
+def _head_points(amounts: Mapping[str, float]) -> np.ndarray:
+    """All vertices [V, 3] of the head before linearisation and centring, decimetres."""
     mesh = head_mesh()
     return np.concatenate([shape.surface(mesh.places, amounts), *(_sheet_points(s, amounts) for s in mesh.sheets)])
 
 
 @lru_cache(maxsize=1)
 def demo_head() -> FaceModel:
-    """The procedural head as a linear model: about 6200 vertices, 16 identity and 14 expression modes.
+    """Return the procedural head as a linear model: about 6200 vertices, 16 identity and 14 expression modes.
 
-    Identity coefficients are standard deviations; expression coefficients lie in 0..1. The same on every machine up to
-    the last bits of its floating point library.
+    Identity coefficients are standard deviations; expression coefficients lie in 0..1. Machines differ in the last bits
+    of their floating point libraries only.
     """
     mesh = head_mesh()
-    mean = head_points({})
+    mean = _head_points({})
     mean = mean - mean[mesh.landmark_verts].mean(0)
-    id_basis = [(head_points({name: 1.0}) - head_points({name: -1.0})) / 2 for name in IDENTITY_MODES]
-    exp_basis = [head_points({name: 1.0}) - head_points({}) for name in EXPRESSION_MODES]
-    rounded = np.round(np.concatenate([mean[None], *[np.stack(b) for b in (id_basis, exp_basis)]]), 4)
+    id_basis = [(_head_points({name: 1.0}) - _head_points({name: -1.0})) / 2 for name in IDENTITY_MODES]
+    exp_basis = [_head_points({name: 1.0}) - _head_points({}) for name in EXPRESSION_MODES]
+    rounded = np.round(np.stack([mean, *id_basis, *exp_basis]), 4)
+
+    def tensor(array: np.ndarray) -> torch.Tensor:
+        return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+
     return FaceModel(
         name="demo",
         licence="as lrs3_loader",
         source_sha256=hashlib.sha256(rounded.tobytes()).hexdigest(),
-        mean=_tensor(mean),
-        id_basis=_tensor(np.stack(id_basis, axis=2)),
-        exp_basis=_tensor(np.stack(exp_basis, axis=2)),
+        mean=tensor(mean),
+        id_basis=tensor(np.stack(id_basis, axis=2)),
+        exp_basis=tensor(np.stack(exp_basis, axis=2)),
         id_sigma=torch.ones(len(IDENTITY_MODES)),
-        exp_sigma=torch.tensor([_EXPRESSION_SIGMA.get(name, 0.2) for name in EXPRESSION_MODES]),
+        exp_sigma=torch.tensor(list(_EXPRESSION_SIGMA.values())),
         triangles=torch.from_numpy(mesh.triangles),
         landmark_verts=torch.from_numpy(mesh.landmark_verts),
         id_names=IDENTITY_MODES,
         exp_names=EXPRESSION_MODES,
         exp_bounds=torch.stack([torch.zeros(len(EXPRESSION_MODES)), torch.ones(len(EXPRESSION_MODES))]),
     )
-
-
-def _tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
 
 
 def _sheet_points(sheet: Sheet, amounts: Mapping[str, float]) -> np.ndarray:

@@ -1,8 +1,6 @@
-"""How a demo head moves: its face from the speech track, its head and eyes at will. T frames at 25 fps."""
+"""Movement of a demo head: the face follows the speech, head and eyes move at random. T frames at 25 fps."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,18 +15,14 @@ _DISTANCE = -2.2  # dm: the head stands a little further away than the camera's 
 _BLINK = (0.35, 0.9, 1.0, 0.7, 0.3, 0.1)  # a quarter of a second
 
 
-@dataclass(frozen=True)
-class Motion:
-    """Coefficients of the ``demo`` face model over a clip."""
+def make_motion(speech: Speech, generator: np.random.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draw a movement that fits the speech.
 
-    exp: torch.Tensor  # [T, E] f32, 0..1
-    pose: torch.Tensor  # [T, 6] f32, as in ``face.camera``
-
-
-def make_motion(speech: Speech, generator: np.random.Generator) -> Motion:
-    """Mouth, brows and nods follow the speech; blinks, gaze and drift are drawn from ``generator``."""
+    Returns:
+        expression coefficients [T, E] f32 of the demo head, in 0..1, and poses [T, 6] f32 (``face.geometry.camera``).
+    """
     stress = speech.at_frames(speech.stress)
-    return Motion(exp=_expressions(speech, stress, generator), pose=_poses(stress, generator))
+    return _expressions(speech, stress, generator), _poses(stress, generator)
 
 
 def _expressions(speech: Speech, stress: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
@@ -65,23 +59,20 @@ def _blinks(num_frames: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _poses(stress: np.ndarray, generator: np.random.Generator) -> torch.Tensor:
-    """Smooth wandering about a direction of the clip's own, nods with the stress; angles stay within the limits."""
+    """Smooth wandering about a direction drawn for the clip, and nods with the stress; the angles are bounded."""
     num = len(stress)
     yaw = float(generator.uniform(-9, 9)) + 6.0 * _wander(num, generator)
     pitch = float(generator.uniform(-3, 3)) + 3.0 * _wander(num, generator) + 3.5 * (stress - stress.mean())
     roll = float(generator.uniform(-2, 2)) + 2.0 * _wander(num, generator)
     limits = (MAX_PITCH, MAX_YAW, MAX_ROLL)
     angles = [limit * np.tanh(np.deg2rad(a) / limit) for a, limit in zip((pitch, yaw, roll), limits, strict=True)]
-    place = [
-        0.04 * _wander(num, generator),
-        0.03 * _wander(num, generator) - 0.12,
-        0.1 * _wander(num, generator) + _DISTANCE,
-    ]
+    middle, spread = (0.0, -0.12, _DISTANCE), (0.04, 0.03, 0.1)
+    place = [width * _wander(num, generator) + at for width, at in zip(spread, middle, strict=True)]
     return torch.from_numpy(np.stack([*angles, *place], axis=1).astype(np.float32))
 
 
 def _wander(num_frames: int, generator: np.random.Generator) -> np.ndarray:
-    """Smooth noise [T], about half a second wide, of unit deviation over long times."""
+    """Smooth noise [T] of unit deviation, about half a second wide."""
     margin, width = 40, 11.0
     noise = generator.standard_normal(num_frames + 2 * margin)
     return gaussian_filter1d(noise, width)[margin:-margin] * np.sqrt(2 * np.sqrt(np.pi) * width)

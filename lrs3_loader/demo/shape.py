@@ -1,15 +1,16 @@
-"""The demo head as a surface: one function from places on the skin and named amounts to points in space.
+"""The demo head as a surface: a function from places on the skin and named amounts to points in space.
 
-The head is an upright ellipsoid-like body, each level a half ellipse of its own width and depth, on which nose,
-sockets, lids and lips are laid as smooth bumps. Lids and lips are *slits*: the skin is cut along a line, and each
-side of the cut moves on its own. Everything is our own design; the proportions follow common face measurements.
+The head is an upright body, each level two half ellipses of its own width and depth, to which nose, sockets, lids and
+lips are added as smooth bumps. At lids and lips the skin is cut along a line, and each side of the cut moves on its
+own. The design is our own; the proportions follow common face measurements.
 
-Units are decimetres; x to the image's right (the subject's left), y up, z towards the camera. Amounts are 1 for one
+Units are decimetres; x to the image's right (the subject's left), y up, z towards the camera. An amount is 1 for one
 standard deviation of an identity mode, or for the full strength of an expression.
 """
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,49 +44,48 @@ _NOSE_WIDTH = PchipInterpolator([-1.20, -0.2, -0.12, 0.0, 0.2, 1.40], [0.10, 0.1
 
 @dataclass(frozen=True)
 class Places:
-    """n places on the skin: longitude (0 = front, positive = x), level (y before any movement), side of each cut."""
+    """n places on the skin."""
 
-    longitude: np.ndarray  # [n] radians
-    level: np.ndarray  # [n] dm
+    longitude: np.ndarray  # [n] radians, 0 = front, positive for positive x
+    level: np.ndarray  # [n] dm: y before any movement
     over_eye: np.ndarray  # [n] bool: belongs to the upper side of the lids' cut
     over_mouth: np.ndarray  # [n] bool: belongs to the upper side of the lips' cut
     inward: np.ndarray  # [n] dm behind the rim of a cut; 0 on the skin itself
 
 
 def smoothstep(t: np.ndarray) -> np.ndarray:
-    """0 below 0, 1 above 1, ``3 t^2 - 2 t^3`` between."""
+    """Return ``3 t^2 - 2 t^3``, with t clipped to 0..1."""
     t = np.clip(t, 0.0, 1.0)
     return t * t * (3.0 - 2.0 * t)
 
 
 def bump(offset: np.ndarray, width: float | np.ndarray) -> np.ndarray:
-    """``exp(-offset^2 / 2 width^2)``."""
+    """Return ``exp(-offset^2 / 2 width^2)``."""
     return np.exp(-0.5 * (offset / width) ** 2)
 
 
 def half_width(level: np.ndarray) -> np.ndarray:
-    """Half the breadth of the head at a level, dm."""
+    """Return half the breadth of the head at a level, in dm."""
     return _WIDTH(level) * _crown(level)
 
 
 def longitude_of(x: np.ndarray, level: np.ndarray) -> np.ndarray:
-    """The longitude at which the resting head has this x."""
+    """Return the longitude at which the resting head has this x."""
     return np.arcsin(np.clip(x / half_width(level), -1.0, 1.0))
 
 
-def lip_thickness(x: np.ndarray, amounts: Mapping[str, float] | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """Height of the red of the upper and the lower lip above and below the mouth line, dm, 0 beyond the corners."""
-    fullness = 1.0 + 0.16 * (amounts or {}).get("lip_fullness", 0.0)
+def lip_thickness(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return how far the red of the upper and of the lower lip reach from the mouth line, in dm; 0 beyond its corners."""
     corner = np.sin(MOUTH_CORNER) * float(half_width(np.array(MOUTH_LEVEL)))
     t = np.clip(np.abs(x) / corner, 0.0, 1.0)
     arch = np.sqrt(np.clip(1.0 - t * t, 0.0, None))
     upper = 0.072 * arch**1.2 * (1.0 + 0.28 * bump(np.abs(x) - 0.055, 0.03) - 0.05 * bump(x, 0.02))
-    return fullness * upper, fullness * 0.088 * arch
+    return upper, 0.088 * arch
 
 
 def surface(places: Places, amounts: Mapping[str, float]) -> np.ndarray:
-    """Points [n, 3] (dm) of the skin for the named amounts; absent names are 0."""
-    get = _Amounts(amounts)
+    """Return the points [n, 3] of the skin for the named amounts; absent names are 0."""
+    get = defaultdict(float, amounts)
     x0, y0 = half_width(places.level) * np.sin(places.longitude), places.level
     dx, dy, dz = _expression(places, x0, get)
     lids, blink = _lids(places, get)
@@ -102,15 +102,8 @@ def surface(places: Places, amounts: Mapping[str, float]) -> np.ndarray:
     rolled = 0.5 * places.inward * (np.abs(places.level - MOUTH_LEVEL) < 1e-9)
     points[:, 1] += np.where(places.over_mouth, rolled, -rolled)  # lips curl in around their rims
     points[:, 2] -= places.inward
-    points = rotate_jaw(points, jaw_weight(places) * get["jaw_open"])
+    points = rotate_jaw(points, _jaw_weight(places) * get["jaw_open"])
     return proportioned(points, get)
-
-
-class _Amounts(dict[str, float]):
-    """Amounts by name; what is not named is 0."""
-
-    def __missing__(self, name: str) -> float:
-        return 0.0
 
 
 def _crown(level: np.ndarray) -> np.ndarray:
@@ -119,8 +112,8 @@ def _crown(level: np.ndarray) -> np.ndarray:
 
 
 def body(longitude: np.ndarray, y: np.ndarray, level: np.ndarray, amounts: Mapping[str, float]) -> np.ndarray:
-    """The head without features: an ellipse at each level; the levels of the jaw rise towards the ears."""
-    get = _Amounts(amounts)
+    """Return points [n, 3] of the head without features; the levels of the jaw rise towards the ears."""
+    get = defaultdict(float, amounts)
     crown = _crown(y)
     jaw = smoothstep((0.1 - level) / 0.7)
     width = _WIDTH(y) * crown * (1.0 + 0.06 * get["jaw_width"] * jaw + 0.012 * get["cheek_fullness"] * jaw)
@@ -131,8 +124,8 @@ def body(longitude: np.ndarray, y: np.ndarray, level: np.ndarray, amounts: Mappi
 
 
 def proportioned(points: np.ndarray, amounts: Mapping[str, float]) -> np.ndarray:
-    """The proportions of the whole head applied to points [n, 3], z still counted from the ears; z is shifted here."""
-    get = _Amounts(amounts)
+    """Apply the proportions of the whole head to points [n, 3] whose z counts from the ears, and shift z."""
+    get = defaultdict(float, amounts)
     x, y, z = points.T
     low = smoothstep((0.1 - y) / 0.9)
     return np.stack(
@@ -145,14 +138,14 @@ def proportioned(points: np.ndarray, amounts: Mapping[str, float]) -> np.ndarray
     )
 
 
-def _identity_dx(x: np.ndarray, y: np.ndarray, get: _Amounts) -> np.ndarray:
+def _identity_dx(x: np.ndarray, y: np.ndarray, get: Mapping[str, float]) -> np.ndarray:
     side = np.tanh(x / 0.08)
     eyes = 0.022 * get["eye_distance"] * side * bump(np.abs(x) - 0.3, 0.16) * bump(y - 0.3, 0.16)
     mouth = 0.10 * get["mouth_width"] * x * bump(x, 0.3) * bump(y - MOUTH_LEVEL, 0.14)
     return eyes + mouth
 
 
-def _identity_dy(x: np.ndarray, y: np.ndarray, get: _Amounts) -> np.ndarray:
+def _identity_dy(x: np.ndarray, y: np.ndarray, get: Mapping[str, float]) -> np.ndarray:
     brow = 0.022 * get["brow_height"] * bump(y - 0.45, 0.07) * bump(np.abs(x) - 0.3, 0.22)
     nose = -0.028 * get["nose_length"] * bump(y + 0.17, 0.09) * bump(x, 0.16)
     upper, lower = lip_thickness(x)
@@ -162,7 +155,7 @@ def _identity_dy(x: np.ndarray, y: np.ndarray, get: _Amounts) -> np.ndarray:
     return brow + nose + 0.16 * get["lip_fullness"] * lips
 
 
-def _details(x: np.ndarray, y: np.ndarray, places: Places, get: _Amounts) -> np.ndarray:
+def _details(x: np.ndarray, y: np.ndarray, places: Places, get: Mapping[str, float]) -> np.ndarray:
     """Depth, in dm, that nose, sockets, brows, lips, cheeks and chin add to the resting surface."""
     front = np.cos(places.longitude) > 0.1
     wide = 1.0 + 0.13 * get["nose_width"]
@@ -173,7 +166,8 @@ def _details(x: np.ndarray, y: np.ndarray, places: Places, get: _Amounts) -> np.
     ax = np.abs(x)
     eyes = -0.065 * bump(ax - 0.30, 0.15) * bump(y - 0.25, 0.10) - 0.045 * bump(ax - 0.15, 0.05) * bump(y - 0.26, 0.07)
     brows = 0.025 * bump(ax - 0.27, 0.16) * bump(y - 0.42, 0.055)
-    upper, lower = lip_thickness(x, get)
+    fullness = 1.0 + 0.16 * get["lip_fullness"]
+    upper, lower = (fullness * thickness for thickness in lip_thickness(x))
     above, below = y - MOUTH_LEVEL, MOUTH_LEVEL - y
     bulge = np.where(places.over_mouth, above / np.maximum(upper, 1e-3), below / np.maximum(lower, 1e-3))
     size = np.where(places.over_mouth, upper * 0.62, lower * 0.62)
@@ -187,30 +181,24 @@ def _details(x: np.ndarray, y: np.ndarray, places: Places, get: _Amounts) -> np.
     return np.where(front, nose + eyes + brows + lips + philtrum + chin + cheeks + fold, 0.0)
 
 
-def lid_opening(longitude: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distance, in dm, of the upper lid above, and of the lower lid below, the line between the eye's corners."""
-    inner, outer = EYE_CORNERS
-    t = np.clip((np.abs(longitude) - inner) / (outer - inner), 0.0, 1.0)
-    arch = 4.0 * t * (1.0 - t)
-    return 0.054 * arch**0.62 * (1.08 - 0.16 * t), 0.038 * arch**0.75 * (0.86 + 0.28 * t)
-
-
-def _lids(places: Places, get: _Amounts) -> tuple[np.ndarray, np.ndarray]:
+def _lids(places: Places, get: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray]:
     """Shift of the skin around the eyes: the resting opening, and the blink."""
-    upper, lower = lid_opening(places.longitude)
-    size = 1.0 + 0.15 * get["eye_size"]
-    up, low = upper * size, lower * size
+    inner, outer = EYE_CORNERS
+    t = np.clip((np.abs(places.longitude) - inner) / (outer - inner), 0.0, 1.0)
+    arch, size = 4.0 * t * (1.0 - t), 1.0 + 0.15 * get["eye_size"]
+    up = 0.054 * arch**0.62 * (1.08 - 0.16 * t) * size  # of the upper lid above the line between the corners, dm
+    low = 0.038 * arch**0.75 * (0.86 + 0.28 * t) * size
     offset = places.level - EYE_LEVEL
     near_up = smoothstep(1.0 - offset / 0.19) * places.over_eye
     near_low = smoothstep(1.0 + offset / 0.15) * ~places.over_eye
-    tilt = 0.02 * smoothstep((np.abs(places.longitude) - EYE_CORNERS[0]) / 0.4) * bump(offset, 0.08)
+    tilt = 0.02 * smoothstep((np.abs(places.longitude) - inner) / 0.4) * bump(offset, 0.08)
     amount = np.where(places.longitude > 0, get["blink_left"], get["blink_right"])
     blink = amount * (-(up + 0.75 * low) * near_up + 0.25 * low * near_low)
     return up * near_up - low * near_low + tilt, blink
 
 
-def _wrap_lids(points: np.ndarray, places: Places, get: _Amounts) -> np.ndarray:
-    """Lay the lids over the eyeball: where it stands out further than the skin, the skin follows it."""
+def _wrap_lids(points: np.ndarray, places: Places, get: Mapping[str, float]) -> np.ndarray:
+    """Lay the lids over the eyeball: where it stands out further than the skin, the skin follows."""
     near = bump(np.abs(points[:, 0]) - EYE_CENTRE_X, 0.13) * bump(points[:, 1] - EYE_LEVEL - 0.01, 0.09) > 0.1
     near &= np.cos(places.longitude) > 0.3
     dome = eyeball_depth(points[:, 0], points[:, 1], get, EYE_RADIUS + 0.014)
@@ -222,25 +210,25 @@ def _wrap_lids(points: np.ndarray, places: Places, get: _Amounts) -> np.ndarray:
 
 
 def eyeball_depth(x: np.ndarray, y: np.ndarray, amounts: Mapping[str, float], radius: float) -> np.ndarray:
-    """z (before the depth shift) of an eyeball's front at x, y; far behind the face outside of it."""
+    """Return z (before the depth shift) of an eyeball's front at x, y; outside of it, z far behind the face."""
     centre = EYE_CENTRE_X + 0.022 * amounts.get("eye_distance", 0.0)
     square = radius**2 - (np.abs(x) - centre) ** 2 - (y - EYE_LEVEL - 0.012) ** 2
     return np.where(square > 0, 0.682 + np.sqrt(np.maximum(square, 0.0)), 0.5)
 
 
-def mouth_arch(longitude: np.ndarray) -> np.ndarray:
+def _mouth_arch(longitude: np.ndarray) -> np.ndarray:
     """1 at the middle of the lips, falling to 0 at the corners and beyond."""
     t = np.clip(np.abs(longitude) / MOUTH_CORNER, 0.0, 1.0)
     return np.sqrt(1.0 - t**2.2)
 
 
-def _expression(places: Places, x: np.ndarray, get: _Amounts) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _expression(places: Places, x: np.ndarray, get: Mapping[str, float]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Movement of the skin by the expressions, in the surface (dx, dy) and outwards (dz), dm; the jaw apart."""
     y, ax, side = places.level, np.abs(x), np.tanh(x / 0.06)
     off = y - MOUTH_LEVEL
     ring = bump(off, 0.15) * smoothstep((0.62 - ax) / 0.35)
     lips = bump(off, 0.10) * bump(x, 0.24)
-    arch = mouth_arch(places.longitude)
+    arch = _mouth_arch(places.longitude)
     upper = np.where(places.over_mouth, smoothstep(1.0 - off / 0.20), 0.0)
     lower = np.where(places.over_mouth, 0.0, smoothstep(1.0 + off / 0.26))
     cheek = bump(ax - 0.40, 0.12) * bump(y + 0.05, 0.11)
@@ -259,13 +247,13 @@ def _expression(places: Places, x: np.ndarray, get: _Amounts) -> tuple[np.ndarra
     return dx, dy, dz
 
 
-def jaw_weight(places: Places) -> np.ndarray:
+def _jaw_weight(places: Places) -> np.ndarray:
     """Share of the jaw's rotation that a place takes: 1 at the chin, 0 above the mouth, shared at its corners."""
     off = places.level - MOUTH_LEVEL
     share = 0.38
     smooth = smoothstep(0.5 - off / 0.52) * share / 0.5
     smooth = np.where(off < 0, share + (1.0 - share) * smoothstep(-off / 0.30), smooth)
-    arch = mouth_arch(places.longitude)
+    arch = _mouth_arch(places.longitude)
     over = -share * arch * np.exp(-np.maximum(off, 0.0) / 0.10)
     under = (1.0 - share) * arch * (1.0 - smoothstep(-off / 0.30))
     weight = np.where(places.over_mouth, np.maximum(smooth + over, 0.0), smooth + under)
@@ -273,7 +261,7 @@ def jaw_weight(places: Places) -> np.ndarray:
 
 
 def rotate_jaw(points: np.ndarray, amount: np.ndarray | float) -> np.ndarray:
-    """Turn points (z before the depth shift) about the axis through the jaw's hinges, by a share of its full angle."""
+    """Rotate points (z before the depth shift) about the jaw's hinges, by a share of its full angle."""
     angle = _JAW_ANGLE * np.broadcast_to(np.asarray(amount, dtype=float), points.shape[:1])
     y, z = points[:, 1] - _HINGE_Y, points[:, 2] - _HINGE_Z
     cos, sin = np.cos(angle), np.sin(angle)

@@ -1,10 +1,8 @@
-"""Speech-like sound, and the mouth that would make it, from one track of nonsense syllables.
+"""Nonsense syllables: speech-like audio, and the articulation that goes with it, from the same few curves.
 
-Both come from the same few curves: how far the jaw is open sets loudness and the first formant, how spread or rounded
-the lips are sets the second. So the visible mouth can be told from the sound, as in real speech.
-
-The sound is a sum of the voice's harmonics, weighted by the formants' resonance curves (Fant's source-filter model),
-plus noise for the fricatives.
+The opening of the jaw sets loudness and the first formant, the rounding of the lips the second, so that the visible
+mouth can be predicted from the audio, as in real speech. The audio is a sum of the voice's harmonics, weighted by the
+formants' resonance curves (Fant's source-filter model), plus noise for the fricatives.
 """
 
 from __future__ import annotations
@@ -16,13 +14,13 @@ from scipy.ndimage import gaussian_filter1d
 
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME
 
-CURVE_RATE = 400  # points a second of the curves below; a whole number of them fits into a video frame
+CURVE_RATE = 400  # of the curves below, in Hz; a multiple of the frame rate
 _PER_FRAME = CURVE_RATE // FRAMES_PER_SECOND
-_COARTICULATION_SECONDS = 0.028  # how far neighbouring sounds blur into one another
+_COARTICULATION_SECONDS = 0.028  # deviation of the blur between neighbouring phones
 
-# letter(s): jaw opening 0..1, lips -1 rounded .. 1 spread
+# phone: jaw opening 0..1, lips -1 rounded .. 1 spread
 _VOWELS = {"A": (0.95, 0.0), "E": (0.55, 0.55), "I": (0.25, 1.0), "O": (0.60, -0.65), "U": (0.28, -1.0)}
-# letter(s): jaw, lips (None: as the vowel), voice 0..1, hiss 0..1, lips pressed 0..1
+# phone: jaw, lips (None: as the vowel), voice 0..1, hiss 0..1, lips pressed 0..1
 _CONSONANTS: dict[str, tuple[float, float | None, float, float, float]] = {
     "M": (0.0, None, 0.45, 0.0, 1.0),
     "B": (0.0, None, 0.10, 0.0, 1.0),
@@ -47,7 +45,7 @@ class Voice:
 
     @staticmethod
     def of(number: int, generator: np.random.Generator) -> Voice:
-        """The voice of speaker ``number``: neighbours differ clearly, details are drawn."""
+        """Draw the voice of speaker ``number``; neighbours differ clearly."""
         pitch = (205.0, 112.0, 232.0, 138.0, 178.0, 98.0)[number % 6]
         return Voice(
             pitch_hz=pitch * float(generator.uniform(0.95, 1.05)),
@@ -58,7 +56,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class Speech:
-    """Speech of a clip of T frames: words and articulation curves; every curve has ``16 T`` points, 400 a second."""
+    """Speech of a clip of T frames: words and articulation curves [16 T] at ``CURVE_RATE``."""
 
     words: tuple[tuple[str, float, float], ...]  # (word, start, end) in seconds
     jaw: np.ndarray  # 0..1
@@ -69,27 +67,27 @@ class Speech:
     stress: np.ndarray  # 0..1, raises pitch, brows and head
 
     def at_frames(self, curve: np.ndarray) -> np.ndarray:
-        """A curve [16 T] averaged over each video frame [T]."""
+        """Average a curve [16 T] over each video frame [T]."""
         return curve.reshape(-1, _PER_FRAME).mean(1)
 
 
 def make_speech(num_frames: int, voice: Voice, generator: np.random.Generator) -> Speech:
-    """Draw words until the clip is full, and lay their sounds on a time line."""
+    """Draw words until the clip is full. It holds at least one, which may be of one syllable."""
     jaw, lips, press, voiced, hiss, stress = curves = np.zeros((6, num_frames * _PER_FRAME))
     words: list[tuple[str, float, float]] = []
     time = float(generator.uniform(0.06, 0.16))
     last = num_frames / FRAMES_PER_SECOND - 0.10
     while True:
-        sounds = _draw_word(voice, generator)
-        while not words and len(sounds) > 2 and time + _duration(sounds) > last:
-            sounds = sounds[:-2]  # a clip holds at least one word, be it of one syllable
-        if words and time + _duration(sounds) > last:
+        phones = _draw_word(voice, generator)
+        while not words and len(phones) > 2 and time + sum(seconds for _, seconds in phones) > last:
+            phones = phones[:-2]
+        if words and time + sum(seconds for _, seconds in phones) > last:
             break
-        start, name = time, "".join(letters for letters, _ in sounds)
+        start, name = time, "".join(letters for letters, _ in phones)
         accent = float(generator.uniform(0.3, 1.0))
-        for index, (_, seconds) in enumerate(sounds):
+        for index, (_, seconds) in enumerate(phones):
             here = slice(round(time * CURVE_RATE), round((time + seconds) * CURVE_RATE))
-            curves[:, here] = np.array(_targets(sounds, index, accent))[:, None]
+            curves[:, here] = np.array(_targets(phones, index, accent))[:, None]
             time += seconds
         words.append((name, start, time))
         time += float(generator.choice([0.05, 0.09, 0.28], p=[0.45, 0.35, 0.2]))
@@ -105,45 +103,41 @@ def make_speech(num_frames: int, voice: Voice, generator: np.random.Generator) -
     )
 
 
-def _targets(sounds: list[tuple[str, float]], index: int, accent: float) -> tuple[float, ...]:
-    """Articulation targets of one sound of a word: jaw, lips, press, voiced, hiss, stress."""
-    letters = sounds[index][0]
+def _targets(phones: list[tuple[str, float]], index: int, accent: float) -> tuple[float, ...]:
+    """Articulation targets of one phone of a word: jaw, lips, press, voiced, hiss, stress."""
+    letters = phones[index][0]
     if letters in _VOWELS:
         return (*_VOWELS[letters], 0.0, 1.0, 0.0, accent if index == 1 else 0.0)
     jaw, lips, voiced, hiss, press = _CONSONANTS[letters]
     if lips is None:
-        lips = 0.7 * _VOWELS[sounds[index + 1][0]][1]
+        lips = 0.7 * _VOWELS[phones[index + 1][0]][1]
     return jaw, lips, press, voiced, hiss, 0.0
 
 
-def _duration(sounds: list[tuple[str, float]]) -> float:
-    return sum(seconds for _, seconds in sounds)
-
-
 def _draw_word(voice: Voice, generator: np.random.Generator) -> list[tuple[str, float]]:
-    """Consonant and vowel, one to three times: (letters, seconds) of each sound."""
-    sounds: list[tuple[str, float]] = []
+    """One to three times a consonant and a vowel: (letters, seconds) of each phone."""
+    phones: list[tuple[str, float]] = []
     for _ in range(int(generator.integers(1, 4))):
         consonant = str(generator.choice(sorted(_CONSONANTS)))
         vowel = str(generator.choice(sorted(_VOWELS)))
-        sounds.append((consonant, voice.pace * float(generator.uniform(0.07, 0.11))))
-        sounds.append((vowel, voice.pace * float(generator.uniform(0.13, 0.24))))
-    return sounds
+        phones.append((consonant, voice.pace * float(generator.uniform(0.07, 0.11))))
+        phones.append((vowel, voice.pace * float(generator.uniform(0.13, 0.24))))
+    return phones
 
 
 def synthesise(speech: Speech, voice: Voice, generator: np.random.Generator) -> np.ndarray:
-    """The sound [640 T] f32 in [-1, 1], 16 kHz mono."""
+    """Return the waveform [640 T] f32 in [-1, 1], 16 kHz mono."""
     num = len(speech.jaw) // _PER_FRAME * SAMPLES_PER_FRAME
     pitch = _pitch(speech, voice, generator)
     loudness = speech.voiced * (0.18 + 0.82 * speech.jaw)
-    sound = _harmonics(_formants(speech, voice), pitch, loudness, num)
-    sound = sound + 0.10 * _upsample(speech.hiss, num) * _hiss(num, generator)
-    sound = 0.6 * sound / np.abs(sound).max() + 3e-4 * generator.standard_normal(num)  # a quiet room
-    return sound.astype(np.float32)
+    waveform = _harmonics(_formants(speech, voice), pitch, loudness, num)
+    waveform = waveform + 0.10 * _upsample(speech.hiss, num) * _hiss(num, generator)
+    waveform = 0.6 * waveform / np.abs(waveform).max() + 3e-4 * generator.standard_normal(num)  # a quiet room
+    return waveform.astype(np.float32)
 
 
 def _pitch(speech: Speech, voice: Voice, generator: np.random.Generator) -> np.ndarray:
-    """F0 in Hz: falls over the clip, rises with stress, drifts a little."""
+    """F0 [16 T] in Hz; it falls over the clip, rises with stress and drifts a little."""
     num = len(speech.jaw)
     drift = gaussian_filter1d(generator.standard_normal(num), 0.12 * CURVE_RATE)
     drift /= max(float(np.abs(drift).max()), 1e-9)
@@ -151,7 +145,7 @@ def _pitch(speech: Speech, voice: Voice, generator: np.random.Generator) -> np.n
 
 
 def _formants(speech: Speech, voice: Voice) -> np.ndarray:
-    """[4, 16 T] Hz: the first from the jaw, the second (and a little the third) from the lips."""
+    """Formants [4, 16 T] in Hz; the jaw moves the first, the lips the second and a little the third."""
     first = 270.0 + 620.0 * speech.jaw
     second = 1350.0 + np.where(speech.lips > 0, 900.0, 650.0) * speech.lips
     third = 2500.0 + 300.0 * speech.lips
@@ -162,17 +156,17 @@ def _harmonics(formants: np.ndarray, pitch: np.ndarray, loudness: np.ndarray, nu
     """Sum over k of ``loudness / k * |H(k F0)| * sin(2 pi k phase)``, H the product of the formants' resonances."""
     bandwidths = np.array([70.0, 100.0, 150.0, 220.0])[:, None]
     phase = 2 * np.pi * np.cumsum(_upsample(pitch, num)) / SAMPLE_RATE
-    sound = np.zeros(num)
+    total = np.zeros(num)
     for k in range(1, int(5500.0 / pitch.min()) + 1):
         ratio = k * pitch / formants
         response = 1.0 / np.hypot(1.0 - ratio**2, k * pitch * bandwidths / formants**2)
         gain = loudness / k * response.prod(0) * np.clip((6500.0 - k * pitch) / 1000.0, 0.0, 1.0)
-        sound += _upsample(gain, num) * np.sin(k * phase)
-    return sound
+        total += _upsample(gain, num) * np.sin(k * phase)
+    return total
 
 
 def _hiss(num: int, generator: np.random.Generator) -> np.ndarray:
-    """Noise between 2.5 and 7.5 kHz, unit deviation."""
+    """Noise of unit deviation between 2.5 and 7.5 kHz."""
     spectrum = np.fft.rfft(generator.standard_normal(num))
     hertz = np.fft.rfftfreq(num, 1.0 / SAMPLE_RATE)
     band = np.clip((hertz - 2500.0) / 1500.0, 0.0, 1.0) * np.clip((7500.0 - hertz) / 500.0, 0.0, 1.0)
@@ -181,6 +175,6 @@ def _hiss(num: int, generator: np.random.Generator) -> np.ndarray:
 
 
 def _upsample(curve: np.ndarray, num: int) -> np.ndarray:
-    """A curve [16 T] at the rate of the sound [640 T]; each point stands for the middle of its stretch."""
+    """Interpolate a curve [16 T] at the rate of the audio [640 T]; a point stands for the middle of its interval."""
     step = num / len(curve)
     return np.interp(np.arange(num) + 0.5, (np.arange(len(curve)) + 0.5) * step, curve)

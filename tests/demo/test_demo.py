@@ -1,4 +1,4 @@
-"""The synthetic talking heads: face model, rasteriser, sound and movement, and the corpus on disk."""
+"""The synthetic talking heads: face model, rasteriser, speech and movement, and the corpus on disk."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def test_frames_are_deterministic_and_show_the_mouth() -> None:
     assert closed[y - 12, x].max() > 90
 
 
-# --- sound and movement -----------------------------------------------------------------------------------------------
+# --- speech and movement ----------------------------------------------------------------------------------------------
 
 
 def correlation(a: np.ndarray, b: np.ndarray) -> float:
@@ -212,25 +212,25 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 
 @pytest.mark.parametrize("speaker", range(4))
-def test_mouth_and_sound_belong_together(speaker: int) -> None:
+def test_mouth_and_audio_belong_together(speaker: int) -> None:
     generator = np.random.default_rng([7, speaker])
     voice = Voice.of(speaker, generator)
     num_frames = 150
     speech = make_speech(num_frames, voice, generator)
     waveform = synthesise(speech, voice, generator)
-    motion = make_motion(speech, generator)
+    exp, _ = make_motion(speech, generator)
     assert waveform.shape == (640 * num_frames,)
     assert waveform.dtype == np.float32
     assert 0.3 < np.abs(waveform).max() <= 0.7
 
-    jaw = motion.exp[:, EXPRESSION_MODES.index("jaw_open")].numpy()
+    jaw = exp[:, EXPRESSION_MODES.index("jaw_open")].numpy()
     loudness = np.sqrt((waveform.reshape(-1, 640) ** 2).mean(1))
     in_time = correlation(jaw, loudness)
     assert in_time > 0.85
     for shift in (-4, 4):
         assert correlation(jaw, np.roll(loudness, shift)) < in_time - 0.3
 
-    # Rounded lips lower the second formant: the sound is duller than with spread ones.
+    # Rounded lips lower the second formant: the audio is duller than with spread ones.
     spectrum = np.abs(np.fft.rfft(waveform.reshape(-1, 640) * np.hanning(640), axis=1)) ** 2
     hertz = np.fft.rfftfreq(640, 1 / 16_000)
     bright = spectrum[:, (hertz > 1600) & (hertz < 3000)].sum(1) / spectrum[:, hertz < 3000].sum(1)
@@ -241,13 +241,13 @@ def test_mouth_and_sound_belong_together(speaker: int) -> None:
 def test_motion_stays_within_limits() -> None:
     generator = np.random.default_rng(11)
     speech = make_speech(400, Voice.of(0, generator), generator)
-    motion = make_motion(speech, generator)
-    assert motion.exp.min() >= 0
-    assert motion.exp.max() <= 1
+    exp, pose = make_motion(speech, generator)
+    assert exp.min() >= 0
+    assert exp.max() <= 1
     limits = torch.tensor([MAX_PITCH, MAX_YAW, MAX_ROLL], dtype=torch.float32)
-    assert (motion.pose[:, :3].abs() <= limits).all()
-    assert motion.pose[:, :3].diff(dim=0).abs().max() < 0.06, "radians a frame: no jumps"
-    blink = motion.exp[:, EXPRESSION_MODES.index("blink_left")]
+    assert (pose[:, :3].abs() <= limits).all()
+    assert pose[:, :3].diff(dim=0).abs().max() < 0.06, "radians a frame: no jumps"
+    blink = exp[:, EXPRESSION_MODES.index("blink_left")]
     assert (blink == 1).any()
     assert (blink == 0).float().mean() > 0.7
     starts, ends = [w[1] for w in speech.words], [w[2] for w in speech.words]
@@ -270,12 +270,12 @@ def test_corpus_is_lrs3_shaped(corpus: DemoCorpus) -> None:
 def test_media_and_truth_agree(corpus: DemoCorpus) -> None:
     for key in corpus.keys:
         with av.open(str(corpus.folder / f"{key}.mp4")) as container:
-            video, sound = container.streams.video[0], container.streams.audio[0]
+            video, audio = container.streams.video[0], container.streams.audio[0]
             assert (video.codec_context.name, video.pix_fmt, video.average_rate) == ("h264", "yuv420p", 25)
             assert (video.width, video.height) == (224, 224)
-            assert (sound.codec_context.name, sound.sample_rate, sound.channels) == ("aac", 16_000, 1)
+            assert (audio.codec_context.name, audio.sample_rate, audio.channels) == ("aac", 16_000, 1)
             assert video.start_time == 0
-            assert sound.start_time == 0
+            assert audio.start_time == 0
             num_frames = sum(1 for _ in container.decode(video=0))
         with av.open(str(corpus.folder / f"{key}.mp4")) as container:
             samples = np.concatenate([frame.to_ndarray()[0] for frame in container.decode(audio=0)])
@@ -291,7 +291,7 @@ def test_media_and_truth_agree(corpus: DemoCorpus) -> None:
         assert shapes["pose"] == (num_frames, 6)
         assert shapes["lm68"] == (num_frames, 68, 2)
         loudness = np.sqrt((samples[: 640 * num_frames].reshape(-1, 640) ** 2).mean(1))
-        assert correlation(jaw, loudness) > 0.8, "picture and sound are in step after decoding"
+        assert correlation(jaw, loudness) > 0.8, "frames and audio are in step after decoding"
 
 
 def test_transcripts_parse(corpus: DemoCorpus) -> None:
@@ -310,10 +310,10 @@ def test_encoder_is_deterministic(tmp_path: Path) -> None:
     generator = np.random.default_rng(4)
     noise = generator.integers(0, 40, (12, 224, 224, 3), dtype=np.uint8)
     frames = [np.uint8(90) + np.roll(noise[0], 3 * i, axis=1) // 2 + noise[i] // 8 for i in range(12)]
-    sound = generator.uniform(-0.3, 0.3, 12 * 640).astype(np.float32)
+    waveform = generator.uniform(-0.3, 0.3, 12 * 640).astype(np.float32)
     seen = set()
     for _ in range(8):
-        write_mp4(tmp_path / "clip.mp4", frames, sound)
+        write_mp4(tmp_path / "clip.mp4", frames, waveform)
         seen.add((tmp_path / "clip.mp4").read_bytes())
     assert len(seen) == 1
 
@@ -365,7 +365,7 @@ def test_mouth_recovery(corpus: DemoCorpus) -> None:
     assert exact.overall == pytest.approx(1.0)
     assert set(exact.by_clip) == set(corpus.keys)
     larger = mouth_recovery(corpus.truth, {key: 2.5 * lm68 + 10 for key, lm68 in found.items()})
-    assert larger.overall == pytest.approx(1.0), "the size of the picture does not matter"
+    assert larger.overall == pytest.approx(1.0), "the size of the image does not matter"
     noise = np.random.default_rng(2)
     noisy = mouth_recovery(corpus.truth, {k: lm + noise.normal(0, 2, lm.shape) for k, lm in found.items()})
     assert 0.3 < noisy.overall < 0.99

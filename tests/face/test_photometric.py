@@ -261,8 +261,7 @@ def demo_frames(number: int, num_frames: int) -> tuple[torch.Tensor, torch.Tenso
     look, voice = make_look(number, rng), Voice.of(number, rng)
     id = torch.from_numpy(np.clip(rng.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
     painter = Painter(look, id, seed=number, size=160)
-    motion = make_motion(make_speech(40, voice, rng), rng)
-    exp, pose = motion.exp[10 : 10 + num_frames], motion.pose[10 : 10 + num_frames]
+    exp, pose = (track[10 : 10 + num_frames] for track in make_motion(make_speech(40, voice, rng), rng))
     frames = torch.from_numpy(np.stack([painter.draw(*frame) for frame in zip(exp, pose, strict=True)]))
     return frames, painter.landmarks(exp, pose), exp
 

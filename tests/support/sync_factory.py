@@ -53,7 +53,7 @@ def _talk(
     speech = make_speech(num_frames, voice, generator)
     waveform = torch.from_numpy(synthesise(speech, voice, generator))
     late = torch.cat([torch.zeros(late_frames * SAMPLES_PER_FRAME), waveform])[: len(waveform)]
-    offsets = demo_head().landmarks(identity, make_motion(speech, generator).exp) - demo_head().landmark_mean
+    offsets = demo_head().landmarks(identity, make_motion(speech, generator)[0]) - demo_head().landmark_mean
     arrays = {
         "hubert": MelSpectrogram()([late])[0].numpy().astype(np.float16),
         "idexp_lm3d": 10 * offsets.numpy(),
