@@ -1,7 +1,7 @@
-"""A small z-buffered triangle rasteriser in numpy: no GPU, no graphics library, the same picture every time.
+"""A small z-buffered triangle rasteriser in numpy: no GPU, no graphics library, the same image every time.
 
 Triangles are cut into horizontal spans, spans into pixels, all at once with ``np.repeat``: the cost is proportional to
-the pixels covered, not to bounding boxes. Values are interpolated linearly in the picture, without the perspective
+the pixels covered, not to bounding boxes. Values are interpolated linearly in the image, without the perspective
 correction that large triangles close to the camera would need.
 
 Pixel convention: pixel (i, j) covers [j, j + 1) x [i, i + 1); a triangle owns the pixels whose centre lies in it.
@@ -23,14 +23,14 @@ def rasterize(
         points: [V, 2] f32, x to the right and y down, in pixels.
         depth: [V] f32, distance from the camera; the nearest surface is seen.
         values: [V, A] f32, what to interpolate.
-        triangles: [F, 3], counter-clockwise as seen in the picture (with y up); others are culled.
+        triangles: [F, 3], counter-clockwise as seen in the image (with y up); others are culled.
 
     Returns:
         pixel [P] (row * width + column, ascending, each at most once) and the values there [P, A] f32.
     """
     triangles, row, left, length, weights, slopes = _spans(points, triangles, height, width)
     start, slope = (array[:, 0] for array in _along(depth[:, None], triangles, weights, slopes))
-    span, offset = _ranges(length)  # one entry a fragment
+    span, offset = _ranges(length)  # one entry per fragment
     pixel = (row * width + left)[span] + offset
     shown = _nearest(pixel, start[span] + slope[span] * offset.astype(_F32), height * width)
     pixel, span, offset = pixel[shown], span[shown], offset[shown].astype(_F32)
@@ -44,7 +44,7 @@ def rasterize(
 
 
 def _spans(points: np.ndarray, triangles: np.ndarray, height: int, width: int) -> tuple[np.ndarray, ...]:
-    """The visible triangles cut into S runs of pixels.
+    """Cut the visible triangles into S runs of pixels.
 
     Returns for each: its triangle's corners [S, 3], row, first column, number of pixels, and the barycentric weights
     [2, S] of the second and third corner at its first pixel, with their growth from pixel to pixel [2, S].

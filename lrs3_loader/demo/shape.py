@@ -75,7 +75,7 @@ def longitude_of(x: np.ndarray, level: np.ndarray) -> np.ndarray:
 
 
 def lip_thickness(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return how far the red of the upper and of the lower lip reach from the mouth line, in dm; 0 beyond its corners."""
+    """Return how far the red of the upper and lower lip reach from the mouth line, in dm; 0 beyond its corners."""
     corner = np.sin(MOUTH_CORNER) * float(half_width(np.array(MOUTH_LEVEL)))
     t = np.clip(np.abs(x) / corner, 0.0, 1.0)
     arch = np.sqrt(np.clip(1.0 - t * t, 0.0, None))

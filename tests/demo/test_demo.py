@@ -132,7 +132,7 @@ def test_triangles_face_outwards_and_model_survives_its_file(tmp_path: Path) -> 
     assert 2000 < model.num_vertices < 8000
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- images -----------------------------------------------------------------------------------------------------------
 
 
 def slow_rasterize(
@@ -162,7 +162,7 @@ def slow_rasterize(
 def test_rasterizer_equals_slow_reference() -> None:
     generator = np.random.default_rng(1)
     size, num = 24, 40
-    points = generator.uniform(-6, size + 6, (3 * num, 2)).astype(np.float32)  # some reach out of the picture
+    points = generator.uniform(-6, size + 6, (3 * num, 2)).astype(np.float32)  # some reach out of the image
     depth = generator.uniform(1, 9, 3 * num).astype(np.float32)
     values = generator.uniform(-1, 1, (3 * num, 4)).astype(np.float32)
     triangles = np.arange(3 * num).reshape(num, 3)
