@@ -31,21 +31,18 @@ def read_clip_table(path: Location) -> list[Found]:
     """
     if isinstance(path, Url):
         rows, known_sizes = _read_remote(path)
-        root = Path("/")
+        sizes = {row.video_path: known_sizes.get(row.video_path, 0) for row in rows}
+        root = "/"
     else:
-        rows, known_sizes = list(_read_rows(path, str(path))), None
-        root = path.parent
+        rows, root = list(_read_rows(path, str(path))), os.path.abspath(path.parent)
+        sizes = {row.video_path: file_size(path.parent / row.video_path) for row in rows}
     if not rows:
         raise RunError(f"{path} lists no clips")
     # Names come from normalized paths below one folder, so that "a.mp4", "./a.mp4" and an absolute path agree.
-    absolute = [os.path.normpath(os.path.abspath(root / row.video_path)) for row in rows]
-    base = os.path.commonpath([os.path.abspath(root), *absolute])
-    if base != os.path.abspath(root):
+    absolute = [os.path.normpath(os.path.join(root, row.video_path)) for row in rows]
+    base = os.path.commonpath([root, *absolute])
+    if base != root:
         base = os.path.commonpath([os.path.dirname(video) for video in absolute])
-    if known_sizes is None:
-        sizes = {row.video_path: file_size(root / row.video_path) for row in rows}
-    else:
-        sizes = {row.video_path: known_sizes.get(row.video_path, 0) for row in rows}
     if not any(sizes.values()):
         raise RunError(f"none of the files that {path} lists is there, such as {rows[0].video_path}")
     return [
@@ -76,8 +73,7 @@ def _read_remote(path: Url) -> tuple[list[Found], dict[str, int]]:
     for row in rows:
         if os.path.isabs(row.video_path) or os.path.normpath(row.video_path).startswith(os.pardir):
             raise RunError(f"{path}, line {row.line}: {row.video_path} does not lie below {root}")
-    rows = [dataclasses.replace(row, video_path=os.path.normpath(row.video_path)) for row in rows]
-    return rows, store.tree()
+    return [dataclasses.replace(row, video_path=os.path.normpath(row.video_path)) for row in rows], store.tree()
 
 
 def _read_rows(path: Path, where: str) -> Iterator[Found]:
@@ -104,24 +100,15 @@ def _parse_row(fields: dict[str, str | None], line: int) -> Found:
     values = {name: (value or "").strip() for name, value in fields.items()}
     if not values["path"] or "\0" in values["path"]:
         raise ValueError("no path")
-    start, end = _seconds(values, "start"), _seconds(values, "end")
+    start, end = (_seconds(name, values.get(name)) for name in ("start", "end"))
     if end is not None and end <= (start or 0.0):
         raise ValueError(f"end {end} does not lie after start {start or 0.0}")
-    return Found(
-        split=values.get("split", ""),
-        speaker=values.get("speaker", ""),
-        utterance="",
-        video_path=values["path"],
-        num_bytes=0,
-        text=values.get("text") or None,
-        start_seconds=start,
-        end_seconds=end,
-        line=line,
-    )
+    names = (values.get("split", ""), values.get("speaker", ""), "")
+    text = values.get("text") or None
+    return Found(*names, values["path"], 0, text=text, start_seconds=start, end_seconds=end, line=line)
 
 
-def _seconds(values: dict[str, str], name: str) -> float | None:
-    value = values.get(name)
+def _seconds(name: str, value: str | None) -> float | None:
     if not value:
         return None
     try:

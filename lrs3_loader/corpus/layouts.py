@@ -9,18 +9,18 @@ from __future__ import annotations
 import heapq
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.storage import RemoteStore, Url
+from lrs3_loader.io.storage import Location, RemoteStore, Url
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
-SOUND_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
+AUDIO_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
 TRANSCRIPT_SUFFIX = ".txt"
 
-#: Folder names that are recognized as splits in layouts that do not prescribe them.
+#: Folder names that are recognized as splits in layouts that do not define them.
 SPLIT_NAMES = frozenset(
     ["pretrain", "trainval", "train", "training", "val", "valid", "validation", "dev", "test", "testing", "main"]
 )
@@ -28,7 +28,7 @@ NO_NAME = "all"  # the split or speaker of clips whose path does not contain one
 
 _VOXCELEB_SPEAKER = re.compile(r"id\d{5}")
 _VOXCELEB_VIDEO_FOLDERS = frozenset({"mp4", "video"})
-_VOXCELEB_SOUND_FOLDERS = frozenset({"aac", "m4a", "wav", "flac", "mp3", "audio"})
+_VOXCELEB_AUDIO_FOLDERS = frozenset({"aac", "m4a", "wav", "flac", "mp3", "audio"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,55 +47,37 @@ class Found:
     end_seconds: float | None = None
     line: int | None = None  # of the csv file, for messages
 
-    @property
-    def origin(self) -> str:
-        return self.video_path if self.line is None else f"{self.video_path} (line {self.line})"
-
 
 @dataclass(frozen=True)
 class FileTree:
     """All files below a folder that may belong to clips, by relative path with POSIX separators."""
 
     videos: dict[str, int]  # path -> bytes
-    sounds: tuple[str, ...]
-    transcripts: frozenset[str]
+    audio: list[str]
+    transcripts: set[str]
 
 
-def read_tree(root: Path) -> FileTree:
-    """List a corpus on this machine in one pass, with the sizes of video files only.
+def read_tree(root: Location) -> FileTree:
+    """List a corpus in one pass, with the sizes of video files only.
 
-    Hidden files and folders are skipped. A broken link counts as a video of 0 bytes, so that it becomes a reject.
+    In a folder, hidden files and folders are skipped. A broken link counts as a video of 0 bytes, so that it becomes a
+    reject.
 
     Raises:
-        RunError: ``root`` is not a folder, or a folder below it cannot be listed.
+        RunError: ``root`` is not a folder, a folder below it cannot be listed, or the storage cannot be reached.
     """
-    videos: dict[str, int] = {}
-    sounds: list[str] = []
-    transcripts: set[str] = set()
-    for entry, path in _walk(root):
-        suffix = _suffix(entry.name)
+    tree = FileTree({}, [], set())
+    files: Iterable[tuple[str, int | os.DirEntry[str]]]
+    files = RemoteStore(root).tree().items() if isinstance(root, Url) else _walk(root)
+    for path, file in files:
+        suffix = _suffix(path)
         if suffix == TRANSCRIPT_SUFFIX:
-            transcripts.add(path)
+            tree.transcripts.add(path)
         elif suffix in VIDEO_SUFFIXES:
-            videos[path] = file_size(entry)
-        elif suffix in SOUND_SUFFIXES:
-            sounds.append(path)
-    return FileTree(videos, tuple(sounds), frozenset(transcripts))
-
-
-def list_tree(root: Url) -> FileTree:
-    """List a corpus on object storage.
-
-    Raises:
-        RunError: the storage cannot be reached.
-    """
-    files = RemoteStore(root).tree()
-    kinds = {path: _suffix(path.rpartition("/")[2]) for path in files}
-    return FileTree(
-        videos={path: size for path, size in files.items() if kinds[path] in VIDEO_SUFFIXES},
-        sounds=tuple(path for path in files if kinds[path] in SOUND_SUFFIXES),
-        transcripts=frozenset(path for path in files if kinds[path] == TRANSCRIPT_SUFFIX),
-    )
+            tree.videos[path] = file if isinstance(file, int) else file_size(file)
+        elif suffix in AUDIO_SUFFIXES:
+            tree.audio.append(path)
+    return tree
 
 
 def file_size(file: os.PathLike[str]) -> int:
@@ -106,8 +88,8 @@ def file_size(file: os.PathLike[str]) -> int:
         return 0
 
 
-def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
-    """Yield every file below ``root`` with its relative path, visiting each folder once even if links lead to it.
+def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
+    """Yield the relative path and the entry of every file below ``root``, visiting each folder once.
 
     Linked folders follow after all real ones, in sorted order. So the result does not depend on the order in which the
     file system lists entries, and loops end.
@@ -131,7 +113,7 @@ def _walk(root: Path) -> Iterator[tuple[os.DirEntry[str], str]]:
                     elif entry.is_symlink() and os.path.isdir(entry):
                         heapq.heappush(links, path + "/")
                     elif entry.is_symlink() or entry.is_file():
-                        yield entry, path
+                        yield path, entry
         except OSError as error:
             raise RunError(f"cannot list {root / prefix}: {error.strerror}") from error
 
@@ -163,16 +145,8 @@ def lrs3(tree: FileTree) -> list[Found]:
         parts = path.split("/")
         if len(parts) == 3:
             transcript = _transcript_of(path)
-            found.append(
-                Found(
-                    split=parts[0],
-                    speaker=parts[1],
-                    utterance=_stem(parts[2]),
-                    video_path=path,
-                    num_bytes=num_bytes,
-                    transcript_path=transcript if transcript in tree.transcripts else None,
-                )
-            )
+            known = transcript if transcript in tree.transcripts else None
+            found.append(Found(parts[0], parts[1], _stem(parts[2]), path, num_bytes, transcript_path=known))
     return found
 
 
@@ -182,30 +156,29 @@ def voxceleb2(tree: FileTree) -> list[Found]:
     The published videos have no audio track: each is paired with the audio file of equal split, speaker, video and
     utterance. Without a split folder the split is ``all``.
     """
-    sounds: dict[tuple[str, ...], str] = {}
-    preference = {suffix: rank for rank, suffix in enumerate(SOUND_SUFFIXES)}
-    for path in sorted(tree.sounds, key=lambda p: (preference[_suffix(p)], p)):
-        names = _voxceleb2_names(path, _VOXCELEB_SOUND_FOLDERS | _VOXCELEB_VIDEO_FOLDERS)
+    audio: dict[tuple[str, ...], str] = {}
+    for path in sorted(tree.audio, key=lambda p: (AUDIO_SUFFIXES.index(_suffix(p)), p)):
+        names = _voxceleb2_names(path, _VOXCELEB_AUDIO_FOLDERS | _VOXCELEB_VIDEO_FOLDERS)
         if names is not None:
-            sounds.setdefault(names, path)
+            audio.setdefault(names, path)
     found = []
     for path, num_bytes in tree.videos.items():
         names = _voxceleb2_names(path, _VOXCELEB_VIDEO_FOLDERS)
         if names is not None:
             split, speaker, video, utterance = names
-            found.append(Found(split, speaker, f"{video}_{utterance}", path, num_bytes, sounds.get(names)))
+            found.append(Found(split, speaker, f"{video}_{utterance}", path, num_bytes, audio.get(names)))
     return found
 
 
 def _voxceleb2_names(path: str, kind_folders: frozenset[str]) -> tuple[str, str, str, str] | None:
     """Return (split, speaker, video, utterance) of a path, or None if it does not have this form."""
-    *prefix, speaker, video, file = ["", "", *path.split("/")]
-    prefix = [part for part in prefix if part]
+    parts = path.split("/")
+    prefix = parts[:-3]
     if prefix and prefix[-1] in kind_folders:
         prefix.pop()
-    if not speaker or len(prefix) > 1:
+    if len(parts) < 3 or len(prefix) > 1:
         return None
-    return prefix[0] if prefix else NO_NAME, speaker, video, _stem(file)
+    return prefix[0] if prefix else NO_NAME, parts[-3], parts[-2], _stem(parts[-1])
 
 
 def folder(tree: FileTree) -> list[Found]:
@@ -235,9 +208,9 @@ def _stem(file: str) -> str:
     return file.rpartition(".")[0]
 
 
-def _suffix(file: str) -> str:
+def _suffix(path: str) -> str:
     """Return the lowercase suffix, such as ``.mp4`` of ``clip.MP4``. Several times faster than ``os.path.splitext``."""
-    return "." + file.rpartition(".")[2].lower()
+    return "." + path.rpartition(".")[2].lower()
 
 
 def _transcript_of(video_path: str) -> str:

@@ -1,14 +1,14 @@
 """Divides clips into shards, which depend on the corpus and two settings, but never on the machine.
 
-Lengths are estimated from file sizes, with bytes per frame calibrated on a few headers of the same corpus: opening
-150,000 files takes minutes on a disk and hours on a network. Only the sizes of shards depend on these estimates.
+Lengths are estimated from file sizes, with bytes per frame calibrated on a few headers of the same corpus, because
+opening 150,000 files takes hours on a network. Only the sizes of shards depend on these estimates.
 """
 
 from __future__ import annotations
 
 import logging
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby, pairwise
 from pathlib import Path
 
@@ -43,11 +43,11 @@ def make_plan(clips: Sequence[Clip], config: PlanConfig, corpus_root: Location) 
         if first.key >= second.key:
             raise ValueError(f"clips must be sorted by key and unique, got {first.key} before {second.key}")
     bytes_per_frame = calibrate(clips, corpus_root)
-    shards: list[Shard] = []
-    for split, members in groupby(clips, key=lambda clip: clip.split):
-        cut = _cut(members, config, bytes_per_frame)
-        shards += [Shard(f"{split}-{number:06d}", part) for number, part in enumerate(cut)]
-    return tuple(shards)
+    return tuple(
+        Shard(f"{split}-{number:06d}", part)
+        for split, members in groupby(clips, key=lambda clip: clip.split)
+        for number, part in enumerate(_cut(members, config, bytes_per_frame))
+    )
 
 
 def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
@@ -55,10 +55,9 @@ def calibrate(clips: Sequence[Clip], corpus_root: Location) -> int:
 
     Unreadable files are skipped. If all are, the result is ``DEFAULT_BYTES_PER_FRAME``.
     """
-    step = max(1, -(-len(clips) // NUM_PROBES))
     ratios = []
     store = store_at(corpus_root)
-    for clip in clips[::step]:
+    for clip in clips[:: max(1, -(-len(clips) // NUM_PROBES))]:
         try:
             with store.local_copy(clip.video_path) as folder:
                 ratios.append(clip.num_bytes / probe_frames(folder / clip.video_path))
@@ -79,10 +78,9 @@ def probe_frames(path: Path) -> float:
             if not container.streams.video:
                 raise UnreadableError(f"{path}: no video track")
             stream = container.streams.video[0]
+            seconds = (container.duration or 0) / av.time_base
             if stream.duration is not None and stream.time_base is not None:
                 seconds = float(stream.duration * stream.time_base)
-            else:
-                seconds = (container.duration or 0) / av.time_base
     except (av.FFmpegError, OSError) as error:
         raise UnreadableError(f"{path}: {error}") from error
     if seconds <= 0:
@@ -98,17 +96,14 @@ def estimate_frames(clip: Clip, bytes_per_frame: int) -> float:
     return max(0.0, clip.num_bytes / bytes_per_frame - start * FRAMES_PER_SECOND)
 
 
-def _cut(clips: Iterable[Clip], config: PlanConfig, bytes_per_frame: int) -> list[tuple[Clip, ...]]:
-    parts: list[tuple[Clip, ...]] = []
+def _cut(clips: Iterable[Clip], config: PlanConfig, bytes_per_frame: int) -> Iterator[tuple[Clip, ...]]:
     part: list[Clip] = []
     num_frames = 0.0
     for clip in clips:
         length = estimate_frames(clip, bytes_per_frame)
         if part and (num_frames + length > config.shard_frames or len(part) == config.shard_clips):
-            parts.append(tuple(part))
+            yield tuple(part)
             part, num_frames = [], 0.0
         part.append(clip)
         num_frames += length
-    if part:
-        parts.append(tuple(part))
-    return parts
+    yield tuple(part)

@@ -16,9 +16,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
+from itertools import groupby, islice
 
 from lrs3_loader.config import CorpusConfig
 from lrs3_loader.corpus import layouts
@@ -56,16 +55,22 @@ def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
             not exist.
     """
     root = corpus_root(config)
-    assert config.corpus is not None
-    if _is_table(config.corpus):
-        layout, found = "csv", read_clip_table(config.corpus)
+    path = config.corpus
+    assert path is not None
+    if _is_table(path):
+        layout, found = "csv", read_clip_table(path)
     else:
-        tree = layouts.read_tree(root) if isinstance(root, Path) else layouts.list_tree(root)
+        tree = layouts.read_tree(root)
         layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout
         found = _TREE_LAYOUTS[layout](tree)
-        _warn_left_out(tree, found, layout)
+        others = tree.videos.keys() - {item.video_path for item in found}
+        if found and others:
+            text = "%d video files do not fit layout %s and are left out: %s"
+            logger.warning(text, len(others), layout, min(others))
     if not found:
-        raise _nothing_found(config.corpus, layout if config.layout != "auto" else None)
+        wanted = _EXAMPLES if config.layout == "auto" else {layout: _EXAMPLES[layout]}
+        looked_for = "".join(f"\n  {name}: {example}" for name, example in wanted.items())
+        raise RunError(f"no clips found in {path}; looked for{looked_for}")
     return _select(_name_clips(found), config)
 
 
@@ -96,19 +101,6 @@ def _is_table(path: Location) -> bool:
     return path.lower().endswith(".csv") if isinstance(path, Url) else path.is_file()
 
 
-def _warn_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
-    left_out = sorted(set(tree.videos) - {item.video_path for item in found})
-    if left_out and found:
-        example = left_out[0]
-        logger.warning("%d video files do not fit layout %s and are left out: %s", len(left_out), layout, example)
-
-
-def _nothing_found(path: Location, layout: str | None) -> RunError:
-    wanted = _EXAMPLES if layout is None else {layout: _EXAMPLES[layout]}
-    looked_for = "".join(f"\n  {name}: {example}" for name, example in wanted.items())
-    return RunError(f"no clips found in {path}; looked for{looked_for}")
-
-
 def _name_clips(found: list[Found]) -> list[Clip]:
     """Give each clip a key and sort them. Raises ``RunError`` if two have the same key."""
     by_key: dict[str, Found] = {}
@@ -116,7 +108,10 @@ def _name_clips(found: list[Found]) -> list[Clip]:
         key = "/".join(key_part(name) for name in (item.split, item.speaker, item.utterance))
         other = by_key.setdefault(key, item)
         if other is not item:
-            first, second = sorted((other.origin, item.origin))
+            first, second = sorted(
+                found.video_path + (f" (line {found.line})" if found.line is not None else "")
+                for found in (other, item)
+            )
             raise RunError(f"two clips would have the key {key}: {first} and {second}; rename or remove one")
     names = [field.name for field in dataclasses.fields(Clip) if field.name != "key"]
     return [Clip(key, **{name: getattr(by_key[key], name) for name in names}) for key in sorted(by_key)]
@@ -137,28 +132,14 @@ def key_part(name: str) -> str:
 
 
 def _select(clips: list[Clip], config: CorpusConfig) -> tuple[Clip, ...]:
-    if config.splits:
-        wanted = _check_names("split", config.splits, {clip.split for clip in clips})
-        clips = [clip for clip in clips if clip.split in wanted]
-    if config.speakers:
-        wanted = _check_names("speaker", config.speakers, {clip.speaker for clip in clips})
-        clips = [clip for clip in clips if clip.speaker in wanted]
-    if config.limit is None:
-        return tuple(clips)
-    taken: Counter[str] = Counter()
-    chosen = []
-    for clip in clips:
-        taken[clip.split] += 1
-        if taken[clip.split] <= config.limit:
-            chosen.append(clip)
-    return tuple(chosen)
-
-
-def _check_names(kind: str, wanted: tuple[str, ...], present: set[str]) -> set[str]:
-    chosen = {key_part(name) for name in wanted}
-    unknown = sorted(chosen - present)
-    if unknown:
-        listed = ", ".join(sorted(present)[:_MAX_LISTED])
-        more = f" and {len(present) - _MAX_LISTED} more" if len(present) > _MAX_LISTED else ""
-        raise RunError(f"no {kind} {', '.join(unknown)} in the corpus; there are {listed}{more}")
-    return chosen
+    for kind, names in (("split", config.splits), ("speaker", config.speakers)):
+        if not names:
+            continue
+        wanted, present = {key_part(name) for name in names}, {getattr(clip, kind) for clip in clips}
+        if unknown := sorted(wanted - present):
+            listed = ", ".join(sorted(present)[:_MAX_LISTED])
+            more = f" and {len(present) - _MAX_LISTED} more" if len(present) > _MAX_LISTED else ""
+            raise RunError(f"no {kind} {', '.join(unknown)} in the corpus; there are {listed}{more}")
+        clips = [clip for clip in clips if getattr(clip, kind) in wanted]
+    by_split = groupby(clips, key=lambda clip: clip.split)
+    return tuple(clip for _, members in by_split for clip in islice(members, config.limit))

@@ -44,11 +44,52 @@ def read_transcript(path: Path) -> Transcript:
         BadTranscriptError: the file cannot be read, is larger than ``MAX_BYTES``, is not UTF-8, has no ``Text:`` line,
             or has a line that does not belong in its section (the message names the line).
     """
-    parser = _Parser(path)
+    header: dict[str, str] = {}
+    boxes = array("d")  # flat, 5 numbers per row: far smaller than a list of lists
+    words: list[tuple[str, float, float, float]] = []
+    section = "header"
     for number, line in enumerate(_read_lines(path), start=1):
-        parser.number = number
-        parser.feed(line)
-    return parser.finish()
+        fields = line.split()
+        heading = [field.upper() for field in fields] if section != "words" else None
+        try:
+            if not fields:
+                continue
+            if heading == _WORD_HEADER:
+                section = "words"
+            elif heading == _FRAME_HEADER and section == "header":
+                section = "frames"
+            elif section == "header":
+                name, value = _header_line(line)
+                if name in header:
+                    raise ValueError("expected 'Text:', 'Conf:', 'Ref:' or a table")
+                header[name] = value
+            elif section == "frames":
+                if len(fields) != 5:
+                    raise ValueError("expected FRAME X Y W H")
+                boxes.extend(_numbers(fields))
+                if boxes[-5] < 0 or not boxes[-5].is_integer():
+                    raise ValueError("the frame number must be a whole number")
+            else:
+                word, *times = line.rsplit(maxsplit=3)
+                if len(times) != 3:
+                    raise ValueError("expected WORD START END ASDSCORE")
+                start, end, score = _numbers(times)
+                words.append((word.strip(), start, end, score))
+                if len(words) > MAX_WORDS:
+                    raise ValueError(f"more than {MAX_WORDS} words, not the transcript of a clip")
+        except ValueError as error:
+            found = f"found {line.strip()[:_MAX_SHOWN]!r}"
+            raise BadTranscriptError(f"{path}, line {number}: {error}, {found}") from None
+    if "text" not in header:
+        raise BadTranscriptError(f"{path}: no 'Text:' line, so not a transcript")
+    conf = header.get("conf")
+    return Transcript(
+        text=header["text"],
+        conf=int(conf) if conf else None,
+        ref=header.get("ref") or None,
+        boxes=np.array(boxes, dtype=np.float64).reshape(-1, 5),
+        words=tuple(words),
+    )
 
 
 def _read_lines(path: Path) -> list[str]:
@@ -67,79 +108,21 @@ def _read_lines(path: Path) -> list[str]:
     return text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
 
 
-class _Parser:
-    """State of the parser between two lines: the current section, and the values read so far."""
+def _header_line(line: str) -> tuple[str, str]:
+    name, colon, value = line.partition(":")
+    name, value = name.strip().lower(), value.strip()
+    if not colon or not name.isalpha():
+        raise ValueError("expected 'Text:', 'Conf:', 'Ref:' or a table")
+    if name == "conf" and value and not (value.isdecimal() and len(value) < 10):
+        raise ValueError("Conf must be a whole number")
+    return name, value
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.number = 0  # of the line being fed, from 1
-        self.feed = self._header
-        self.header: dict[str, str] = {}
-        self.boxes = array("d")  # flat, 5 numbers per row: far smaller than a list of lists
-        self.words: list[tuple[str, float, float, float]] = []
 
-    def finish(self) -> Transcript:
-        if "text" not in self.header:
-            raise BadTranscriptError(f"{self.path}: no 'Text:' line, so not a transcript")
-        conf = self.header.get("conf")
-        return Transcript(
-            text=self.header["text"],
-            conf=int(conf) if conf else None,
-            ref=self.header.get("ref") or None,
-            boxes=np.array(self.boxes, dtype=np.float64).reshape(-1, 5),
-            words=tuple(self.words),
-        )
-
-    def _header(self, line: str) -> None:
-        if self._starts_table(line) or not line.strip():
-            return
-        name, colon, value = line.partition(":")
-        name, value = name.strip().lower(), value.strip()
-        if not colon or not name.isalpha() or name in self.header:
-            raise self._wrong(line, "expected 'Text:', 'Conf:', 'Ref:' or a table")
-        if name == "conf" and value and not (value.isdecimal() and len(value) < 10):
-            raise self._wrong(line, "Conf must be a whole number")
-        self.header[name] = value
-
-    def _frame_row(self, line: str) -> None:
-        fields = line.split()
-        if len(fields) == 5:
-            numbers = self._numbers(fields, line)
-            if numbers[0] < 0 or not numbers[0].is_integer():
-                raise self._wrong(line, "the frame number must be a whole number")
-            self.boxes.extend(numbers)
-        elif fields and not self._starts_table(line):
-            raise self._wrong(line, "expected FRAME X Y W H")
-
-    def _word_row(self, line: str) -> None:
-        fields = line.rsplit(maxsplit=3)
-        if len(fields) == 4:
-            start, end, score = self._numbers(fields[1:], line)
-            if len(self.words) >= MAX_WORDS:
-                raise self._wrong(line, f"more than {MAX_WORDS} words, not the transcript of a clip")
-            self.words.append((fields[0].strip(), start, end, score))
-        elif fields:
-            raise self._wrong(line, "expected WORD START END ASDSCORE")
-
-    def _starts_table(self, line: str) -> bool:
-        """Enter the section whose heading this line is, if it is one. Each table occurs once, FRAME first."""
-        fields = line.upper().split()
-        if fields == _WORD_HEADER:
-            self.feed = self._word_row
-        elif fields == _FRAME_HEADER and self.feed == self._header:
-            self.feed = self._frame_row
-        else:
-            return False
-        return True
-
-    def _numbers(self, fields: list[str], line: str) -> list[float]:
-        try:
-            numbers = [float(field) for field in fields]
-        except ValueError:
-            raise self._wrong(line, "not a number") from None
-        if not all(map(math.isfinite, numbers)):
-            raise self._wrong(line, "not a finite number")
-        return numbers
-
-    def _wrong(self, line: str, why: str) -> BadTranscriptError:
-        return BadTranscriptError(f"{self.path}, line {self.number}: {why}, found {line.strip()[:_MAX_SHOWN]!r}")
+def _numbers(fields: list[str]) -> list[float]:
+    try:
+        numbers = [float(field) for field in fields]
+    except ValueError:
+        raise ValueError("not a number") from None
+    if not all(map(math.isfinite, numbers)):
+        raise ValueError("not a finite number")
+    return numbers

@@ -71,7 +71,7 @@ def test_what_does_not_fit_the_layout_is_left_out_aloud(tmp_path: Path, caplog: 
 
 
 @pytest.mark.parametrize(
-    ("video", "sound", "key"),
+    ("video", "audio", "key"),
     [
         ("dev/mp4/id00012/v-1/00001.mp4", "dev/aac/id00012/v-1/00001.m4a", "dev/id00012/v-1_00001"),
         ("mp4/id00012/v-1/00001.mp4", "aac/id00012/v-1/00001.m4a", "all/id00012/v-1_00001"),
@@ -80,14 +80,14 @@ def test_what_does_not_fit_the_layout_is_left_out_aloud(tmp_path: Path, caplog: 
         ("test/id00012/v-1/00001.mp4", "dev/aac/id00012/v-1/00001.m4a", "test/id00012/v-1_00001"),
     ],
 )
-def test_voxceleb2_names_and_separate_sound(tmp_path: Path, video: str, sound: str | None, key: str) -> None:
-    make_tree(tmp_path, video, *([sound] if sound else []))
+def test_voxceleb2_names_and_separate_audio(tmp_path: Path, video: str, audio: str | None, key: str) -> None:
+    make_tree(tmp_path, video, *([audio] if audio else []))
     assert guess_layout(read_tree(tmp_path)) == "voxceleb2"
-    same_split = sound is not None and not (video.startswith("test") and sound.startswith("dev"))
-    assert scan(tmp_path) == (Clip(key, video, 1, sound_path=sound if same_split else None),)
+    same_split = audio is not None and not (video.startswith("test") and audio.startswith("dev"))
+    assert scan(tmp_path) == (Clip(key, video, 1, sound_path=audio if same_split else None),)
 
 
-def test_voxceleb2_prefers_uncompressed_sound(tmp_path: Path) -> None:
+def test_voxceleb2_prefers_uncompressed_audio(tmp_path: Path) -> None:
     make_tree(tmp_path, "mp4/id00012/v/1.mp4", "aac/id00012/v/1.m4a", "wav/id00012/v/1.wav")
     assert scan(tmp_path)[0].sound_path == "wav/id00012/v/1.wav"
 
