@@ -128,7 +128,7 @@ class SpeechEncoder:
         chunks = [bounds.stop - bounds.start for length in lengths for bounds in chunk_bounds(length, self._chunking)]
         batches = batch_by_length(chunks, self._batch_samples, min_fill=self._min_fill)
         slots = sum(len(batch) * chunks[batch[0]] for batch in batches)
-        return {"sound_samples": sum(chunks), "sound_slots": slots}
+        return {"audio_samples": sum(chunks), "audio_slots": slots}
 
     def _encode(self, chunks: list[torch.Tensor]) -> list[torch.Tensor]:
         """Encode normalised waveforms [n_i] in batches; returns [(n_i - 80) // 320, D] f32 for each."""

@@ -93,10 +93,5 @@ class Convert:
         return cli.EXIT_OK
 
 
-@dataclass(frozen=True)
-class Args:
-    command: tyro.conf.OmitSubcommandPrefixes[Check | Fetch | Convert]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.parse(Args, __doc__ or "", "assets", argv).command()
+    return cli.parse(Check | Fetch | Convert, __doc__ or "", "assets", argv)()  # type: ignore[arg-type]

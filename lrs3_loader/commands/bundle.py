@@ -37,7 +37,7 @@ class Pack:
 
         try:
             part_size = parse_size(self.part_size)
-            with _bytes_bar() as bar:
+            with tqdm(unit="B", unit_scale=True, disable=None) as bar:
                 manifest = pack_archive(self.source, self.to, part_size, self.name, bar.update)
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
@@ -57,7 +57,7 @@ class Unpack:
     def __call__(self) -> int:
         from lrs3_loader.interop.bundle.bundle import unpack_archive
 
-        with _bytes_bar() as bar:
+        with tqdm(unit="B", unit_scale=True, disable=None) as bar:
             done = unpack_archive(self.parts, self.out, bar.update)
         print(
             f"{done.num_written} files, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
@@ -66,14 +66,5 @@ class Unpack:
         return cli.EXIT_OK
 
 
-def _bytes_bar() -> tqdm:
-    return tqdm(unit="B", unit_scale=True, disable=None)
-
-
-@dataclass(frozen=True)
-class Args:
-    command: tyro.conf.OmitSubcommandPrefixes[Pack | Unpack]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.parse(Args, __doc__ or "", "bundle", argv).command()
+    return cli.parse(Pack | Unpack, __doc__ or "", "bundle", argv)()  # type: ignore[arg-type]

@@ -77,9 +77,10 @@ class ImportGeneface:
             folder = import_geneface(self.source, self.out, self.options, bar.update)
         totals = folder.totals()
         print(
-            f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} shards in {self.out}"
+            f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} shards in {self.out}",
+            *describe_rejects(totals),
+            sep="\n",
         )
-        print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
         return cli.EXIT_OK
 
 
@@ -100,13 +101,5 @@ class Stats:
         return cli.EXIT_OK
 
 
-Command = Geneface | ImportGeneface | Stats
-
-
-@dataclass(frozen=True)
-class Args:
-    command: tyro.conf.OmitSubcommandPrefixes[Command]
-
-
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.parse(Args, __doc__ or "", "export", argv).command()
+    return cli.parse(Geneface | ImportGeneface | Stats, __doc__ or "", "export", argv)()  # type: ignore[arg-type]

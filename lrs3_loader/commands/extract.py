@@ -37,8 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from lrs3_loader.launch import leases, runner, summary
 
-    outcome = runner.run(args.run, args.launch, leases.connect())
-    if outcome is not None:
+    if (outcome := runner.run(args.run, args.launch, leases.connect())) is not None:
         print(summary.describe_outcome(outcome))
         if args.launch.demo:
             print(summary.describe_demo(outcome.folder))

@@ -10,7 +10,7 @@ Run the same command again to resume. Then: lrs3-loader verify RUN --sync runs/s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -39,14 +39,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from lrs3_loader.syncnet.train import describe_accuracy, train_syncnet
 
-    run = args.run
-    if run is None:
-        from lrs3_loader.launch import leases
-        from lrs3_loader.launch.demo_run import make_demo_run
-
-        run = args.launch.out / "demo-run"
-        make_demo_run(run, args.data, args.launch.device, leases.connect())
+    run = args.run or args.launch.out / "demo-run"
+    if args.demo:
+        _make_demo_run(run, args.data, args.launch.device)
     accuracy = train_syncnet(run, args.train, args.launch)
     if accuracy is not None:
         print(describe_accuracy(accuracy))
     return cli.EXIT_OK
+
+
+def _make_demo_run(folder: Path, data: DemoData, device: str) -> None:
+    """Render and extract the demo corpus, or resume that: rank 0 renders, all ranks extract, and rank 0 ends last."""
+    from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
+    from lrs3_loader.demo import make_demo_corpus
+    from lrs3_loader.launch import leases, runner
+    from lrs3_loader.run.folder import demo_corpus_folder
+
+    corpus, queue = demo_corpus_folder(folder), leases.connect()
+    if queue.rank == 0:
+        make_demo_corpus(corpus, data.demo_speakers, data.demo_clips, data.demo_seconds)
+    config = replace(
+        demo_defaults(RunConfig()),
+        corpus=CorpusConfig(corpus=corpus, layout="lrs3"),
+        plan=PlanConfig(shard_frames=1_000),  # ten shards, so that several ranks have work
+    )
+    launch = LaunchConfig(out=folder, assets=data.assets, device=device, workers=WorkerConfig(num_workers=1))
+    runner.run(config, launch, queue)

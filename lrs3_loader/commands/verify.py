@@ -12,15 +12,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
 
 from lrs3_loader.launch import cli
-
-if TYPE_CHECKING:
-    from lrs3_loader.run.folder import RunFolder
 
 
 @dataclass(frozen=True)
@@ -46,26 +43,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     totals = folder.totals()
     print(
         f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards intact: "
-        f"{totals.num_samples} samples, {len(totals.rejects)} rejects"
+        f"{totals.num_samples} samples, {len(totals.rejects)} rejects",
+        *describe_rejects(totals),
+        sep="\n",
     )
-    print("\n".join(describe_rejects(totals)), end="\n" if totals.rejects else "")
     if num_bad:
         print(f"{num_bad} shards are missing or damaged; run the extraction again to rewrite them")
-    elif args.sync is not None:
-        measure_sync(folder, args.sync)
-    return cli.EXIT_PROBLEM if num_bad else cli.EXIT_OK
+        return cli.EXIT_PROBLEM
+    if args.sync is not None:
+        from lrs3_loader.io.storage import local_path
+        from lrs3_loader.run.offsets import OFFSETS_FILE
+        from lrs3_loader.syncnet import measure
+        from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 
-
-def measure_sync(folder: RunFolder, path: Path) -> None:
-    """Measure and write the offset of each clip, and print a summary."""
-    from lrs3_loader.io.storage import local_path
-    from lrs3_loader.run.offsets import OFFSETS_FILE
-    from lrs3_loader.syncnet import measure
-    from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
-
-    clips = measure.measure_offsets(folder, SyncNetCheckpoint.load(path))
-    offsets = list(tqdm(clips, total=folder.totals().num_samples, unit="clip", disable=None))
-    path = local_path(folder.path, "writing offsets next to the shards") / OFFSETS_FILE
-    measure.write_offsets(path, offsets)
-    print(measure.describe_offsets(offsets))
-    print(f"offset and confidence of each clip: {path}")
+        clips = measure.measure_offsets(folder, SyncNetCheckpoint.load(args.sync))
+        offsets = list(tqdm(clips, total=totals.num_samples, unit="clip", disable=None))
+        path = local_path(folder.path, "writing offsets next to the shards") / OFFSETS_FILE
+        measure.write_offsets(path, offsets)
+        print(measure.describe_offsets(offsets), f"offset and confidence of each clip: {path}", sep="\n")
+    return cli.EXIT_OK

@@ -1,4 +1,4 @@
-"""Shared by all commands: argument parsing, logging, and turning errors into one line and an exit code."""
+"""Argument parsing and logging of all commands; errors become one line and an exit code."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import tyro
 
@@ -24,12 +24,15 @@ from lrs3_loader.io.files import disk_failure
 EXIT_OK = 0
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
-RANK_0_SECONDS = 60.0  # rank 0 has long printed its error by then
+RANK_0_SECONDS = 60.0  # by then rank 0 has printed its error
+PATIENCE_SECONDS = 3.0
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 _COMMAND = re.compile(r"(lrs3-loader|-m lrs3_loader) ([a-z]+(?:-[a-z]+)*)")
 
 Args = TypeVar("Args")
+
+_FLAT = (tyro.conf.OmitArgPrefixes, tyro.conf.OmitSubcommandPrefixes)
 
 
 class UsageError(Exception):
@@ -49,18 +52,18 @@ def parse(
     description: str,
     command: str | None = None,
     argv: Sequence[str] | None = None,
-    default: Args | None = None,
+    default: Any = tyro.MISSING_NONPROP,
 ) -> Args:
     """Parse a command line into a dataclass. Wrong values end the program with exit code 2; only rank 0 prints why.
 
     Args:
+        kind: a dataclass, or a union of dataclasses, one per subcommand.
         description: the first paragraph of the help. Commands in it are spelled the way this program was called.
-        command: name of the command being parsed (the program itself when not given).
+        command: name of the command that is parsed (the program itself when not given).
         argv: the words to parse (``sys.argv[1:]`` when not given).
     """
     prog = as_called(f"lrs3-loader {command}") if command else None
     description = as_called(description)
-    config = (tyro.conf.OmitArgPrefixes,)
     words = with_current_flags(sys.argv[1:] if argv is None else argv)
     with contextlib.ExitStack() as stack:
         if _rank() != 0:
@@ -68,9 +71,7 @@ def parse(
             stack.enter_context(contextlib.redirect_stdout(nowhere))
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
-            if default is None:
-                return tyro.cli(kind, prog=prog, args=words, description=description, config=config)
-            return tyro.cli(kind, prog=prog, args=words, description=description, config=config, default=default)
+            return tyro.cli(kind, prog=prog, args=words, description=description, config=_FLAT, default=default)
         except BrokenPipeError:  # help into ``| head``: the rest goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_OK)
@@ -101,11 +102,11 @@ def main(body: Callable[[], int]) -> NoReturn:
     Errors that the user can fix are printed as one line: exit code 2 for arguments, 1 for anything else.
     """
     _configure_logging()
-    if "TORCHELASTIC_RUN_ID" in os.environ:
-        _kill_on_parent_exit()
-    interrupter = _Interrupter()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupter)
+    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
+        # When torchrun is killed, a rank would otherwise wait for a store that is gone, or write into a run that has
+        # been started again.
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _raise_on_signals()
     try:
         code = body()
     except UsageError as error:
@@ -145,35 +146,26 @@ def _end_after_rank_0(code: int) -> int:
     return code
 
 
-def _kill_on_parent_exit() -> None:
-    """End this process when torchrun is killed.
-
-    Otherwise a rank would wait for a store that is gone, or write into a run that has been started again.
-    """
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
-class _Interrupter:
-    """Raises ``Interrupted`` at the first signal.
+def _raise_on_signals() -> None:
+    """Raise ``Interrupted`` at the first SIGINT or SIGTERM.
 
     A terminal and torchrun each pass on one Ctrl-C, so signals that follow at once belong to the same request. A signal
     more than ``PATIENCE_SECONDS`` later is a second request, and kills the process.
     """
+    asked_at: float | None = None
 
-    PATIENCE_SECONDS = 3.0
-
-    def __init__(self) -> None:
-        self._asked_at: float | None = None
-
-    def __call__(self, number: int, frame: FrameType | None) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal asked_at
         now = time.monotonic()
-        if self._asked_at is None:
-            self._asked_at = now
+        if asked_at is None:
+            asked_at = now
             raise Interrupted(number)
-        if now - self._asked_at > self.PATIENCE_SECONDS:
+        if now - asked_at > PATIENCE_SECONDS:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupt)
 
 
 def _configure_logging() -> None:

@@ -1,10 +1,7 @@
-"""Assigns shards to ranks: leases drawn from the store that torch.distributed already has.
+"""Assigns shards to ranks: leases drawn from a counter in the store that torch.distributed already has.
 
-Extraction needs no collectives, only a counter that every rank draws from. A fast rank draws more often, and a run
-started on four GPUs can be finished on one, because the plan does not depend on which rank does what.
-
-A lease costs one round trip to the store and is not returned. Shards that a lost rank held are found unpublished by the
-next launch, by the next round of an elastic launch, or by rank 0 after all other shards are done.
+A fast rank draws more often. A lease costs one round trip to the store and is not returned: shards of a lost rank are
+found unpublished by the next launch, by the next round of an elastic launch, or by rank 0 after all others are done.
 """
 
 from __future__ import annotations
@@ -17,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
@@ -45,8 +43,10 @@ class WorkQueue:
 
     def announce(self, message: dict[str, Any]) -> None:
         """Rank 0 tells every rank what to work on: ``{"pending": [indices]}``, or ``{"error": text}``."""
-        if "pending" in message:
-            message = {**message, "pending": _as_ranges(message["pending"])}
+        if "pending" in message:  # as ranges [start, stop), so that a message about 100,000 shards stays short
+            indices = np.array(message["pending"], dtype=int)
+            runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
+            message = {**message, "pending": [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]}
         self._store.set("launch", json.dumps(message))
 
     def announcement(self) -> dict[str, Any]:
@@ -58,10 +58,7 @@ class WorkQueue:
         return message
 
     def leases(self, pending: Sequence[int], name: str = "tickets") -> Iterator[int]:
-        """Draw shard indices, one at a time, until none is left; each goes to exactly one rank.
-
-        Each ``name`` has its own counter.
-        """
+        """Draw shard indices until none is left; each goes to exactly one rank. Each ``name`` has its own counter."""
         while (ticket := self._add(name, 1)) <= len(pending):
             self.heartbeat()
             yield pending[ticket - 1]
@@ -81,14 +78,20 @@ class WorkQueue:
         Without collectives nothing else would notice a lost rank. If it recovers afterwards, it does no harm: it
         publishes the same bytes.
         """
-        others = list(range(self.world_size))
-        monitor = _HeartbeatMonitor(unresponsive_seconds)
+        seen: dict[int, tuple[int, float]] = {}  # rank -> (count of its heartbeats, since when)
+        looked = time.monotonic()
         while self._add("ranks_left", 0) < self.world_size:
             time.sleep(_POLL_SECONDS)
-            if not monitor.is_due():
+            now = time.monotonic()
+            if now - looked < min(10.0, unresponsive_seconds / 4):
                 continue
-            others = [rank for rank in others if not self._store.check([f"left/{rank}"])]
-            unresponsive = monitor.unresponsive({rank: self._add(f"beat/{rank}", 0) for rank in others})
+            looked = now
+            others = [rank for rank in range(self.world_size) if not self._store.check([f"left/{rank}"])]
+            for rank in others:
+                count = self._add(f"beat/{rank}", 0)
+                if rank not in seen or seen[rank][0] != count:
+                    seen[rank] = count, now
+            unresponsive = [rank for rank in others if now - seen[rank][1] > unresponsive_seconds]
             if others and len(unresponsive) == len(others):
                 return unresponsive
         return []
@@ -105,36 +108,6 @@ class WorkQueue:
                 f"rank {self.rank} has lost the store of this launch ({str(error).splitlines()[0]}): the machine that "
                 "holds it is gone; run the same command again to resume"
             ) from error
-
-
-class _HeartbeatMonitor:
-    """Finds ranks whose heartbeat counts have not changed for a while, by this process's clock."""
-
-    def __init__(self, unresponsive_seconds: float):
-        self._unresponsive_seconds = unresponsive_seconds
-        self._looked = time.monotonic()
-        self._seen: dict[int, tuple[int, float]] = {}  # rank -> (count, since when)
-
-    def is_due(self) -> bool:
-        return time.monotonic() - self._looked >= min(10.0, self._unresponsive_seconds / 4)
-
-    def unresponsive(self, counts: dict[int, int]) -> list[int]:
-        now = self._looked = time.monotonic()
-        for rank, count in counts.items():
-            if rank not in self._seen or self._seen[rank][0] != count:
-                self._seen[rank] = count, now
-        return [rank for rank in counts if now - self._seen[rank][1] > self._unresponsive_seconds]
-
-
-def _as_ranges(indices: Sequence[int]) -> list[tuple[int, int]]:
-    """Compress ascending indices into ranges [start, stop), so that a message about 100,000 shards stays short."""
-    ranges: list[tuple[int, int]] = []
-    for index in indices:
-        if ranges and ranges[-1][1] == index:
-            ranges[-1] = ranges[-1][0], index + 1
-        else:
-            ranges.append((index, index + 1))
-    return ranges
 
 
 def connect() -> WorkQueue:

@@ -45,56 +45,32 @@ def prepare(
             demo.make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = finalize_config(config, begun, device)
-    shards = plan_corpus(config) if begun is None else None
-    if shards is not None:
+    shards: tuple[Shard, ...] = ()
+    if begun is None:
+        root = corpus_root(config.corpus)
+        shards = make_plan(scan_corpus(config.corpus), config.plan, root)
         warn_if_short_of_space(config, shards, launch.out, assets)
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
-    if shards is not None:
-        record = make_record(config, device, extractor.models.record, shards)
-        folder = RunFolder.create(launch.out, record, shards)
-    else:
-        assert begun is not None
+    now = {"config": as_json(config), "models": extractor.models.record, "device_type": device.type}
+    if begun is not None:
         folder = begun
-        check_compatible(folder, config, device, extractor.models.record)
+        check_compatible(folder, now)
+    else:
+        fields = {name: as_json(spec) for name, spec in FIELDS.items()}
+        record = {"format": 1, **now, "plan_sha256": plan_sha256(shards), "fields": fields, "software": software()}
+        folder = RunFolder.create(launch.out, record, shards)
     folder.clear_scratch()
     if launch.retry_rejects is None:
         pending = folder.pending()
     else:
-        unknown = set(launch.retry_rejects) - set(REASONS)
-        if unknown:
-            raise RunError(f"unknown reject reason {', '.join(sorted(unknown))}; known are {', '.join(REASONS)}")
+        if unknown := sorted(set(launch.retry_rejects) - set(REASONS)):
+            raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
         pending = folder.with_rejects(launch.retry_rejects)
     folder.save_index()
-    logger.info(
-        "%d clips in %d shards, %d shards to do, on %s",
-        folder.shards.num_clips,
-        len(folder.shards),
-        len(pending),
-        device.type,
-    )
+    counts = folder.shards.num_clips, len(folder.shards), len(pending), device.type
+    logger.info("%d clips in %d shards, %d shards to do, on %s", *counts)
     return folder, extractor, pending
-
-
-def plan_corpus(config: RunConfig) -> tuple[Shard, ...]:
-    """Find the clips and cut them into shards."""
-    clips = scan_corpus(config.corpus)
-    return make_plan(clips, config.plan, corpus_root(config.corpus))
-
-
-def make_record(
-    config: RunConfig, device: torch.device, models: dict[str, Any], shards: tuple[Shard, ...]
-) -> dict[str, Any]:
-    """Build the contents of ``run.json``."""
-    return {
-        "format": 1,
-        "config": as_json(config),
-        "device_type": device.type,
-        "plan_sha256": plan_sha256(shards),
-        "models": models,
-        "fields": {name: as_json(spec) for name, spec in FIELDS.items()},
-        "software": software(),
-    }
 
 
 def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
@@ -105,13 +81,15 @@ def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.de
     return resolve(config, device.type, free_bytes)
 
 
-def check_compatible(folder: RunFolder, config: RunConfig, device: torch.device, models: dict[str, Any]) -> None:
+def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
     """Check that this launch would write the same bytes as the launch that started the run.
 
+    Args:
+        now: what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``.
+
     Raises:
-        RunError: the config, the models or the kind of device differ; the message lists each difference.
+        RunError: they differ from those of the run; the message lists each difference.
     """
-    now = {"config": as_json(config), "models": models, "device_type": device.type}
     begun = {name: folder.record.get(name) for name in now}
     lines = differences(begun | {"config": upgrade_saved(folder.record["config"])}, now)
     if lines:

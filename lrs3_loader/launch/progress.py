@@ -6,7 +6,8 @@ import logging
 import sys
 import threading
 import time
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from tqdm import tqdm
 
@@ -17,9 +18,8 @@ logger = logging.getLogger(__name__)
 
 PLAIN_LINE_SECONDS = 30.0  # between lines where there is no terminal
 
-
-#: Names of the shared counters. Slots are the places in batches, padding included.
-COUNTERS = ("clips", "frames", "rejects", "frame_slots", "sound_samples", "sound_slots")
+#: Names of the shared counters. Slots are the rows of batches, padding included.
+COUNTERS = ("clips", "frames", "rejects", "frame_slots", "audio_samples", "audio_slots")
 
 
 class Tally:
@@ -50,60 +50,38 @@ class Tally:
         self._queue.heartbeat()
 
 
-class ProgressDisplay:
-    """Context manager that shows clips, frames/s, speed in real time, rejects and remaining time.
+@contextmanager
+def progress_display(queue: WorkQueue, num_clips: int, num_clips_done: int) -> Iterator[None]:
+    """Show clips, frames/s, speed in real time, rejects and remaining time while the block runs.
 
-    On a terminal it draws a bar; elsewhere it logs a line every half minute.
+    On a terminal this is a bar; elsewhere a line is logged every half minute.
     """
+    stop = threading.Event()
+    thread = threading.Thread(target=_show, args=(queue, num_clips, num_clips_done, stop), name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join(timeout=5.0)
 
-    def __init__(self, queue: WorkQueue, num_clips: int, num_clips_done: int):
-        self._queue = queue
-        self._num_clips = num_clips
-        self._num_clips_done = num_clips_done
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._show, name="progress", daemon=True)
-        self._started = time.monotonic()
 
-    def __enter__(self) -> ProgressDisplay:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stop.set()
-        self._thread.join(timeout=5.0)
-
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self._started
-
-    def _counts(self) -> tuple[int, str]:
-        clips, frames, rejects = (self._queue.add(name, 0) for name in ("clips", "frames", "rejects"))
-        rate = frames / max(self.seconds, 1e-9)
-        return clips, f"{rate:.0f} frames/s, {rate / FRAMES_PER_SECOND:.1f}x real time, {rejects} rejects"
-
-    def _show(self) -> None:
-        if sys.stderr.isatty():
-            self._show_bar()
-        else:
-            self._show_lines()
-
-    def _show_bar(self) -> None:
-        with tqdm(total=self._num_clips, initial=self._num_clips_done, unit="clip", dynamic_ncols=True) as bar:
-            while True:
-                stopped = self._stop.wait(0.5)
-                clips, text = self._counts()
+def _show(queue: WorkQueue, num_clips: int, num_clips_done: int, stop: threading.Event) -> None:
+    started = time.monotonic()
+    on_terminal = sys.stderr.isatty()
+    stopped = False
+    with tqdm(total=num_clips, initial=num_clips_done, unit="clip", dynamic_ncols=True, disable=not on_terminal) as bar:
+        while not stopped:
+            stopped = stop.wait(0.5 if on_terminal else PLAIN_LINE_SECONDS)
+            clips, frames, rejects = (queue.add(name, 0) for name in ("clips", "frames", "rejects"))
+            seconds = max(time.monotonic() - started, 1e-9)
+            speed = f"{frames / seconds:.0f} frames/s, {frames / seconds / FRAMES_PER_SECOND:.1f}x real time"
+            done, text = num_clips_done + clips, f"{speed}, {rejects} rejects"
+            if on_terminal:
                 bar.set_postfix_str(text, refresh=False)
-                bar.update(self._num_clips_done + clips - bar.n)
-                if stopped:
-                    return
-
-    def _show_lines(self) -> None:
-        while not self._stop.wait(PLAIN_LINE_SECONDS):
-            clips, text = self._counts()
-            done = self._num_clips_done + clips
-            left = "unknown time"
-            if clips:
-                left = "about " + tqdm.format_interval((self._num_clips - done) * self.seconds / clips)
-            logger.info("%d of %d clips, %s, %s left", done, self._num_clips, text, left)
+                bar.update(done - bar.n)
+            elif not stopped:
+                left = (
+                    "about " + tqdm.format_interval((num_clips - done) * seconds / clips) if clips else "unknown time"
+                )
+                logger.info("%d of %d clips, %s, %s left", done, num_clips, text, left)

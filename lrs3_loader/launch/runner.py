@@ -5,10 +5,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+
+import torch
 
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
@@ -21,12 +24,12 @@ from lrs3_loader.extract.upload import upload
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.prepare import finalize_config, prepare, software
-from lrs3_loader.launch.progress import COUNTERS, ProgressDisplay, Tally
+from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.runtime.device import configure_torch, pick_device
 from lrs3_loader.runtime.pipelining import BackgroundTask
-from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
+from lrs3_loader.types import ClipFeatures, Reject, Shard
 
 INDEX_EVERY = 1_000  # the rank that publishes every thousandth shard saves the index
 
@@ -51,85 +54,80 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         RunError: something that the user can fix, or another launch is writing to the same folder. When rank 0 fails
             to start, the other ranks exit without a message.
     """
-    with contextlib.ExitStack() as held:
-        return _run(config, launch, queue, held)
-
-
-def _run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue, held: contextlib.ExitStack) -> Outcome | None:
     device = pick_device(launch.device)
     if launch.demo:
         config = replace(config, corpus=replace(config.corpus, corpus=demo_corpus_folder(launch.out), layout="lrs3"))
     configure_torch(config.threads)
     import_ahead(f0_praat)
-    assets = Assets(launch.assets)
-    if queue.rank == 0:
-        try:
-            if isinstance(launch.out, Path):  # object storage has no locks
-                held.enter_context(RunLock(launch.out))
-            folder, extractor, pending = prepare(config, launch, assets, device)
-            config = extractor.config
-        except BaseException as error:
-            queue.announce({"error": str(error)})
-            raise
-        queue.announce({"pending": pending})
-    else:
-        message = queue.announcement()
-        if "error" in message:
-            raise SystemExit(1)  # rank 0 reports the error
-        pending = message["pending"]
-        folder = RunFolder.open(launch.out)
-        config = finalize_config(config, folder, device)
-        extractor = Extractor(config, Models.load(config, assets, device), device)
-
-    if queue.rank != 0:
-        extract_shards(folder, queue.leases(pending), config, launch, extractor, queue)
-        queue.leave()
-        return None
-    num_clips = folder.shards.num_clips
-    num_pending = sum(folder.shards.counts[index] for index in pending)
-    try:
-        with ProgressDisplay(queue, num_clips, num_clips - num_pending) as display:
-            extract_shards(folder, queue.leases(pending), config, launch, extractor, queue)
+    with contextlib.ExitStack() as held:
+        if queue.rank == 0:
+            folder, extractor, pending = _lead(config, launch, queue, device, held)
+        else:
+            folder, extractor, pending = _follow(config, launch, queue, device)
+        leases = queue.leases(pending)
+        if queue.rank != 0:
+            extract_shards(folder, leases, launch, extractor, queue)
             queue.leave()
-            if unresponsive := queue.wait_for_all():
-                logger.warning(
-                    "ranks %s stopped responding; re-running their shards", ", ".join(map(str, unresponsive))
-                )
-                left = queue.leases(folder.pending(), "left")
-                extract_shards(folder, left, config, launch, extractor, queue)
-            seconds = display.seconds
-    except KeyboardInterrupt:
-        num_left = len(folder.pending())
-        logger.info("stopped, %d of %d shards left; run the same command again to resume", num_left, len(folder.shards))
+            return None
+        num_clips = folder.shards.num_clips
+        num_clips_done = num_clips - sum(folder.shards.counts[index] for index in pending)
+        started = time.monotonic()
+        try:
+            with progress_display(queue, num_clips, num_clips_done):
+                extract_shards(folder, leases, launch, extractor, queue)
+                queue.leave()
+                if unresponsive := ", ".join(map(str, queue.wait_for_all())):
+                    logger.warning("ranks %s stopped responding; re-running their shards", unresponsive)
+                    extract_shards(folder, queue.leases(folder.pending(), "left"), launch, extractor, queue)
+        except KeyboardInterrupt:
+            left = f"{len(folder.pending())} of {len(folder.shards)}"
+            logger.info("stopped, %s shards left; run the same command again to resume", left)
+            raise
+        seconds = time.monotonic() - started
+        counted = {name: queue.add(name, 0) for name in COUNTERS}
+        padding = {
+            "frames": 1 - counted["frames"] / max(counted["frame_slots"], counted["frames"], 1),
+            "audio": 1 - counted["audio_samples"] / max(counted["audio_slots"], 1),
+        }
+        totals = folder.totals()
+        folder.save_index()
+        return Outcome(folder, totals, counted["frames"], seconds, padding if counted["frames"] else {})
+
+
+def _lead(
+    config: RunConfig, launch: LaunchConfig, queue: WorkQueue, device: torch.device, held: contextlib.ExitStack
+) -> tuple[RunFolder, Extractor, list[int]]:
+    """Lock and prepare the run on rank 0, and tell the other ranks which shards are pending."""
+    try:
+        if isinstance(launch.out, Path):  # object storage has no locks
+            held.enter_context(RunLock(launch.out))
+        folder, extractor, pending = prepare(config, launch, Assets(launch.assets), device)
+    except BaseException as error:
+        queue.announce({"error": str(error)})
         raise
-    counted = {name: queue.add(name, 0) for name in COUNTERS}
-    padding = {
-        "frames": 1 - counted["frames"] / max(counted["frame_slots"], counted["frames"], 1),
-        "audio": 1 - counted["sound_samples"] / max(counted["sound_slots"], 1),
-    }
-    totals = folder.totals()
-    folder.save_index()
-    return Outcome(folder, totals, counted["frames"], seconds, padding if counted["frames"] else {})
+    queue.announce({"pending": pending})
+    return folder, extractor, pending
+
+
+def _follow(
+    config: RunConfig, launch: LaunchConfig, queue: WorkQueue, device: torch.device
+) -> tuple[RunFolder, Extractor, list[int]]:
+    """Wait on another rank until rank 0 has prepared the run, and load the models."""
+    message = queue.announcement()
+    if "error" in message:
+        raise SystemExit(1)  # rank 0 reports the error
+    folder = RunFolder.open(launch.out)
+    config = finalize_config(config, folder, device)
+    return folder, Extractor(config, Models.load(config, Assets(launch.assets), device), device), message["pending"]
 
 
 def extract_shards(
-    folder: RunFolder,
-    leases: Iterable[int],
-    config: RunConfig,
-    launch: LaunchConfig,
-    extractor: Extractor,
-    queue: WorkQueue,
+    folder: RunFolder, leases: Iterable[int], launch: LaunchConfig, extractor: Extractor, queue: WorkQueue
 ) -> None:
     """Decode, extract and publish each leased shard, until no lease is left."""
-    tally = Tally(queue)
-
-    def clips() -> Iterator[tuple[Shard, Clip]]:
-        for index in leases:
-            shard = folder.shards[index]
-            for clip in shard.clips:
-                yield shard, clip
-
-    root = corpus_root(config.corpus)
+    config, tally = extractor.config, Tally(queue)
+    shards = map(folder.shards.__getitem__, leases)
+    clips = ((shard, clip) for shard in shards for clip in shard.clips)
     provenance = {"software": software(), "device": extractor.device_name, "rank": queue.rank}
     on_gpu = extractor.device.type == "cuda"
 
@@ -144,7 +142,8 @@ def extract_shards(
             folder.save_index()
 
     with contextlib.ExitStack() as stack:
-        loader = stack.enter_context(ClipLoader(clips(), root, config.decode, launch.workers, pitch=f0_praat))
+        root = corpus_root(config.corpus)
+        loader = stack.enter_context(ClipLoader(clips, root, config.decode, launch.workers, pitch=f0_praat))
         decoded = stack.enter_context(contextlib.closing(upload(loader, extractor.device)))
         stack.callback(loader.stop)  # a thread of ``decoded`` may be waiting for it
         publisher = stack.enter_context(BackgroundTask("publish"))

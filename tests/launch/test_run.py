@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 import torch.distributed as dist
 
 from lrs3_loader import demo
-from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, inherit_auto_values, resolve
+from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, as_json, inherit_auto_values, resolve
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
 from lrs3_loader.launch.leases import WorkQueue
@@ -110,10 +109,11 @@ def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
     decode["max_sound_gap_seconds"] = decode.pop("max_av_mismatch_seconds")
     folder = RunFolder(undisturbed.folder.path, record, undisturbed.folder.shards)
     config = resolve(inherit_auto_values(config_for(corpus.folder), record["config"]), "cpu")
-    check_compatible(folder, config, torch.device("cpu"), record["models"])
+    now = {"config": as_json(config), "models": record["models"], "device_type": "cpu"}
+    check_compatible(folder, now)
     decode["max_sound_gap_seconds"] = 0.75
     with pytest.raises(RunError, match=r"config\.decode\.max_av_mismatch_seconds: 0\.75 -> 0\.5"):
-        check_compatible(folder, config, torch.device("cpu"), record["models"])
+        check_compatible(folder, now)
 
 
 def test_more_workers_give_the_same_bytes(
