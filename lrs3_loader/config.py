@@ -7,6 +7,7 @@ same bytes. ``LaunchConfig`` holds what may differ between launches of one run (
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,8 +39,9 @@ Place = Annotated[
 
 def _positive(config: object, *names: str) -> None:
     for name in names:
-        if not getattr(config, name) > 0:
-            raise ValueError(f"{name} must be above 0, got {getattr(config, name)}")
+        value = getattr(config, name)
+        if value is not None and not value > 0:
+            raise ValueError(f"{name} must be above 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,7 @@ class CorpusConfig:
     """At most this many clips of each split, for a trial."""
 
     def __post_init__(self) -> None:
-        if self.limit is not None:
-            _positive(self, "limit")
+        _positive(self, "limit")
 
 
 @dataclass(frozen=True)
@@ -112,8 +113,7 @@ class LandmarkConfig:
     """Also store the 52 blendshape scores, if the model file contains their network."""
 
     def __post_init__(self) -> None:
-        if self.frame_batch is not None:
-            _positive(self, "frame_batch")
+        _positive(self, "frame_batch")
         for name in ("min_face_score", "min_valid_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
@@ -150,8 +150,7 @@ class RegressionConfig:
     vertex next to each landmark, as in GeneFace's published data."""
 
     def __post_init__(self) -> None:
-        if self.batch is not None:
-            _positive(self, "batch")
+        _positive(self, "batch")
         if self.idexp != "fit" and self.checkpoint is None:
             raise ValueError(f"idexp-from {self.idexp} needs --deep3d FILE")
 
@@ -173,6 +172,9 @@ class SpeechConfig:
     batch_seconds: Annotated[float | None, Flag(name="hubert-batch-seconds")] = None
     """Seconds of audio in one batch, including padding (default: 20 on a CPU; up to 1280 on a GPU, by its free
     memory)."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "batch_seconds")
 
 
 @dataclass(frozen=True)
@@ -249,23 +251,21 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
         fitting = max(free_bytes // 8 // bytes_each, 16)
         return min(1 << (fitting.bit_length() - 1), most)
 
-    frames, crops = batch(32, _FRAME_BYTES, _MOST_FRAMES), batch(8, _CROP_BYTES, _MOST_CROPS)
-    seconds = float(batch(20, _SECOND_BYTES, _MOST_SECONDS))
-    landmarks, speech, regression, corpus = config.landmarks, config.speech, config.regression, config.corpus
-    landmarks = dataclasses.replace(landmarks, frame_batch=landmarks.frame_batch or frames)
-    speech = dataclasses.replace(
-        speech,
-        dtype=speech.dtype if speech.dtype != "auto" else ("bfloat16" if on_gpu else "float32"),
-        batch_seconds=speech.batch_seconds or seconds,
-    )
-    regression = dataclasses.replace(
-        regression,
-        dtype=regression.dtype if regression.dtype != "auto" else ("float16" if on_gpu else "float32"),
-        batch=regression.batch or crops,
-    )
+    automatic = {
+        "landmarks": {"frame_batch": batch(32, _FRAME_BYTES, _MOST_FRAMES)},
+        "speech": {
+            "dtype": "bfloat16" if on_gpu else "float32",
+            "batch_seconds": float(batch(20, _SECOND_BYTES, _MOST_SECONDS)),
+        },
+        "regression": {
+            "dtype": "float16" if on_gpu else "float32",
+            "batch": batch(8, _CROP_BYTES, _MOST_CROPS),
+        },
+    }
+    corpus = config.corpus
     if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
         corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
-    return dataclasses.replace(config, corpus=corpus, landmarks=landmarks, speech=speech, regression=regression)
+    return dataclasses.replace(inherit_auto_values(config, automatic), corpus=corpus)
 
 
 #: (section, earlier name, present name) of renamed config fields.
@@ -292,12 +292,9 @@ def with_current_flags(argv: Sequence[str]) -> list[str]:
 
 
 def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
-    """Replace automatic values by those that the first launch of the run chose.
+    """Replace automatic values by those in ``saved``, the config in the ``run.json`` of the run to resume.
 
-    Equal batches on every launch give equal bytes, however much memory of the GPU is free by then.
-
-    Args:
-        saved: the config in the ``run.json`` of the run.
+    Equal batches on every launch give equal bytes, however much memory of the GPU is free.
     """
     parts: dict[str, Any] = {}
     for part, names in _AUTO_FIELDS.items():
@@ -316,15 +313,7 @@ def demo_defaults(config: RunConfig) -> RunConfig:
     )
 
 
-def as_json(config: object) -> dict[str, Any]:
+def as_json(config: Any) -> dict[str, Any]:
     """Convert a config dataclass to nested plain JSON values."""
-    plain = dataclasses.asdict(config)  # type: ignore[call-overload]
-    return _plain(plain)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _plain(item) for name, item in value.items()}
-    if isinstance(value, (tuple, list)):
-        return [_plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
+    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return plain

@@ -28,10 +28,11 @@ META_BYTES = 3_000  # size of a sample's json
 BOX_BYTES = 32  # per frame: its box in the json, for clips with a transcript
 _WIDTHS = {"demo": 64, "base": 768}  # of speech encoders, by a word in their names
 _USUAL_WIDTH = 1024
-_DEMO_MODES, _ICT_MODES, _USUAL_MODES = (16, 14), (100, 53), (100, 64)  # identity, expression
+_MODES = {"demo": (16, 14), "ict": (100, 53)}  # identity, expression
+_USUAL_MODES = (100, 64)
 
 
-def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, transcript: bool) -> float:
+def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets, transcript: bool) -> float:
     """Estimate the bytes that a sample of T = ``num_frames`` takes in its tar."""
     identity, expression = _num_modes(config.face.face_model, assets)
     sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "L": 478, "I": identity, "E": expression}
@@ -50,26 +51,22 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets | None, 
     return total
 
 
-def estimate_bytes(
-    config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets | None
-) -> tuple[float, float]:
+def estimate_bytes(config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets) -> tuple[float, float]:
     """Estimate the number of bytes of all shards of ``clips``, and the number of frames."""
     bytes_per_frame = calibrate(clips, root)
     lengths = [min(estimate_frames(clip, bytes_per_frame), config.decode.max_frames) for clip in clips]
     # The size is linear in the length, so two lengths suffice.
-    fixed, with_boxes, without = (
-        bytes_per_clip(config, frames, assets, transcript)
-        for frames, transcript in ((0.0, False), (1.0, True), (1.0, False))
-    )
+    fixed = bytes_per_clip(config, 0, assets, False)
+    per_frame = [bytes_per_clip(config, 1, assets, transcript) - fixed for transcript in (False, True)]
     total = sum(
-        fixed + length * ((with_boxes if clip.transcript_path else without) - fixed)
+        fixed + length * per_frame[clip.transcript_path is not None]
         for clip, length in zip(clips, lengths, strict=True)
     )
     return total, sum(lengths)
 
 
 def check_disk_space(
-    config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets | None = None
+    config: RunConfig, clips: Sequence[Clip], root: Location, out: Path, assets: Assets
 ) -> CheckResult:
     """Check that the shards of these clips fit on the disk of ``out``; shards already written count."""
     num_bytes, num_frames = estimate_bytes(config, clips, root, assets)
@@ -98,19 +95,18 @@ def _size(num_bytes: float) -> str:
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 
-def _num_modes(face_model: str, assets: Assets | None) -> tuple[int, int]:
-    if face_model in ("demo", "ict"):
-        return _DEMO_MODES if face_model == "demo" else _ICT_MODES
+def _num_modes(face_model: str, assets: Assets) -> tuple[int, int]:
+    if face_model in _MODES:
+        return _MODES[face_model]
     try:
-        path = assets.face_model_path(face_model) if assets is not None else Path(face_model)
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(assets.face_model_path(face_model), allow_pickle=False) as file:
             return len(file["id_names"]), len(file["exp_names"])
     except (OSError, KeyError, ValueError, RunError):
         return _USUAL_MODES
 
 
-def _speech_width(model: str, assets: Assets | None) -> int:
-    folder = Path(assets.speech_encoder(model) if assets is not None else model)
+def _speech_width(model: str, assets: Assets) -> int:
+    folder = Path(assets.speech_encoder(model))
     try:
         return int(json.loads((folder / "config.json").read_bytes())["hidden_size"])
     except (OSError, KeyError, ValueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 from pathlib import Path
@@ -16,11 +17,14 @@ SHARED_BYTES_PER_WORKER = 128 << 20
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 512
 MIN_FREE_BYTES = 1 << 30
+_RAISE_FILES = "raise it: ulimit -Hn 65536, or LimitNOFILE= of the service"
+_RAISE_PROCESSES = "raise it: ulimit -u unlimited, or docker run --pids-limit -1"
+_WHY_SPACE = "CUDA and mapped files reserve far more than they use"
 
 
 def check_machine(out: Location, num_workers: int) -> list[CheckResult]:
     """Check this machine for a run in ``out`` with ``num_workers`` decode workers over all its ranks."""
-    checks = [check_shared_memory(num_workers), check_open_files(), check_processes(), check_address_space()]
+    checks = [check_shared_memory(num_workers), *check_limits()]
     return [*checks, check_disk(out)] if isinstance(out, Path) else checks
 
 
@@ -30,9 +34,8 @@ def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> CheckR
     try:
         found = os.statvfs(place)
     except OSError as error:
-        return CheckResult(
-            name, "fail", f"cannot be used: {error.strerror}", f"mount a tmpfs there: {_shm_remedy(1 << 30)}"
-        )
+        remedy = f"mount a tmpfs there: {_shm_remedy(1 << 30)}"
+        return CheckResult(name, "fail", f"cannot be used: {error.strerror}", remedy)
     free, needed = found.f_bavail * found.f_frsize, num_workers * SHARED_BYTES_PER_WORKER
     text = f"{_mib(free)} free, about {_mib(needed)} wanted by {num_workers} decode workers"
     if free >= needed:
@@ -45,24 +48,26 @@ def _shm_remedy(num_bytes: int) -> str:
     return f"docker run --shm-size {gib}g, or mount -o remount,size={gib}g /dev/shm"
 
 
-def check_open_files() -> CheckResult:
-    """Check the hard limit of open files; a run raises the soft limit to it."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return _limit("open files", hard, MIN_OPEN_FILES, "raise it: ulimit -Hn 65536, or LimitNOFILE= of the service")
-
-
-def check_processes() -> CheckResult:
-    soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    return _limit("processes", soft, MIN_PROCESSES, "raise it: ulimit -u unlimited, or docker run --pids-limit -1")
-
-
-def check_address_space() -> CheckResult:
-    """Check that the address space is unlimited: CUDA and memory-mapped files reserve far more than they use."""
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft == resource.RLIM_INFINITY:
-        return CheckResult("address space", "ok", "unlimited")
-    text = f"limited to {_mib(soft)}; CUDA and mapped files reserve far more than they use"
-    return CheckResult("address space", "warn", text, "lift it: ulimit -v unlimited")
+def check_limits() -> list[CheckResult]:
+    """Check the limits of this process: open files (a run raises the soft limit to the hard one), processes, memory."""
+    _, files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    processes, _ = resource.getrlimit(resource.RLIMIT_NPROC)
+    space, _ = resource.getrlimit(resource.RLIMIT_AS)
+    too_few = "at most {}, {} wanted".format
+    limits = (
+        ("open files", files, MIN_OPEN_FILES, too_few(files, MIN_OPEN_FILES), _RAISE_FILES),
+        ("processes", processes, MIN_PROCESSES, too_few(processes, MIN_PROCESSES), _RAISE_PROCESSES),
+        ("address space", space, math.inf, f"limited to {_mib(space)}; {_WHY_SPACE}", "lift it: ulimit -v unlimited"),
+    )
+    checks = []
+    for name, value, least, problem, remedy in limits:
+        if value == resource.RLIM_INFINITY:
+            checks.append(CheckResult(name, "ok", "unlimited"))
+        elif value >= least:
+            checks.append(CheckResult(name, "ok", f"at most {value}"))
+        else:
+            checks.append(CheckResult(name, "warn", problem, remedy))
+    return checks
 
 
 def check_disk(out: Path) -> CheckResult:
@@ -78,17 +83,6 @@ def check_disk(out: Path) -> CheckResult:
     if free < MIN_FREE_BYTES:
         return CheckResult("disk", "warn", text, "free some space, or choose another --out")
     return CheckResult("disk", "ok", text)
-
-
-def _limit(name: str, value: int, least: int, remedy: str) -> CheckResult:
-    if value == resource.RLIM_INFINITY:
-        return CheckResult(name, "ok", "unlimited")
-    text = f"at most {value}"
-    return (
-        CheckResult(name, "ok", text)
-        if value >= least
-        else CheckResult(name, "warn", f"{text}, {least} wanted", remedy)
-    )
 
 
 def _mib(num_bytes: int) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import platform
-import sys
 from collections.abc import Callable
 from importlib import metadata
 from types import ModuleType
@@ -27,7 +26,12 @@ Load = Callable[[str], ModuleType]  # imports a package
 
 def check_software(find: Find = metadata.version) -> list[CheckResult]:
     """Check the versions of Python, of the three torch packages, and of the other packages."""
-    return [_check_python(".".join(map(str, sys.version_info[:3]))), _check_torch(find), _check_packages(find)]
+    versions = list_versions(find)
+    return [
+        _check_python(platform.python_version()),
+        _check_torch({package: versions[package] for package in TORCH_PACKAGES}),
+        _check_packages({package: versions[package] for package in PACKAGES}),
+    ]
 
 
 def list_versions(find: Find = metadata.version) -> dict[str, str | None]:
@@ -54,32 +58,31 @@ def _check_python(version: str) -> CheckResult:
     return CheckResult("python", level, f"{version}, {wanted} is tested", remedy)
 
 
-def _check_torch(find: Find) -> CheckResult:
-    name = "torch packages"
-    found = {}
-    for package in TORCH_PACKAGES:
-        try:
-            found[package] = find(package)
-        except metadata.PackageNotFoundError:
-            return CheckResult(name, "fail", f"{package} is not installed", _install(NEWEST_TORCH))
+def _check_torch(versions: dict[str, str | None]) -> CheckResult:
+    found: dict[str, str] = {}
+    for package, version in versions.items():
+        if version is None:
+            return CheckResult("torch packages", "fail", f"{package} is not installed", _install(NEWEST_TORCH))
+        found[package] = version
     text = ", ".join(f"{package} {version}" for package, version in found.items())
+    wanted, problem = NEWEST_TORCH, ""
     try:
         torch, torchvision, torchaudio = map(_minor, found.values())
-        too_new = Version(found["torchaudio"]) >= TORCHAUDIO_TOO_NEW
-        builds = {Version(version).local for version in found.values()}
+        if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
+            problem = f"; torch must be {OLDEST_TORCH} to {NEWEST_TORCH}"
+        else:
+            wanted = torch
+            if torchvision != Version(f"0.{torch.minor + TORCHVISION_LAG}") or torchaudio != torch:
+                problem = " are not of one release"
+            elif Version(found["torchaudio"]) >= TORCHAUDIO_TOO_NEW:
+                problem = "; this torchaudio is built for a later torch"
+            elif len({Version(version).local for version in found.values()}) > 1:
+                problem = " are built for different CUDA versions, or for none"
     except InvalidVersion as error:
-        return CheckResult(name, "fail", f"{text}: {error}", _install(NEWEST_TORCH))
-    if not OLDEST_TORCH <= torch <= NEWEST_TORCH:
-        return CheckResult(
-            name, "fail", f"{text}; torch must be {OLDEST_TORCH} to {NEWEST_TORCH}", _install(NEWEST_TORCH)
-        )
-    if torchvision != Version(f"0.{torch.minor + TORCHVISION_LAG}") or torchaudio != torch:
-        return CheckResult(name, "fail", f"{text} are not of one release", _install(torch))
-    if too_new:
-        return CheckResult(name, "fail", f"{text}; this torchaudio is built for a later torch", _install(torch))
-    if len(builds) > 1:
-        return CheckResult(name, "fail", f"{text} are built for different CUDA versions, or for none", _install(torch))
-    return CheckResult(name, "ok", text)
+        problem = f": {error}"
+    if problem:
+        return CheckResult("torch packages", "fail", text + problem, _install(wanted))
+    return CheckResult("torch packages", "ok", text)
 
 
 def _minor(version: str) -> Version:
@@ -108,15 +111,9 @@ def check_torch_loads(load: Load = importlib.import_module) -> CheckResult:
     return CheckResult(name, "ok", f"{', '.join(TORCH_PACKAGES)} load together")
 
 
-def _check_packages(find: Find) -> CheckResult:
-    found, missing = [], []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {find(package)}")
-        except metadata.PackageNotFoundError:
-            missing.append(package)
+def _check_packages(versions: dict[str, str | None]) -> CheckResult:
+    missing = [package for package, version in versions.items() if version is None]
     if missing:
-        return CheckResult(
-            "packages", "fail", f"not installed: {', '.join(missing)}", f"pip install {' '.join(missing)}"
-        )
-    return CheckResult("packages", "ok", ", ".join(found))
+        text = f"not installed: {', '.join(missing)}"
+        return CheckResult("packages", "fail", text, f"pip install {' '.join(missing)}")
+    return CheckResult("packages", "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))

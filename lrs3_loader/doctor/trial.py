@@ -16,7 +16,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
-from lrs3_loader.doctor.check_result import CheckResult
+from lrs3_loader.doctor.check_result import CheckResult, Level
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
@@ -27,6 +27,8 @@ NUM_CLIPS = 3  # of the corpus to try
 MAX_GREY_ERROR = 6.0  # of 255; H.264 changes a uniform frame by less
 DEADLINE_SECONDS = 30.0
 MIN_GPU_BYTES = 6 << 30
+_GPU_REMEDY = "its memory may be full (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES selects others"
+_REINSTALL = "pip install --force-reinstall --no-deps decord av praat-parselmouth numpy; on a full disk set TMPDIR"
 
 
 def check_decoders() -> CheckResult:
@@ -42,10 +44,9 @@ def check_decoders() -> CheckResult:
             clip = Clip("doctor/trial/clip", path.name, path.stat().st_size)
             (found,) = _decode([clip], Path(folder), DecodeConfig())
     except (RunError, OSError, ImportError) as error:
-        return CheckResult("decoders", "fail", f"no clip could be decoded: {error}", _reinstall())
-    problem = _compare(found, greys)
-    if problem:
-        return CheckResult("decoders", "fail", problem, _reinstall())
+        return CheckResult("decoders", "fail", f"no clip could be decoded: {error}", _REINSTALL)
+    if problem := _compare(found, greys):
+        return CheckResult("decoders", "fail", problem, _REINSTALL)
     text = f"{NUM_FRAMES} frames, their audio and its pitch were decoded correctly in a worker process"
     return CheckResult("decoders", "ok", text)
 
@@ -61,9 +62,8 @@ def _compare(found: DecodedChunk | Reject, greys: np.ndarray) -> str:
     if error > MAX_GREY_ERROR:
         return f"frames came back changed, by {error:.0f} of 255"
     voiced = found.head.f0_hz[found.head.f0_hz > 0]
-    if not len(voiced) or abs(float(voiced.median()) - TONE_HZ) > 2:
-        return f"a tone of {TONE_HZ:.0f} Hz came back as {float(voiced.median()) if len(voiced) else 0:.0f} Hz"
-    return ""
+    pitch = float(voiced.median()) if len(voiced) else 0.0
+    return f"a tone of {TONE_HZ:.0f} Hz came back as {pitch:.0f} Hz" if abs(pitch - TONE_HZ) > 2 else ""
 
 
 def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> CheckResult:
@@ -92,19 +92,13 @@ def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list
     return list(first.values())
 
 
-def _reinstall() -> str:
-    return "pip install --force-reinstall --no-deps decord av praat-parselmouth numpy; on a full disk set TMPDIR"
-
-
 def check_gpu() -> CheckResult:
     """Check that every GPU multiplies two matrices: no GPU is a warning, one that cannot be used a failure."""
     if not torch.cuda.is_available():
         if shutil.which("nvidia-smi") or Path("/dev/nvidia0").exists():
-            built = (
-                f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built without CUDA"
-            )
+            built = f"built for CUDA {torch.version.cuda}" if torch.version.cuda else "built without CUDA"
             remedy = "install a driver that is new enough (nvidia-smi names its CUDA version), or a torch built for it"
-            return CheckResult("gpu", "fail", f"there is a GPU, but it cannot be used; {built}", remedy)
+            return CheckResult("gpu", "fail", f"there is a GPU, but it cannot be used; torch is {built}", remedy)
         return CheckResult("gpu", "warn", "none: everything runs on the CPU", "start one rank per core (torchrun)")
     names = []
     for index in range(torch.cuda.device_count()):
@@ -114,20 +108,15 @@ def check_gpu() -> CheckResult:
             ones = torch.ones(64, 64, device=f"cuda:{index}")
             right = bool((ones @ ones == 64).all())
         except RuntimeError as error:
-            first_line = str(error).splitlines()[0]
-            return CheckResult("gpu", "fail", f"cuda:{index} cannot compute: {first_line}", _gpu_remedy())
+            text = f"cuda:{index} cannot compute: {str(error).splitlines()[0]}"
+            return CheckResult("gpu", "fail", text, _GPU_REMEDY)
         if not right:
-            return CheckResult(
-                "gpu", "fail", f"cuda:{index} computes wrong results", "exclude it with CUDA_VISIBLE_DEVICES"
-            )
+            text = f"cuda:{index} computes wrong results"
+            return CheckResult("gpu", "fail", text, "exclude it with CUDA_VISIBLE_DEVICES")
         if properties.total_memory < MIN_GPU_BYTES:
             remedy = "use --frame-batch 64 --hubert-batch-seconds 40"
             return CheckResult("gpu", "warn", f"{names[-1]} has little memory", remedy)
     return CheckResult("gpu", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
-
-
-def _gpu_remedy() -> str:
-    return "its memory may be full (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES selects others"
 
 
 def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:
@@ -136,15 +125,15 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResu
     for row in check_assets(assets, face_model, speech):
         if not row.required:
             continue
+        level: Level = "warn"
         if row.state == "damaged":
-            checks.append(
-                CheckResult(row.name, "fail", row.problem or "damaged", "delete it and run: lrs3-loader assets fetch")
-            )
+            level, text, remedy = "fail", row.problem or "damaged", f"delete it and run: {FETCH_COMMAND}"
         elif row.state == "missing":
-            checks.append(CheckResult(row.name, "warn", f"not on this machine ({row.needed_for})", row.instructions))
+            text, remedy = f"not on this machine ({row.needed_for})", row.instructions
         elif row.state == "differs":
+            text = f"{row.path} is another version than was checked with"
             remedy = f"fine if intended; otherwise delete it and run: {FETCH_COMMAND}"
-            checks.append(CheckResult(row.name, "warn", f"{row.path} is another version than was checked with", remedy))
         else:
-            checks.append(CheckResult(row.name, "ok", f"{row.path}"))
+            level, text, remedy = "ok", str(row.path), ""
+        checks.append(CheckResult(row.name, level, text, remedy))
     return checks

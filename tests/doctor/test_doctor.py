@@ -133,11 +133,20 @@ def test_shared_memory_is_weighed_against_the_workers(monkeypatch: pytest.Monkey
 
 
 def test_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = (machine.check_open_files, machine.check_processes, machine.check_address_space)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
-    assert [check().level for check in checks] == ["warn"] * 3
+    checks = machine.check_limits()
+    assert [(check.name, check.level) for check in checks] == [
+        ("open files", "warn"),
+        ("processes", "warn"),
+        ("address space", "warn"),
+    ]
+    assert [check.text.split(";")[0] for check in checks] == [
+        "at most 100, 1024 wanted",
+        "at most 100, 512 wanted",
+        "limited to 0 MiB",
+    ]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert [check().level for check in checks] == ["ok"] * 3
+    assert [check.level for check in machine.check_limits()] == ["ok"] * 3
 
 
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -209,7 +218,7 @@ def test_shards_take_the_room_that_was_estimated(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "run", record, (shard,))
     samples = [full_features(clip, length) for clip, length in zip(clips, [20, 75, 300], strict=True)]
     ledger = run.publish(shard, samples, {}, {})
-    num_bytes, num_frames = disk_space.estimate_bytes(config, clips, tmp_path, None)
+    num_bytes, num_frames = disk_space.estimate_bytes(config, clips, tmp_path, Assets(store=tmp_path))
     # The factory's speech rows are 8 wide instead of 64, its json is short, its face model has fewer modes.
     extra = 2 * num_frames * 2 * (64 - 8) + 4 * num_frames * (14 - 6) + disk_space.META_BYTES * 3
     assert num_frames == pytest.approx(395)
@@ -222,9 +231,9 @@ def scan_clip(folder: Path, number: int) -> object:
     return make_clip(f"all/speaker/{number:05d}")
 
 
-def test_what_is_stored_decides_the_room() -> None:
+def test_what_is_stored_decides_the_room(tmp_path: Path) -> None:
     def size(config: RunConfig) -> float:
-        return disk_space.bytes_per_clip(config, 1000, None, transcript=False) / 1000
+        return disk_space.bytes_per_clip(config, 1000, Assets(store=tmp_path), transcript=False) / 1000
 
     plain = size(RunConfig())
     assert plain == pytest.approx(
@@ -268,7 +277,7 @@ def test_decoders_are_tried_out_in_a_process(corpus: demo.DemoCorpus, tmp_path: 
     assert "(too_short: short.mp4: 3 frames" in found.text
 
 
-def test_a_decoder_that_gives_wrong_pictures_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decoder_that_gives_wrong_frames_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     real = trial._decode
 
     def darker(*arguments: object) -> list[object]:
