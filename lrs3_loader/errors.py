@@ -18,71 +18,52 @@ class ClipError(Exception):
 
     reason: ClassVar[str]
 
+    def __init_subclass__(cls, *, reason: str) -> None:
+        cls.reason = reason
 
-class UnreadableError(ClipError):
+
+class UnreadableError(ClipError, reason="unreadable"):
     """The file is missing, empty, damaged, or not a media file."""
 
-    reason = "unreadable"
 
-
-class NoVideoError(ClipError):
+class NoVideoError(ClipError, reason="no_video"):
     """The file has no video track."""
 
-    reason = "no_video"
 
-
-class NoAudioError(ClipError):
+class NoAudioError(ClipError, reason="no_sound"):
     """The file has no audio track."""
 
-    reason = "no_sound"
 
-
-class TooShortError(ClipError):
+class TooShortError(ClipError, reason="too_short"):
     """The clip has fewer frames than the configured minimum."""
 
-    reason = "too_short"
 
-
-class TooLargeError(ClipError):
+class TooLargeError(ClipError, reason="too_large"):
     """The clip has more or larger frames than the configured maximum, or does not fit into memory."""
 
-    reason = "too_large"
 
-
-class LengthMismatchError(ClipError):
+class LengthMismatchError(ClipError, reason="length_mismatch"):
     """Audio and video differ in length by more than the configured maximum."""
 
-    reason = "length_mismatch"
 
-
-class BadTranscriptError(ClipError):
+class BadTranscriptError(ClipError, reason="bad_transcript"):
     """The transcript file is damaged or has another format."""
 
-    reason = "bad_transcript"
 
-
-class DecoderHungError(ClipError):
+class DecoderHungError(ClipError, reason="decoder_hung"):
     """The decoder made no progress within the deadline."""
 
-    reason = "decoder_hung"
 
-
-class DecoderCrashedError(ClipError):
+class DecoderCrashedError(ClipError, reason="decoder_crashed"):
     """The worker process died while it decoded the clip."""
 
-    reason = "decoder_crashed"
 
-
-class NoFaceError(ClipError):
+class NoFaceError(ClipError, reason="no_face"):
     """A face was found in too few frames."""
 
-    reason = "no_face"
 
-
-class PoorFitError(ClipError):
+class PoorFitError(ClipError, reason="poor_fit"):
     """The face model fits the landmarks worse than the configured maximum."""
-
-    reason = "poor_fit"
 
 
 REASONS: tuple[str, ...] = tuple(sorted(kind.reason for kind in ClipError.__subclasses__()))

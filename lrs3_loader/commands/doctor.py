@@ -16,8 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import doctor
 from lrs3_loader.config import RunConfig, WorkerConfig, rarely
+from lrs3_loader.doctor import checks
 from lrs3_loader.launch import cli
 
 
@@ -41,30 +41,26 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "doctor", argv)
-    checks = doctor.check_software()
-    checks += doctor.check_machine(args.out, args.ranks * args.workers.num_workers)
-    checks += [doctor.check_torch_loads()] if doctor.is_fit(checks) else []
-    checks += run_trials(args) if doctor.is_fit(checks) else []
-    checks = [replace(check, remedy=cli.as_called(check.remedy)) for check in checks]
-    if args.json:
-        print(doctor.checks_json(checks, doctor.list_versions()))
-    else:
-        print(doctor.format_checks(checks))
-    return cli.EXIT_OK if doctor.is_fit(checks) else cli.EXIT_PROBLEM
+    found = checks.check_software()
+    found += checks.check_machine(args.out, args.ranks * args.workers.num_workers)
+    found += [checks.check_torch_loads()] if checks.is_fit(found) else []
+    found += run_trials(args) if checks.is_fit(found) else []
+    found = [replace(check, remedy=cli.as_called(check.remedy)) for check in found]
+    print(checks.checks_json(found) if args.json else checks.format_checks(found))
+    return cli.EXIT_OK if checks.is_fit(found) else cli.EXIT_PROBLEM
 
 
-def run_trials(args: Args) -> list[doctor.CheckResult]:
+def run_trials(args: Args) -> list[checks.CheckResult]:
     """Run the checks that import torch and the decoders."""
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.corpus.scan import corpus_root, scan_corpus
     from lrs3_loader.doctor import disk_space, trial
 
     assets = Assets(args.assets)
-    checks = [trial.check_gpu(), trial.check_decoders()]
-    checks += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
+    found = [trial.check_gpu(), trial.check_decoders()]
+    found += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
     if args.run.corpus.corpus is not None:
         clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
-        checks.append(trial.check_clips(clips, root, args.run.decode))
-        if isinstance(args.out, Path):
-            checks.append(disk_space.check_disk_space(args.run, clips, root, args.out, assets))
-    return checks
+        found += [trial.check_clips(clips, root, args.run.decode)]
+        found += [disk_space.check_disk_space(args.run, clips, root, args.out, assets)]
+    return found

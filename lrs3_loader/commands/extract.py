@@ -16,8 +16,8 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader import doctor
 from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults
+from lrs3_loader.doctor import checks
 from lrs3_loader.launch import cli
 
 
@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "extract", argv, Args(run_config, LaunchConfig(out=tyro.MISSING)))
     if args.launch.demo == (args.run.corpus.corpus is not None):
         raise cli.UsageError("give either --corpus PATH or --demo")
-    doctor.stop_if_unfit(args.launch.out, args.launch.workers.num_workers)
+    checks.stop_if_unfit(args.launch.out, args.launch.workers.num_workers)
 
     from lrs3_loader.launch import leases, runner, summary
 

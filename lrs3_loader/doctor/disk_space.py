@@ -14,7 +14,7 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import RunConfig
 from lrs3_loader.corpus.plan import calibrate, estimate_frames
 from lrs3_loader.corpus.scan import corpus_root
-from lrs3_loader.doctor.check_result import CheckResult
+from lrs3_loader.doctor.checks import CheckResult
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location

@@ -16,7 +16,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
-from lrs3_loader.doctor.check_result import CheckResult, Level
+from lrs3_loader.doctor.checks import CheckResult, Level
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject

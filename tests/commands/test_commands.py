@@ -13,10 +13,10 @@ from pathlib import Path
 import pytest
 
 import lrs3_loader
-from lrs3_loader import doctor
 from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.commands import doctor as doctor_command
-from lrs3_loader.doctor import CheckResult
+from lrs3_loader.doctor import checks
+from lrs3_loader.doctor.checks import CheckResult
 from lrs3_loader.launch import cli
 from support.paths import REPO
 
@@ -135,17 +135,17 @@ def test_the_version_stands_in_one_place(tmp_path: Path) -> None:
 
 
 def test_the_doctor_speaks_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    checks = [
+    found = [
         CheckResult("python", "ok", "3.11.7"),
         CheckResult("packages", "fail", "not installed: decord", "run: lrs3-loader assets fetch"),
     ]
-    monkeypatch.setattr(doctor, "check_software", lambda: checks)
-    monkeypatch.setattr(doctor, "check_machine", lambda out, workers: [])
+    monkeypatch.setattr(checks, "check_software", lambda: found)
+    monkeypatch.setattr(checks, "check_machine", lambda out, workers: [])
     monkeypatch.setattr(sys, "argv", ["tools/doctor.py"])
     assert doctor_command.main(["--json"]) == 1
-    found = json.loads(capsys.readouterr().out)
-    assert found["fit"] is False
-    assert found["checks"][0] == {"name": "python", "level": "ok", "text": "3.11.7", "remedy": ""}
-    assert found["checks"][1]["remedy"] == "run: python tools/assets.py fetch"
-    assert found["versions"]["lrs3_loader"] == lrs3_loader.__version__
-    assert found["versions"]["torch"] == metadata.version("torch")
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["fit"] is False
+    assert printed["checks"][0] == {"name": "python", "level": "ok", "text": "3.11.7", "remedy": ""}
+    assert printed["checks"][1]["remedy"] == "run: python tools/assets.py fetch"
+    assert printed["versions"]["lrs3_loader"] == lrs3_loader.__version__
+    assert printed["versions"]["torch"] == metadata.version("torch")

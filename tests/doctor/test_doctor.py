@@ -16,13 +16,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from lrs3_loader import demo, doctor
+from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunConfig, SpeechConfig, demo_defaults
 from lrs3_loader.corpus.scan import scan_corpus
-from lrs3_loader.doctor import disk_space, machine, trial
-from lrs3_loader.doctor.check_result import CheckResult, format_checks, is_fit
-from lrs3_loader.doctor.software import check_software, check_torch_loads
+from lrs3_loader.doctor import checks, disk_space, trial
+from lrs3_loader.doctor.checks import CheckResult, check_software, check_torch_loads, format_checks, is_fit
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
@@ -48,9 +47,9 @@ def software(**versions: str | None) -> dict[str, CheckResult]:
 
 
 def test_this_environment_is_fit() -> None:
-    checks = check_software()
-    assert is_fit(checks)
-    assert f"torch {metadata.version('torch')}" in checks[1].text
+    found = check_software()
+    assert is_fit(found)
+    assert f"torch {metadata.version('torch')}" in found[1].text
 
 
 @pytest.mark.parametrize(
@@ -122,41 +121,41 @@ Disk = namedtuple("Disk", "f_bavail f_frsize f_files f_favail f_blocks")
 
 def test_shared_memory_is_weighed_against_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(16384, 4096, 10, 10, 16384))  # 64 MiB, as docker has it
-    check = machine.check_shared_memory(8)
+    check = checks.check_shared_memory(8)
     assert check.level == "warn"
     assert "64 MiB free, about 1024 MiB wanted by 8 decode workers" in check.text
     assert "--shm-size 1g" in check.remedy
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(1 << 20, 4096, 10, 10, 1 << 20))
-    assert machine.check_shared_memory(8).level == "ok"
+    assert checks.check_shared_memory(8).level == "ok"
     monkeypatch.undo()
-    assert machine.check_shared_memory(1, Path("/no/such/place")).level == "fail"
+    assert checks.check_shared_memory(1, Path("/no/such/place")).level == "fail"
 
 
 def test_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resource, "getrlimit", lambda _: (100, 100))
-    checks = machine.check_limits()
-    assert [(check.name, check.level) for check in checks] == [
+    limits = checks.check_limits()
+    assert [(check.name, check.level) for check in limits] == [
         ("open files", "warn"),
         ("processes", "warn"),
         ("address space", "warn"),
     ]
-    assert [check.text.split(";")[0] for check in checks] == [
+    assert [check.text.split(";")[0] for check in limits] == [
         "at most 100, 1024 wanted",
         "at most 100, 512 wanted",
         "limited to 0 MiB",
     ]
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
-    assert [check.level for check in machine.check_limits()] == ["ok"] * 3
+    assert [check.level for check in checks.check_limits()] == ["ok"] * 3
 
 
 def test_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert machine.check_disk(tmp_path / "a" / "b").level == "ok"
+    assert checks.check_disk(tmp_path / "a" / "b").level == "ok"
     (tmp_path / "file").write_text("")
-    assert machine.check_disk(tmp_path / "file").level == "fail"
+    assert checks.check_disk(tmp_path / "file").level == "fail"
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(10, 4096, 10, 10, 100))
-    assert machine.check_disk(tmp_path).level == "warn"
+    assert checks.check_disk(tmp_path).level == "warn"
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(1 << 30, 4096, 10, 0, 100))
-    assert "no inodes left" in machine.check_disk(tmp_path).text
+    assert "no inodes left" in checks.check_disk(tmp_path).text
 
 
 def test_every_problem_has_a_remedy_and_the_verdict_counts() -> None:
@@ -182,23 +181,24 @@ def test_an_extraction_is_stopped_before_torch_is_imported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(
-        doctor, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
+        checks, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
     )
     with pytest.raises(RunError, match=r"torch packages: unlike\. install these"):
-        doctor.stop_if_unfit(tmp_path, 2)
+        checks.stop_if_unfit(tmp_path, 2)
     monkeypatch.setenv("RANK", "1")
     with pytest.raises(SystemExit):
-        doctor.stop_if_unfit(tmp_path, 2)
+        checks.stop_if_unfit(tmp_path, 2)
     monkeypatch.setenv("RANK", "0")
-    monkeypatch.setattr(doctor, "check_software", lambda: [CheckResult("python", "warn", "odd", "take another")])
-    doctor.stop_if_unfit(tmp_path, 2)
+    monkeypatch.setattr(checks, "check_software", lambda: [CheckResult("python", "warn", "odd", "take another")])
+    checks.stop_if_unfit(tmp_path, 2)
     assert "python: odd; take another" in caplog.text
     code = """
 import sys, pathlib
-from lrs3_loader import doctor, errors
-doctor.check_software = lambda: [doctor.CheckResult("torch packages", "fail", "unlike", "install these")]
+from lrs3_loader import errors
+from lrs3_loader.doctor import checks
+checks.check_software = lambda: [checks.CheckResult("torch packages", "fail", "unlike", "install these")]
 try:
-    doctor.stop_if_unfit(pathlib.Path("."), 1)
+    checks.stop_if_unfit(pathlib.Path("."), 1)
 except errors.RunError:
     assert not {"torch", "numpy", "decord", "av"} & set(sys.modules)
     print("stopped")
@@ -334,7 +334,7 @@ def test_the_tool_prints_a_verdict(
     assert "1 of 1 clips tried, all can be decoded" in printed
     assert "fit to run" in printed.splitlines()[-1]
     monkeypatch.setattr(
-        doctor, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
+        checks, "check_software", lambda: [CheckResult("torch packages", "fail", "unlike", "install these")]
     )
     assert module.main() == 1
     assert capsys.readouterr().out.splitlines()[-1].startswith("1 to fix")
