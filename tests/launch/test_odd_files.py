@@ -40,11 +40,11 @@ def face(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int, int, int], 
         tmp_path_factory.mktemp("face") / "demo", num_speakers=1, clips_per_speaker=1, seconds=(1.0, 1.0)
     )
     with av.open(str(corpus.folder / f"{corpus.keys[0]}.mp4")) as video:
-        pictures = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
 
     def draw(number: int, height: int, width: int) -> np.ndarray:
-        picture = pictures[number % len(pictures)]
-        return np.ascontiguousarray(np.pad(picture, ((0, height - 224), (0, width - 224), (0, 0)), mode="edge"))
+        frame = frames[number % len(frames)]
+        return np.ascontiguousarray(np.pad(frame, ((0, height - 224), (0, width - 224), (0, 0)), mode="edge"))
 
     return draw
 
