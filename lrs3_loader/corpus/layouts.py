@@ -60,8 +60,8 @@ class FileTree:
 def read_tree(root: Location) -> FileTree:
     """List a corpus in one pass, with the sizes of video files only.
 
-    In a folder, hidden files and folders are skipped. A broken link counts as a video of 0 bytes, so that it becomes a
-    reject.
+    In a folder, hidden files and folders are skipped. A broken link, a pipe or a device counts as a video of
+    0 bytes, so that it becomes a reject.
 
     Raises:
         RunError: ``root`` is not a folder, a folder below it cannot be listed, or the storage cannot be reached.
@@ -112,7 +112,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
                         folders.append(path + "/")
                     elif entry.is_symlink() and os.path.isdir(entry):
                         heapq.heappush(links, path + "/")
-                    elif entry.is_symlink() or entry.is_file():
+                    else:
                         yield path, entry
         except OSError as error:
             raise RunError(f"cannot list {root / prefix}: {error.strerror}") from error

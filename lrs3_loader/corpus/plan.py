@@ -73,16 +73,13 @@ def probe_frames(path: Path) -> float:
     Raises:
         UnreadableError: the file is missing, not a video, or its header states no length.
     """
-    try:
-        with open_input(path, timeout_seconds=_PROBE_DEADLINE_SECONDS) as container:
-            if not container.streams.video:
-                raise UnreadableError(f"{path}: no video track")
-            stream = container.streams.video[0]
-            seconds = (container.duration or 0) / av.time_base
-            if stream.duration is not None and stream.time_base is not None:
-                seconds = float(stream.duration * stream.time_base)
-    except (av.FFmpegError, OSError) as error:
-        raise UnreadableError(f"{path}: {error}") from error
+    with open_input(path, str(path), timeout_seconds=_PROBE_DEADLINE_SECONDS) as container:
+        if not container.streams.video:
+            raise UnreadableError(f"{path}: no video track")
+        stream = container.streams.video[0]
+        seconds = (container.duration or 0) / av.time_base
+        if stream.duration is not None and stream.time_base is not None:
+            seconds = float(stream.duration * stream.time_base)
     if seconds <= 0:
         raise UnreadableError(f"{path}: the header states no length")
     return seconds * FRAMES_PER_SECOND

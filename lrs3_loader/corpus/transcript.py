@@ -18,6 +18,7 @@ The format, sections separated by blank lines::
 from __future__ import annotations
 
 import math
+import stat
 from array import array
 from pathlib import Path
 
@@ -94,6 +95,8 @@ def read_transcript(path: Path) -> Transcript:
 
 def _read_lines(path: Path) -> list[str]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # opening a pipe may block
+            raise BadTranscriptError(f"{path}: not a regular file")
         with open(path, "rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:

@@ -26,7 +26,7 @@ import decord
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
-from lrs3_loader.io.media_file import open_input
+from lrs3_loader.io.media_file import check_regular, open_input
 from lrs3_loader.types import FRAMES_PER_SECOND, shape_repr
 
 av.logging.set_level(None)
@@ -158,15 +158,12 @@ def open_container(path: Path, name: str) -> av.container.InputContainer:
     Raises:
         UnreadableError: the file is missing, empty, damaged, or not a media file.
     """
+    check_regular(path, name)
     try:
-        if path.stat().st_size == 0:
-            raise UnreadableError(f"{name}: the file is empty")
         check_mp4(path, name)
-        return open_input(path)
-    except av.error.FFmpegError as error:
-        raise UnreadableError(f"{name}: not readable as a media file ({error.strerror})") from error
     except OSError as error:
         raise UnreadableError(f"{name}: {error.strerror}") from error
+    return open_input(path, name)
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:
@@ -211,6 +208,11 @@ def _demux_timestamps(
             if time is None:
                 raise UnreadableError(f"{name}: packet {num_packets} of the video has no timestamp")
             if packet.is_keyframe:
+                if key_pts and time <= key_pts[-1]:
+                    raise UnreadableError(
+                        f"{name}: its timestamps start again at packet {num_packets} of the video: "
+                        "recordings joined without rewriting their timestamps"
+                    )
                 key_pts.append(time)
             has_open_groups = has_open_groups or bool(key_pts and time < key_pts[-1])
             # Nothing before the first key frame can be decoded; an edit list may hide frames that others depend on.

@@ -381,6 +381,13 @@ def test_a_transcript_that_is_not_there(tmp_path: Path) -> None:
         read_transcript(tmp_path)
 
 
+@pytest.mark.timeout(30)
+def test_a_transcript_that_is_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.txt")
+    with pytest.raises(BadTranscriptError, match="not a regular file"):
+        read_transcript(tmp_path / "pipe.txt")
+
+
 def test_real_corpus(shared_data: Path) -> None:
     root = shared_data / "lrs3_mini"
     assert guess_layout(read_tree(root)) == "lrs3"

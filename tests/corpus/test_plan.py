@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -120,6 +121,18 @@ def test_calibration_passes_over_damaged_files(tmp_path: Path) -> None:
     assert calibrate(clips, tmp_path) == pytest.approx(size, abs=1)
     assert calibrate(clips[3:], tmp_path) == DEFAULT_BYTES_PER_FRAME
     assert calibrate((), tmp_path) == DEFAULT_BYTES_PER_FRAME
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_does_not_stop_the_plan(tmp_path: Path) -> None:
+    """It is opened by the main process, which would wait for a writer for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "anna").mkdir()
+    os.mkfifo(tmp_path / "anna" / "own.mp4")
+    (tmp_path / "anna" / "linked.mp4").symlink_to(tmp_path / "pipe")
+    clips = scan_corpus(CorpusConfig(corpus=tmp_path))
+    assert [(clip.key, clip.num_bytes) for clip in clips] == [("all/anna/linked", 0), ("all/anna/own", 0)]
+    assert calibrate(clips, tmp_path) == DEFAULT_BYTES_PER_FRAME
 
 
 def test_calibration_opens_few_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
