@@ -102,10 +102,8 @@ def main(body: Callable[[], int]) -> NoReturn:
     Errors that the user can fix are printed as one line: exit code 2 for arguments, 1 for anything else.
     """
     _configure_logging()
-    if "TORCHELASTIC_RUN_ID" in os.environ and sys.platform == "linux":
-        # When torchrun is killed, a rank would otherwise wait for a store that is gone, or write into a run that has
-        # been started again.
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _kill_on_parent_exit()
     _raise_on_signals()
     try:
         code = body()
@@ -144,6 +142,15 @@ def _end_after_rank_0(code: int) -> int:
         with contextlib.suppress(Interrupted):
             time.sleep(RANK_0_SECONDS)
     return code
+
+
+def _kill_on_parent_exit() -> None:
+    """End this process when torchrun is killed.
+
+    Otherwise a rank would wait for a store that is gone, or write into a run that has been started again.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _raise_on_signals() -> None:

@@ -27,9 +27,9 @@ import numpy as np
 
 import lrs3_loader
 from benchmarks.faults.calls import Killed
-from lrs3_loader import doctor
 from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.assets.locate import Assets
+from lrs3_loader.doctor import checks
 from lrs3_loader.interop.geneface import indexed, item
 from lrs3_loader.launch import cli, prepare, runner
 from lrs3_loader.run import ledger_index, lock
@@ -186,16 +186,10 @@ class Laboratory:
         software = {"lrs3_loader": lrs3_loader.__version__}
         parse = cli.parse
 
-        def parse_once(
-            kind: Any,
-            description: str,
-            command: str | None = None,
-            argv: Sequence[str] | None = None,
-            default: Any = None,
-        ) -> Any:
-            words = (kind.__module__, *(argv or ()))
+        def parse_once(kind: Any, description: str, command: str, argv: Sequence[str] | None = None, *rest: Any) -> Any:
+            words = (str(kind), *(argv or ()))
             if words not in self._parsed:
-                self._parsed[words] = parse(kind, description, command, argv, default)
+                self._parsed[words] = parse(kind, description, command, argv, *rest)
             return self._parsed[words]
 
         def extractor(config: Any, models: Any, device: Any) -> _Extractor:
@@ -211,8 +205,8 @@ class Laboratory:
         yield mock.patch.object(runner, "import_ahead")
         yield mock.patch.object(runner, "configure_torch")
         yield mock.patch.object(Assets, "ensure")
-        yield mock.patch.object(doctor, "check_software", list)
-        yield mock.patch.object(doctor, "check_torch_loads", return_value=doctor.CheckResult("torch", "ok", ""))
+        yield mock.patch.object(checks, "check_software", list)
+        yield mock.patch.object(checks, "check_torch_loads", return_value=checks.CheckResult("torch", "ok", ""))
         yield mock.patch.object(cli, "parse", parse_once)
         yield mock.patch.object(lock, "SETTLE_SECONDS", 0.0)
         yield mock.patch.object(lock, "STALE_SECONDS", 0.2)
