@@ -27,7 +27,7 @@ from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Speech, Voice, make_speech, synthesise
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import sync_folder
+from lrs3_loader.io.files import sync_folder, writing
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 PARAMETERS_FILE, TRUTH_FOLDER = "demo.json", "truth"
@@ -69,7 +69,7 @@ def make_demo_corpus(
 
     Raises:
         ValueError: an argument is out of range.
-        RunError: ``folder`` holds something else.
+        RunError: ``folder`` holds something else, or cannot be written.
     """
     if num_speakers < 1 or clips_per_speaker < 1:
         raise ValueError(f"need at least one speaker and one clip, got {num_speakers}, {clips_per_speaker}")
@@ -88,26 +88,21 @@ def make_demo_corpus(
     if folder.exists():
         _check_reusable(folder, parameters)
         return corpus
-    folder.parent.mkdir(parents=True, exist_ok=True)
     logger.info("rendering a demo corpus of %d clips into %s: about a minute", len(keys), folder)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
-    try:
-        for number in range(num_speakers):
-            generator = np.random.default_rng([seed, number])
-            look, voice = make_look(number, generator), Voice.of(number, generator)
-            id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
-            painter = Painter(look, id, seed=1000 * seed + number, size=_SIZE)
-            for clip in range(clips_per_speaker):
-                generator = np.random.default_rng([seed, number, clip])
-                num_frames = round(float(generator.uniform(*seconds)) * FRAMES_PER_SECOND)
-                _write_clip(scratch, keys[number * clips_per_speaker + clip], num_frames, painter, voice, generator)
-        (scratch / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
-        scratch.chmod(0o755)
-        os.rename(scratch, folder)
-    except BaseException:
-        shutil.rmtree(scratch, ignore_errors=True)
-        raise
-    sync_folder(folder.parent)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+        try:
+            for number in range(num_speakers):
+                own = keys[number * clips_per_speaker : (number + 1) * clips_per_speaker]
+                _write_speaker(scratch, number, own, seconds, seed)
+            (scratch / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
+            scratch.chmod(0o755)
+            os.rename(scratch, folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        sync_folder(folder.parent)
     return corpus
 
 
@@ -127,6 +122,17 @@ def _check_reusable(folder: Path, parameters: dict[str, object]) -> None:
         raise RunError(
             f"{folder} holds a demo corpus of other parameters ({found}); remove it or choose another folder"
         )
+
+
+def _write_speaker(folder: Path, number: int, keys: list[str], seconds: tuple[float, float], seed: int) -> None:
+    generator = np.random.default_rng([seed, number])
+    look, voice = make_look(number, generator), Voice.of(number, generator)
+    id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
+    painter = Painter(look, id, seed=1000 * seed + number, size=_SIZE)
+    for clip, key in enumerate(keys):
+        generator = np.random.default_rng([seed, number, clip])
+        num_frames = round(float(generator.uniform(*seconds)) * FRAMES_PER_SECOND)
+        _write_clip(folder, key, num_frames, painter, voice, generator)
 
 
 def _write_clip(

@@ -62,6 +62,12 @@ def sync_folder(folder: Path) -> None:
         os.close(handle)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents where they do not exist; ``RunError`` if the disk refuses."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+
+
 @contextmanager
 def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a file that appears under ``path`` only if the block ends without an exception.
@@ -157,7 +163,7 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def output_file(handle: int, path: Path) -> IO[bytes]:
-    """Make a buffered file over an open descriptor. A failing write raises a ``RunError`` that names ``path``.
+    """Make a buffered file over an open descriptor. Failing to write or close it is a ``RunError`` that names ``path``.
 
     Errors of the code that fills the file are thereby not mistaken for a full disk.
     """
@@ -172,3 +178,11 @@ class _Output(io.FileIO):
     def write(self, data: Any, /) -> int:
         with writing(self._path):
             return super().write(data)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        with writing(self._path):
+            return super().truncate(size)
+
+    def close(self) -> None:
+        with writing(self._path):  # network file systems may report a full quota only here
+            super().close()

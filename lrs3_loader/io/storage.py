@@ -24,7 +24,7 @@ from typing import IO, Any
 import fsspec
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write, reading, writing
+from lrs3_loader.io.files import atomic_write, make_folder, output_file, reading, writing
 
 SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
@@ -74,9 +74,8 @@ class LocalStore:
 
     def create(self, folders: Sequence[str]) -> None:
         """Create the root and its folders, where the storage has folders."""
-        with writing(self.root):
-            for folder in (SCRATCH, *folders):
-                (self.root / folder).mkdir(parents=True, exist_ok=True)
+        for folder in (SCRATCH, *folders):
+            make_folder(self.root / folder)
 
     def listing(self, folder: str) -> dict[str, FileState]:
         """Return the files of a folder by name, without hidden ones; empty if there is no such folder."""
@@ -104,8 +103,7 @@ class LocalStore:
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """Open a file that appears under its name only if the block ends without an exception."""
-        # Temporary files lie in ``tmp``, those of the few files of the root in the root itself.
-        return atomic_write(self.root / name, self.root / SCRATCH if "/" in name else None)
+        return atomic_write(self.root / name, self.root / SCRATCH)
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there."""
@@ -210,13 +208,16 @@ class RemoteStore:
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
-        with tempfile.NamedTemporaryFile(prefix="lrs3_loader.") as file:
-            yield file
-            file.flush()
+        with tempfile.TemporaryDirectory(prefix="lrs3_loader.") as folder:
+            local = Path(folder) / "upload"
+            with writing(local):
+                handle = os.open(local, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC)
+            with output_file(handle, local) as file:
+                yield file
             try:
                 with self._reaching(name):
                     fs, root = self._file_system()
-                    fs.put_file(file.name, f"{root}/{name}")
+                    fs.put_file(str(local), f"{root}/{name}")
             except (FileNotFoundError, RunError) as error:
                 text = str(error).partition(" cannot be reached: ")[2] or str(error)
                 raise RunError(

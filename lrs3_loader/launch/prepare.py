@@ -18,7 +18,6 @@ from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models, require_extras
-from lrs3_loader.io.files import writing
 from lrs3_loader.run.folder import RunFolder, demo_corpus_folder, differences
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import FIELDS, Shard
@@ -41,8 +40,7 @@ def prepare(
     """
     require_extras(config.face)
     if launch.demo:
-        with writing(demo_corpus_folder(launch.out)):
-            demo.make_demo_corpus(demo_corpus_folder(launch.out))
+        demo.make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = finalize_config(config, begun, device)
     shards: tuple[Shard, ...] = ()

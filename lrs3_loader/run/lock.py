@@ -251,7 +251,8 @@ class RunLock:
     def _close(self) -> None:
         handle, self._handle = self._handle, -1
         if handle >= 0:
-            os.close(handle)
+            with suppress(OSError):  # it ends the kernel lock all the same, and what was written is synced
+                os.close(handle)
 
 
 def _read(path: Path) -> Holder | None:

@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, make_folder
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
@@ -88,7 +88,7 @@ class Training:
         self._position: dict[str, Any] = {}  # state of the stream as last saved or loaded
         self._make_network()
         self.step, self.evaluated_step = 0, -1
-        launch.out.mkdir(parents=True, exist_ok=True)
+        make_folder(launch.out)
         if (launch.out / CHECKPOINT_FILE).exists():
             self._resume(SyncNetCheckpoint.load(launch.out / CHECKPOINT_FILE))
 

@@ -351,7 +351,7 @@ def test_failed_corpus_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Monkey
         raise OSError("no space left")
 
     monkeypatch.setattr("lrs3_loader.demo.corpus.write_mp4", fail)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(RunError, match=r"cannot write .*corpus: no space left"):
         make_demo_corpus(tmp_path / "corpus", num_speakers=1, clips_per_speaker=1)
     assert list(tmp_path.iterdir()) == []
 

@@ -28,7 +28,7 @@ from lrs3_loader.interop.bundle.parts import (
     check_manifest,
     check_sizes,
 )
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, make_folder
 from lrs3_loader.io.storage import SCRATCH
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
@@ -81,7 +81,7 @@ def pack_archive(
         raise RunError(f"{dest} lies inside {source}; choose another folder for the parts")
     files = _list_files(source)
     archive = f"{name}.tar"
-    dest.mkdir(parents=True, exist_ok=True)
+    make_folder(dest)
     there = sorted(dest.glob(f"{archive}*"))
     if there:
         raise RunError(f"{there[0]} is already there; remove it, or choose another folder or --name")
@@ -194,7 +194,7 @@ def _find_manifest(paths: Sequence[Path]) -> tuple[BundleManifest | None, list[P
 
 def _check_targets(out: Path, targets: Sequence[tuple[Member, Path]]) -> None:
     """Room on the disk, and no link that is already there leading out of ``out``."""
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     root = out.resolve()
     for folder in {target.parent for _, target in targets}:
         if not folder.resolve().is_relative_to(root):
@@ -222,7 +222,7 @@ def _is_there(member: Member, target: Path) -> bool:
 
 
 def _write(member: Member, target: Path) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     with atomic_write(target) as file, member.open() as packed:
         written = sum(file.write(block) for block in _blocks(packed))
         if written != member.num_bytes:

@@ -30,7 +30,7 @@ from lrs3_loader.interop.geneface.indexed import IndexedWriter
 from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
 from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
 from lrs3_loader.interop.geneface.settings import ExportOptions
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, make_folder
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.types import Shard
 
@@ -178,7 +178,7 @@ def _check_model(folder: RunFolder, face_model: FaceModel | None) -> None:
 
 
 def _prepare(dest: Path, overwrite: bool) -> None:
-    dest.mkdir(parents=True, exist_ok=True)
+    make_folder(dest)
     there = [name for name in (RECORD, "train.data", "val.data") if (dest / name).exists()]
     if there and not overwrite:
         raise RunError(f"{dest} already holds {there[0]}; choose another folder, or replace the set with --overwrite")

@@ -5,16 +5,10 @@ from __future__ import annotations
 from benchmarks.faults.sweep import KILL, Known
 
 KNOWN = (
-    Known("*", "*", "close *", "no file is named:*", "a file that cannot be closed is not named"),
-    Known("export", "*", "truncate *", "no file is named:*", "a file that cannot be cut off is not named"),
     Known("retry-rejects", "*", "*", "run/*.json is missing after resuming", "the old ledger goes before the new tar"),
     Known("retry-rejects", "*", "*", "run/*.tar has other contents after resuming", "as above"),
     *(
-        Known("*", KILL, "*", f"{name} is left over after resuming", "temporary files in a run's own folder stay")
-        for name in ("run/.*.tmp", "imported/.*.tmp")
-    ),
-    *(
         Known("*", KILL, "*", f"{name} is left over after resuming", "temporary files of killed commands stay")
-        for name in ("set/.*.tmp", "parts/.*.tmp", "unpacked/*.tmp")
+        for name in ("set/.*.tmp", "parts/.*.tmp", "unpacked/*.tmp", "run/.stats.json.*.tmp")
     ),
 )
