@@ -89,7 +89,7 @@ class DecodeConfig:
     max_av_mismatch_seconds: float = 0.5
     """Audio and video may differ in length by this much (filled with zeros, or cut); otherwise: length_mismatch."""
     chunk_mebibytes: int = 256
-    """Frames of a long clip are decoded in chunks of about this size."""
+    """Frames of a long clip are decoded in chunks of at most this size (a frame at least)."""
 
     def __post_init__(self) -> None:
         _positive(self, "min_frames", "max_frames", "max_pixels", "chunk_mebibytes")
@@ -202,9 +202,14 @@ class WorkerConfig:
     """A decode process that makes no progress on a clip for this long is replaced."""
     attempts: Annotated[int, Flag(name="decode-attempts")] = 2
     """A clip is rejected after its process hung or died this often (decoder_hung, decoder_crashed)."""
+    frames_mebibytes: Annotated[int | None, Flag(name="decode-mebibytes")] = None
+    """Memory of each rank for decoded frames that wait to be used (default: a quarter of what is free, shared by the
+    ranks; at most 1024 per decode process)."""
 
     def __post_init__(self) -> None:
         _positive(self, "num_workers", "deadline_seconds", "attempts")
+        if self.frames_mebibytes is not None:
+            _positive(self, "frames_mebibytes")
 
 
 @dataclass(frozen=True)

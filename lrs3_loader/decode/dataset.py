@@ -7,30 +7,22 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import OrderedDict
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.decode.audio import TimeRange, read_audio
-from lrs3_loader.decode.clip_queue import ChunkRequest
-from lrs3_loader.decode.video import Allocate, VideoTrack, probe_video, read_frames
-from lrs3_loader.errors import (
-    ClipError,
-    LengthMismatchError,
-    RunError,
-    TooLargeError,
-    TooShortError,
-)
+from lrs3_loader.decode.clip_queue import PREFETCH, ChunkRequest
+from lrs3_loader.decode.video import Allocate, FrameReader, VideoTrack, allocate_private, probe_video
+from lrs3_loader.errors import ClipError, LengthMismatchError, RunError, TooLargeError, TooShortError
 from lrs3_loader.io.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo
-
-MIN_CHUNK_FRAMES = 128
 
 Pitch = Callable[[np.ndarray, int], tuple[np.ndarray, int]]
 """A module-level function (waveform [n] f32 at 16 kHz, wanted rows) -> (F0 in Hz [rows] f32, rows before fitting)."""
@@ -40,8 +32,8 @@ def _no_beat() -> None:
     """Do nothing: no process supervises the work."""
 
 
-class ClipDataset(Dataset[DecodedChunk | Reject]):
-    """Map-style dataset whose index is a :class:`ChunkRequest`.
+class ClipDataset:
+    """Decodes the chunks of clips that are asked for by a :class:`ChunkRequest`.
 
     Args:
         root: folder or URL that the clips' paths are relative to.
@@ -54,26 +46,32 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
         self.config = config
         self.pitch = pitch
         self.beat: Callable[[], None] = _no_beat  # called between the steps of the work
-        self.allocate: Allocate = torch.empty  # makes the tensors of frames
+        self.allocate: Allocate = allocate_private  # makes the tensors of frames
+        self._readers: OrderedDict[tuple[Clip, int], FrameReader] = OrderedDict()  # by the next frame of each
 
     def __getitem__(self, request: ChunkRequest) -> DecodedChunk | Reject:
-        """Decode one chunk. A ``ClipError`` or a lack of memory becomes a Reject.
+        """Decode one chunk. A ``ClipError`` becomes a Reject.
 
-        The clip's files are fetched first if they are not on this machine.
+        The clip's files are fetched first if they are not on this machine. A reader is kept for the next chunk.
 
         Raises:
             RunError: fetching fails, or the whole corpus has gone.
+            MemoryError: there is not enough memory for so large a chunk.
         """
-        with self.files.local_copy(*_files_for(request), beat=self.beat) as root:
-            try:
-                return self._decode(request, root)
-            except ClipError as error:
-                self._check_there(request.clip)
-                # A corpus may be mounted anywhere, so messages must not depend on that.
-                return Reject(request.clip, error.reason, str(error).replace(f"{root}{os.sep}", ""))
-            except MemoryError:
-                message = f"{request.clip.video_path}: not enough memory to decode it"
-                return Reject(request.clip, TooLargeError.reason, message)
+        clip = request.clip
+        reader = self._readers.pop((clip, request.start), None)
+        try:
+            if reader is not None:
+                return self._read(request, reader, None)
+            with self.files.local_copy(*_files_for(request), beat=self.beat) as root:
+                try:
+                    return self._begin(request, root)
+                except ClipError as error:
+                    # A corpus may be mounted anywhere, so messages must not depend on that.
+                    raise type(error)(str(error).replace(f"{root}{os.sep}", "")) from error
+        except ClipError as error:
+            self._check_there(clip)
+            return Reject(clip, error.reason, str(error))
 
     def _check_there(self, clip: Clip) -> None:
         """Raise ``RunError`` if a video is missing because the disk of the corpus is no longer mounted."""
@@ -84,19 +82,26 @@ class ClipDataset(Dataset[DecodedChunk | Reject]):
                 "mount or restore it, then run the same command again"
             )
 
-    def _decode(self, request: ChunkRequest, root: Path) -> DecodedChunk:
+    def _begin(self, request: ChunkRequest, root: Path) -> DecodedChunk:
         clip = request.clip
         track = probe_video(root / clip.video_path, clip.video_path, self.config)
         self.beat()
         sources, skip = select_frames(track, clip, self.config)
         head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
-        frame_bytes = track.height * track.width * 3
-        size = max(MIN_CHUNK_FRAMES, self.config.chunk_mebibytes * 2**20 // frame_bytes)
-        frames = read_frames(track, sources[request.start : request.start + size], self.allocate)
+        return self._read(request, FrameReader(track, sources, request.start), head)
+
+    def _read(self, request: ChunkRequest, reader: FrameReader, head: ClipHead | None) -> DecodedChunk:
+        max_bytes = self.config.chunk_mebibytes << 20 if request.max_bytes is None else request.max_bytes
+        size = max(1, max_bytes // (reader.track.height * reader.track.width * 3))
+        frames = reader.read(min(size, reader.num_left), self.allocate)
+        if reader.num_left:
+            self._readers[request.clip, request.start + len(frames)] = reader
+            if len(self._readers) > PREFETCH:
+                self._readers.popitem(last=False)
         if head is not None:  # a file may ask to be rotated
             shown = dataclasses.replace(head.source, height=frames.shape[1], width=frames.shape[2])
             head = dataclasses.replace(head, source=shown)
-        return DecodedChunk(clip, len(sources), request.start, frames, head)
+        return DecodedChunk(request.clip, reader.num_frames, request.start, frames, head)
 
     def _head(self, clip: Clip, root: Path, track: VideoTrack, sources: np.ndarray, skip: Fraction) -> ClipHead:
         transcript = read_transcript(root / clip.transcript_path) if clip.transcript_path else None

@@ -1,16 +1,11 @@
 """Reads the frames of a video file: their timestamps, the choice of 25 per second, and their pixels.
 
-decord decodes about twice as fast as PyAV, but silently gives wrong frames in some files: it starts every track at
-zero, repeats neighbours of frames that it could not decode, counts packets that an edit list hides, and returns frames
-that are a few too late after a seek in a video with open groups of pictures. So PyAV reads the timestamps (by demuxing,
-without decoding), decord decodes the files that it is known to decode correctly, and PyAV the others, exactly or not at
-all. Both give the same bits.
+The timestamps are read by demuxing, without decoding; the frames are then decoded and found by their own timestamps,
+exactly or not at all.
 """
 
 from __future__ import annotations
 
-import itertools
-import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,10 +13,8 @@ from pathlib import Path
 
 import av
 import numpy as np
-import torch  # decord must be loaded after torch
-
-# isort: split
-import decord
+import torch
+from av.video.reformatter import VideoReformatter
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.mp4 import check_mp4
@@ -30,24 +23,17 @@ from lrs3_loader.io.media_file import check_regular, open_input
 from lrs3_loader.types import FRAMES_PER_SECOND, shape_repr
 
 av.logging.set_level(None)
-decord.logging.set_level(decord.logging.QUIET)
-logger = logging.getLogger(__name__)
 
-PIECE_BYTES = 7 << 18  # of frames requested from decord at a time, which bounds the copy that it keeps
 MIN_SIDE = 2  # pixels: smaller frames cannot be resampled
 MAX_SOURCE_RATE = 1_000  # frames per second; with more packets than this times its allowed length a video is rejected
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a part
-# Errors of decord; the last three are raised if it cannot open the file, finds no frame, or the name is not UTF-8.
-DECORD_ERRORS = (
-    decord.DECORDError,
-    decord._ffi.base.DECORDLimitReachedError,
-    RuntimeError,
-    AssertionError,
-    UnicodeEncodeError,
-)
-DECORD_FORMATS = ("mov", "matroska")  # in others (MPEG-TS) decord silently skips the first group of pictures
 
-Allocate = Callable[..., torch.Tensor]
+Allocate = Callable[[tuple[int, ...]], torch.Tensor]
+
+
+def allocate_private(shape: tuple[int, ...]) -> torch.Tensor:
+    """Make an uninitialized u8 tensor in the memory of this process."""
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 @dataclass(frozen=True)
@@ -62,8 +48,6 @@ class VideoTrack:
     height: int  # as coded: a file with a rotation of 90 degrees gives frames of height ``width``
     width: int
     key_pts: np.ndarray  # [k] i64, ascending: the key frames, with which decoding can begin
-    has_open_groups: bool  # some frames follow a key frame in the file, but are shown before it
-    decord_fits: bool  # every packet is shown, in a container that decord reads correctly
 
     __repr__ = shape_repr
 
@@ -122,7 +106,6 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         max_packets = config.max_frames * MAX_SOURCE_RATE // FRAMES_PER_SECOND
         packets = _demux_timestamps(container, stream, name, max_packets)
         time_base = Fraction(stream.time_base or 1)
-        faithful = any(kind in container.format.name for kind in DECORD_FORMATS)
         promised = _promised_seconds(stream)
 
     order = np.argsort(packets.pts, kind="stable")
@@ -144,8 +127,6 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         height,
         width,
         key_pts=np.unique(packets.key_pts),
-        has_open_groups=packets.has_open_groups,
-        decord_fits=faithful and packets.num_packets == len(pts),
     )
 
 
@@ -183,8 +164,6 @@ class _Packets:
     pts: np.ndarray  # [n] i64: the frames shown
     durations: np.ndarray  # [n] i64, 0 where unknown
     key_pts: np.ndarray  # [k] i64, including hidden frames
-    has_open_groups: bool
-    num_packets: int  # including those of hidden frames
 
 
 def _demux_timestamps(
@@ -193,7 +172,6 @@ def _demux_timestamps(
     pts: list[int] = []
     durations: list[int] = []
     key_pts: list[int] = []
-    has_open_groups = False
     num_packets = 0
     try:
         for packet in container.demux(stream):
@@ -214,7 +192,6 @@ def _demux_timestamps(
                         "recordings joined without rewriting their timestamps"
                     )
                 key_pts.append(time)
-            has_open_groups = has_open_groups or bool(key_pts and time < key_pts[-1])
             # Nothing before the first key frame can be decoded; an edit list may hide frames that others depend on.
             if key_pts and not packet.is_discard:
                 pts.append(time)
@@ -223,8 +200,7 @@ def _demux_timestamps(
         raise UnreadableError(f"{name}: damaged after {num_packets} video packets ({error.strerror})") from error
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
-    columns = [np.array(values, dtype=np.int64) for values in (pts, durations, key_pts)]
-    return _Packets(columns[0], columns[1], columns[2], has_open_groups, num_packets)
+    return _Packets(*(np.array(values, dtype=np.int64) for values in (pts, durations, key_pts)))
 
 
 def _usual_step(pts: np.ndarray, time_base: Fraction) -> int:
@@ -245,88 +221,89 @@ def _promised_seconds(stream: av.VideoStream) -> Fraction:
         return Fraction(0)
 
 
-def read_frames(track: VideoTrack, sources: np.ndarray, allocate: Allocate = torch.empty) -> torch.Tensor:
-    """Decode frames of a video.
+def read_frames(track: VideoTrack, sources: np.ndarray) -> torch.Tensor:
+    """Decode all of these frames at once; see :class:`FrameReader`."""
+    return FrameReader(track, sources).read(len(sources))
+
+
+class FrameReader:
+    """Decodes chosen frames of a video in order, as many at a time as the caller has memory for.
 
     Args:
+        track: the video.
         sources: [n] non-decreasing indices into ``track.pts``; repeated ones are decoded once.
-        allocate: makes the tensor that is returned, from its shape and ``dtype``.
-
-    Returns:
-        [n, H, W, 3] u8, RGB, rotated as the file asks.
-
-    Raises:
-        UnreadableError: some of the frames cannot be decoded.
+        start: how many of them to leave out.
     """
-    wanted, position = np.unique(sources, return_inverse=True)
-    # decord seeks when frames are left out.
-    reads_through = np.array_equal(wanted, np.arange(len(wanted)))
-    if track.decord_fits and (reads_through or not track.has_open_groups):
+
+    def __init__(self, track: VideoTrack, sources: np.ndarray, start: int = 0) -> None:
+        self.track = track
+        self.num_frames = len(sources)
+        self._times: list[int] = track.pts[sources].tolist()
+        self._num_read = start
+        self._decoded = _frames_from(track, self._times[start])
+        self._convert = VideoReformatter()  # keeps its tables, which cost more than the conversion of a small frame
+        self._time: int | None = None  # of the last frame that was decoded
+        self._pixels: np.ndarray | None = None  # of the last frame that was wanted
+
+    @property
+    def num_left(self) -> int:
+        return self.num_frames - self._num_read
+
+    def read(self, num_frames: int, allocate: Allocate = allocate_private) -> torch.Tensor:
+        """Decode the next ``num_frames`` frames.
+
+        Args:
+            allocate: makes the tensor that is returned, from its shape.
+
+        Returns:
+            [num_frames, H, W, 3] u8, RGB, rotated as the file asks.
+
+        Raises:
+            UnreadableError: one of them cannot be decoded.
+        """
+        first = self._next()
+        frames = allocate((num_frames, *first.shape))
+        rows = frames.numpy()
+        rows[0] = first
+        for row in rows[1:]:
+            row[:] = self._next()
+        return frames
+
+    def _next(self) -> np.ndarray:
+        """Decode up to the next wanted frame; returns its pixels [H, W, 3]."""
+        wanted = self._times[self._num_read]
+        if self._time != wanted or self._pixels is None:
+            pixels = self._rgb(self._find(wanted))
+            if self._pixels is not None and pixels.shape != self._pixels.shape:
+                raise self._lost("the size of the frames changes")
+            self._pixels = pixels
+        self._num_read += 1
+        return self._pixels
+
+    def _find(self, wanted: int) -> av.VideoFrame:
         try:
-            return _gather(_decode_with_decord(track, wanted), position, allocate)
-        except _DecordDiffersError as error:
-            logger.debug("%s: decoding with av instead of decord: %s", track.name, error)
-    return _gather(_decode_with_av(track, wanted), position, allocate)
+            for frame in self._decoded:
+                time = frame.pts if frame.pts is not None else frame.dts
+                if time == wanted:
+                    self._time = time
+                    return frame
+                if time is not None and time > wanted:
+                    break
+        except av.error.FFmpegError as error:
+            raise self._lost(str(error.strerror)) from error
+        raise self._lost("no frame at its time")
 
+    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
+        """Convert a frame to pixels [H, W, 3], a view of the memory that the frame owns."""
+        shown = self._convert.reformat(frame, format="rgb24")
+        plane = shown.planes[0]
+        rows = np.frombuffer(plane, dtype=np.uint8).reshape(shown.height, plane.line_size)
+        pixels = rows[:, : 3 * shown.width].reshape(shown.height, shown.width, 3)
+        return np.rot90(pixels, round(frame.rotation / 90))
 
-def _gather(pieces: Iterator[np.ndarray], position: np.ndarray, allocate: Allocate) -> torch.Tensor:
-    """Pick the frames at ``position`` (non-decreasing) from the pieces [k, H, W, 3], with a single copy of each."""
-    frames: torch.Tensor | None = None
-    start = 0
-    for piece in pieces:
-        if frames is None:
-            frames = allocate((len(position), *piece.shape[1:]), dtype=torch.uint8)
-        first, last = np.searchsorted(position, (start, start + len(piece)))
-        picked = position[first:last] - start
-        frames[first:last] = torch.from_numpy(piece if len(picked) == len(piece) else piece[picked])
-        start += len(piece)
-    assert frames is not None
-    assert start == position[-1] + 1
-    return frames
-
-
-class _DecordDiffersError(Exception):
-    """decord does not find the frames that the container holds."""
-
-
-def _decode_with_decord(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the frames in order, [k, H, W, 3] u8 at a time; raise :class:`_DecordDiffersError` if in doubt."""
-    try:
-        # With the smallest tolerance above zero decord raises instead of repeating a neighbour.
-        reader = decord.VideoReader(str(track.path), num_threads=1, fault_tol=1e-9)
-        if len(reader) != len(track.pts):
-            raise _DecordDiffersError(f"decord counts {len(reader)} frames, the container {len(track.pts)}")
-        theirs = reader.get_frame_timestamp(range(len(reader)))[:, 0]
-        ours = (track.pts - track.pts[0]) * float(track.time_base)
-        if np.abs(theirs - theirs[0] - ours).max() > 1e-3:
-            raise _DecordDiffersError("decord's timestamps differ from the container's")
-        step = max(1, PIECE_BYTES // (3 * track.height * track.width))
-        for start in range(0, len(wanted), step):
-            yield reader.get_batch(wanted[start : start + step].tolist()).asnumpy()
-    except DECORD_ERRORS as error:
-        raise _DecordDiffersError(str(error).splitlines()[0]) from error
-
-
-def _decode_with_av(track: VideoTrack, wanted: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the frames in order, [1, H, W, 3] u8 each, found by their own timestamps or reported as missing."""
-    missing = track.pts[wanted].tolist()[::-1]  # the next one last
-    size = None
-    try:
-        for frame in _frames_from(track, missing[-1]):
-            time = frame.pts if frame.pts is not None else frame.dts
-            while missing and missing[-1] == time:
-                missing.pop()
-                if size not in (None, (frame.height, frame.width)):
-                    raise _lost(track, len(missing), len(wanted), "the size of the frames changes")
-                size = frame.height, frame.width
-                pixels = frame.to_ndarray(format="rgb24")
-                yield np.ascontiguousarray(np.rot90(pixels, round(frame.rotation / 90)))[None]
-            if not missing or (time is not None and time > missing[-1]):
-                break
-    except av.error.FFmpegError as error:
-        raise _lost(track, len(missing), len(wanted), str(error.strerror)) from error
-    if missing:
-        raise _lost(track, len(missing), len(wanted), "no frame at its time")
+    def _lost(self, why: str) -> ClipError:
+        message = f"damaged video: {self._num_read} of {self.num_frames} frames decoded, then: {why}"
+        return UnreadableError(f"{self.track.name}: {message}")
 
 
 def _frames_from(track: VideoTrack, pts: int) -> Iterator[av.VideoFrame]:
@@ -342,12 +319,9 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[av.VideoFrame]:
             first = next(frames, None)
             if first is None or (key is not None and (first.pts is None or first.pts > pts)):
                 continue
-            for frame in itertools.chain([first], frames):
+            assert isinstance(first, av.VideoFrame)
+            yield first
+            for frame in frames:
                 assert isinstance(frame, av.VideoFrame)
                 yield frame
             return
-
-
-def _lost(track: VideoTrack, num_missing: int, num_wanted: int, why: str) -> ClipError:
-    done = num_wanted - num_missing
-    return UnreadableError(f"{track.name}: damaged video: {done} of {num_wanted} frames decoded, then: {why}")

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import multiprocessing
 import multiprocessing.connection
-import multiprocessing.context
+import multiprocessing.reduction
 import os
 import resource
 import select
@@ -31,101 +30,127 @@ from typing import Any, Literal
 
 import torch
 
+from lrs3_loader.decode.shared_memory import Channel, create_shared, map_shared
 from lrs3_loader.errors import RunError
 from lrs3_loader.runtime.memory import limit_malloc_cache
 
 StartMethod = Literal["forkserver", "spawn"]
-TICKET, BEATS = 0, 1  # columns of the table
-IDLE = 0  # ticket number of a worker that waits for work
+NUMBER, BEATS = 0, 1  # columns of the table
+IDLE = 0  # number of the request of a worker that waits for one
 MAX_OPEN_FILES = 2**20  # some programs iterate over all descriptors that the limit allows
 
 
 class WorkTable:
-    """Progress of the workers in shared memory: [workers, 2] i64, the current ticket (0: none) and a counter."""
+    """Progress of the workers in shared memory: [workers, 2] i64, the current request (0: none) and a counter."""
 
-    def __init__(self, num_workers: int) -> None:
-        self.rows = torch.zeros((num_workers, 2), dtype=torch.int64).share_memory_()
+    def __init__(self, num_workers: int, descriptor: int | None = None) -> None:
+        num_bytes = 2 * 8 * num_workers
+        self._descriptor = create_shared(num_bytes) if descriptor is None else descriptor
+        self.rows = map_shared(self._descriptor, num_bytes).view(torch.int64).view(-1, 2)
+
+    def __reduce__(self) -> Any:
+        return _received_table, (len(self.rows), multiprocessing.reduction.DupFd(self._descriptor))
+
+    def close(self) -> None:
+        os.close(self._descriptor)
 
     @contextlib.contextmanager
-    def working_on(self, worker: int, ticket: int) -> Iterator[None]:
-        """In a worker: set its ticket for the duration of the block. A process that dies inside leaves it set."""
-        self.rows[worker, TICKET] = ticket
+    def working_on(self, worker: int, number: int) -> Iterator[None]:
+        """In a worker: set its request for the duration of the block. A process that dies inside leaves it set."""
+        self.rows[worker, NUMBER] = number
         try:
             yield
         finally:
-            self.rows[worker, TICKET] = IDLE
+            self.rows[worker, NUMBER] = IDLE
 
     def beat(self, worker: int) -> None:
         """In a worker: report progress on the current item."""
         self.rows[worker, BEATS] += 1
 
     def read(self, worker: int) -> tuple[int, int]:
-        ticket, beats = self.rows[worker].tolist()
-        return ticket, beats
+        number, beats = self.rows[worker].tolist()
+        return number, beats
 
 
-class LocklessEvent:
-    """The part of ``multiprocessing.Event`` that DataLoader uses, without a lock.
+def _received_table(num_workers: int, descriptor: Any) -> WorkTable:
+    return WorkTable(num_workers, descriptor.detach())
 
-    The original takes a lock even in ``is_set``. A worker killed at that instant keeps it, and ``set`` blocks for ever.
-    """
 
-    def __init__(self) -> None:
-        self._flag = torch.zeros(1, dtype=torch.bool).share_memory_()
-
-    def is_set(self) -> bool:
-        return bool(self._flag)
-
-    def set(self) -> None:
-        self._flag.fill_(True)
+Serve = Callable[[int, Channel, WorkTable], None]
+"""What a worker does, given its number: it receives requests from the channel until ``EOFError``, and answers them."""
 
 
 class WorkerPool:
-    """The worker processes of one DataLoader, which creates them through :attr:`context`."""
+    """Worker processes, each with a channel to this one. A module-level function or a picklable object is ``serve``."""
 
-    def __init__(self, num_workers: int, deadline_seconds: float, start_method: StartMethod) -> None:
+    def __init__(self, num_workers: int, deadline_seconds: float, start_method: StartMethod, serve: Serve) -> None:
         self.table = WorkTable(num_workers)
-        self.processes: list[BaseProcess] = []  # in the order of worker ids
-        self.hung: dict[int, int] = {}  # worker killed at its deadline -> its ticket
-        self.context = _RecordingContext(start_method, self.processes)
+        self.hung: dict[int, int] = {}  # worker killed at its deadline -> the number of its request
+        self._context = multiprocessing.get_context(start_method)
+        self._serve = serve
         self._deadline_seconds = deadline_seconds
         # The workers hold the reading end, and see its end when this process dies in any way.
         self._lifeline, self._held = multiprocessing.Pipe(duplex=False)
+        self.channels: list[Channel] = []
+        self.processes: list[BaseProcess] = []
+        for worker in range(num_workers):
+            channel, process = self._start(worker)
+            self.channels.append(channel)
+            self.processes.append(process)
         self._closing = threading.Event()
         self._watch = threading.Thread(target=self._watch_deadlines, name="decode-deadline", daemon=True)
-
-    @property
-    def worker_init(self) -> Callable[[int], None]:
-        """The ``worker_init_fn`` for the DataLoader."""
-        return functools.partial(init_worker, lifeline=self._lifeline)
-
-    def start_watching(self) -> None:
-        """Start to enforce deadlines. Call it once the DataLoader has created its processes."""
         self._watch.start()
 
-    def dead(self, wait_seconds: float = 0.0) -> list[int]:
-        """Return the ids of workers that have ended, after waiting up to ``wait_seconds`` for the first one."""
-        multiprocessing.connection.wait([process.sentinel for process in self.processes], wait_seconds)
-        dead = [worker for worker, process in enumerate(self.processes) if _has_ended(process)]
-        for worker in dead:  # the sentinel closes a moment before the exit code is known
+    def _start(self, worker: int) -> tuple[Channel, BaseProcess]:
+        ours, theirs = Channel.pair()
+        arguments = (self._serve, worker, theirs, self.table, self._lifeline)
+        process = self._context.Process(target=_work, args=arguments, daemon=True)  # type: ignore[attr-defined]
+        process.start()
+        theirs.close()
+        return ours, process
+
+    def restart(self, worker: int) -> None:
+        """Replace a worker that has ended."""
+        self.channels[worker].close()
+        self.table.rows[worker] = IDLE
+        self.hung.pop(worker, None)
+        self.channels[worker], self.processes[worker] = self._start(worker)
+
+    def wait(self, seconds: float) -> list[int]:
+        """Wait until a worker has sent something or ended; returns these workers, or none after that time."""
+        objects = [
+            item for pair in zip(self.channels, self.processes, strict=True) for item in (pair[0], pair[1].sentinel)
+        ]
+        ready = multiprocessing.connection.wait(objects, seconds)
+        return [
+            worker
+            for worker, (channel, process) in enumerate(zip(self.channels, self.processes, strict=True))
+            if channel in ready or process.sentinel in ready
+        ]
+
+    def exit_code(self, worker: int, patience_seconds: float = 10.0) -> int | None:
+        """The exit code of a worker whose channel has closed, which happens some time before it has ended."""
+        self.processes[worker].join(patience_seconds)
+        if not _has_ended(self.processes[worker]):
+            self.processes[worker].kill()
             self.processes[worker].join()
-        return dead
+        return self.processes[worker].exitcode
 
     def is_idle(self) -> bool:
-        return all(self.table.read(worker)[0] == IDLE for worker in range(len(self.processes)))
+        return bool((self.table.rows[:, NUMBER] == IDLE).all())
 
     def close(self) -> None:
         """End the supervision and kill every process."""
         self._closing.set()
-        if self._watch.ident is not None:
-            self._watch.join()
-        started = [process for process in self.processes if process.pid is not None]
-        for process in started:
+        self._watch.join()
+        for process in self.processes:
             process.kill()
-        for process in started:
+        for process, channel in zip(self.processes, self.channels, strict=True):
             process.join()
+            channel.close()
         self._held.close()
         self._lifeline.close()
+        self.table.close()
 
     def _watch_deadlines(self) -> None:
         tick = min(0.5, self._deadline_seconds / 8)
@@ -149,29 +174,12 @@ def _has_ended(process: BaseProcess) -> bool:
     return bool(multiprocessing.connection.wait([process.sentinel], 0))
 
 
-class _RecordingContext(multiprocessing.context.BaseContext):
-    """A start method that records its processes and gives them events that survive their deaths."""
-
-    def __init__(self, start_method: StartMethod, processes: list[BaseProcess]) -> None:
-        self._inner = multiprocessing.get_context(start_method)
-        self._processes = processes
-
-    def get_start_method(self, allow_none: bool = False) -> str:
-        return self._inner.get_start_method()
-
-    def get_context(self, method: str | None = None) -> Any:
-        return self if method is None else self._inner.get_context(method)
-
-    def Event(self) -> Any:  # noqa: N802 (BaseContext's name)
-        return LocklessEvent()
-
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 (BaseContext's name)
-        process = self._inner.Process(*args, **kwargs)  # type: ignore[attr-defined]
-        self._processes.append(process)
-        return process
+def _work(serve: Serve, worker: int, channel: Channel, table: WorkTable, lifeline: Connection) -> None:
+    init_worker(lifeline)
+    serve(worker, channel, table)
 
 
-def init_worker(worker: int, lifeline: Connection) -> None:
+def init_worker(lifeline: Connection) -> None:
     """Initialize a worker: it ignores Ctrl-C, is killed when its parent exits, and uses one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -219,7 +227,7 @@ def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
     if start_method == "forkserver":
         multiprocessing.set_forkserver_preload(preload)
         try:
-            with _signal_handler(signal.SIGINT, signal.SIG_IGN):
+            with _interrupts_ignored():
                 forkserver.ensure_running()
         except OSError as error:  # of its socket: "AF_UNIX path too long", disk full, no permission
             raise RunError(
@@ -229,22 +237,13 @@ def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
 
 
 @contextlib.contextmanager
-def own_child_signals() -> Iterator[None]:
-    """Remove the SIGCHLD handler that DataLoader installs, which raises at arbitrary points of the parent."""
-    with _signal_handler(signal.SIGCHLD, None):
-        yield
-
-
-@contextlib.contextmanager
-def _signal_handler(number: signal.Signals, handler: Any) -> Iterator[None]:
-    """Use ``handler`` (None: the present one) in the block and restore the original. No effect off the main thread."""
+def _interrupts_ignored() -> Iterator[None]:
+    """Ignore Ctrl-C in the block. No effect off the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.getsignal(number)
-    if handler is not None:
-        signal.signal(number, handler)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         yield
     finally:
-        signal.signal(number, before if before is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, before if before is not None else signal.SIG_DFL)

@@ -36,6 +36,8 @@ from lrs3_loader.runtime.pipelining import one_behind
 from lrs3_loader.runtime.transfer import to_device
 from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
 
+MAX_FRAME_BYTES = 12 << 20  # on average in a batch, twice as much as 1080p; batches of larger frames hold fewer
+
 Count = Callable[..., None]  # count(clips=, frames=, rejects=, ...), see ``progress.COUNTERS``
 
 
@@ -113,7 +115,8 @@ class Extractor:
             count: called with numbers of clips, frames and rejects (see ``progress.COUNTERS``), from any thread.
         """
         shard = ShardInProgress(timings, count)
-        batches = fixed_batches(self._open_clips(items, shard), self.models.landmarker.batch_size)
+        size = self.models.landmarker.batch_size
+        batches = fixed_batches(self._open_clips(items, shard), size, size * MAX_FRAME_BYTES)
         found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
         if self.models.needs_pixels:
             found = map(partial(self._keep_crops, shard.clock), found)
@@ -163,9 +166,7 @@ class Extractor:
                 continue
             if current is None:
                 assert item.head is not None, "the first chunk of a clip carries its head"
-                # The audio is kept longer than the frames: a copy lets their shared memory be freed.
-                head = dataclasses.replace(item.head, waveform=item.head.waveform.clone())
-                current = _ClipState(clip, item.num_frames, head)
+                current = _ClipState(clip, item.num_frames, item.head)
                 states.append(current)
             yield FrameSpan(current, item.start, to_device(item.frames, self.device))
             if item.is_last:

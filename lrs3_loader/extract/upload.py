@@ -14,7 +14,7 @@ from lrs3_loader.types import DecodedChunk, Reject
 
 Tag = TypeVar("Tag")
 
-CHUNKS_AHEAD = 4  # waiting on the GPU: at most a GiB, and usually a tenth of that
+CHUNKS_AHEAD = 4  # waiting on the GPU: at most a GiB (``--chunk-mebibytes``), and usually a tenth of that
 
 
 def upload(

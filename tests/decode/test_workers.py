@@ -1,59 +1,87 @@
-"""Decode processes by themselves: what a killed one leaves behind, when one counts as dead, where they start."""
+"""Decode processes by themselves: messages, when one counts as dead, where they start."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch
 
-from lrs3_loader.decode.workers import StartMethod, WorkerPool
-
-
-def _look_for_ever(event: Any) -> None:
-    while True:
-        event.is_set()
+from lrs3_loader.decode import shared_memory
+from lrs3_loader.decode.shared_memory import Channel
+from lrs3_loader.decode.workers import StartMethod, WorkerPool, WorkTable
 
 
-def test_workers_killed_while_they_look_do_not_keep_the_event_locked() -> None:
-    """The DataLoader sets one event when it ends, and its workers look at it before every item."""
-    pool = WorkerPool(1, deadline_seconds=60, start_method="forkserver")
-    event = pool.context.Event()
-    for _ in range(5):
-        process = pool.context.Process(target=_look_for_ever, args=(event,), daemon=True)
-        process.start()
-        time.sleep(0.5)
-        process.kill()
-        process.join()
-    setter = threading.Thread(target=event.set, daemon=True)
-    setter.start()
-    setter.join(10)
-    assert not setter.is_alive()
-    assert event.is_set()
-    pool.close()
-
-
-def _dies_slowly() -> None:
-    os.closerange(3, 100)
+def _dies_slowly(worker: int, channel: Channel, table: WorkTable) -> None:
+    channel.receive()
+    channel.close()
     time.sleep(1)
     os._exit(7)
 
 
 @pytest.mark.parametrize("start_method", ["forkserver", "spawn"])
 def test_one_that_is_still_dying_counts_as_dead(start_method: StartMethod) -> None:
-    """The kernel closes the files of a process first, which breaks its connections."""
-    pool = WorkerPool(1, deadline_seconds=60, start_method=start_method)
-    process = pool.context.Process(target=_dies_slowly)
-    process.start()
-    assert pool.dead() == []
-    assert pool.dead(wait_seconds=30) == [0]
-    assert process.exitcode == 7
+    """The kernel closes the files of a process before the process has ended."""
+    pool = WorkerPool(1, deadline_seconds=60, start_method=start_method, serve=_dies_slowly)
+    pool.channels[0].send(1, "request")
+    assert pool.wait(60) == [0]
+    with pytest.raises(EOFError):
+        pool.channels[0].receive()
+    assert pool.exit_code(0) == 7
+    first = pool.processes[0].pid
+    pool.restart(0)
+    assert pool.processes[0].pid != first
+    assert pool.wait(0) == []
     pool.close()
+
+
+def _answers(worker: int, channel: Channel, table: WorkTable) -> None:
+    number, text = channel.receive()
+    with table.working_on(worker, number):
+        channel.send(number, (worker, text, table.read(worker)[0]))
+    channel.receive()
+
+
+def test_requests_are_answered_and_the_table_is_shared() -> None:
+    with_text = "x" * 10**6  # more than a pipe or socket holds
+    pool = WorkerPool(2, deadline_seconds=60, start_method="forkserver", serve=_answers)
+    for worker in (0, 1):
+        pool.channels[worker].send(5 + worker, with_text)
+    for worker in (0, 1):
+        assert pool.channels[worker].receive() == (5 + worker, (worker, with_text, 5 + worker))
+    pool.close()
+
+
+def test_nothing_is_lost_or_blocks_when_nobody_receives() -> None:
+    ours, theirs = Channel.pair()
+    for number in range(100):
+        ours.send(number, torch.full((10**6,), float(number)))
+    ours.close()
+    for number in range(100):
+        assert float(theirs.receive()[1].mean()) == number
+    with pytest.raises(EOFError):
+        theirs.receive()
+    theirs.close()
+
+
+def test_more_memory_than_there_is_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(shared_memory, "available_bytes", lambda: 5 << 20)
+    with pytest.raises(MemoryError, match="6 MiB wanted, 5 MiB free"):
+        shared_memory.create_shared(6 << 20)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(MemoryError, match="4 MiB wanted: No space left"):
+        shared_memory.create_shared(4 << 20)
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_a_folder_for_sockets_with_too_long_a_name_is_named(tmp_path: Path) -> None:

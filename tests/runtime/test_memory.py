@@ -1,14 +1,12 @@
 from __future__ import annotations
 
 import logging
-import select
-from multiprocessing.reduction import ForkingPickler
+from pathlib import Path
 
 import pytest
 import torch
 
-from lrs3_loader.decode.shared_memory import empty_shared, from_shared_memory, to_shared_memory
-from lrs3_loader.runtime.memory import disable_malloc_trim, limit_malloc_cache, split_on_oom
+from lrs3_loader.runtime.memory import available_bytes, disable_malloc_trim, limit_malloc_cache, split_on_oom
 
 
 def test_a_batch_that_does_not_fit_is_split(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,12 +39,24 @@ def test_memory_settings_are_taken() -> None:
     assert float(torch.ones(1000, 1000).sum()) == 1e6
 
 
-def test_what_is_packed_comes_out_and_fits_one_write() -> None:
-    frames = empty_shared((3, 2), torch.uint8).fill_(7)
-    packed = to_shared_memory({"text": "x" * 10**6, "frames": frames})
-    assert packed.is_shared()
-    assert len(ForkingPickler.dumps((12345, (12345, packed)))) < select.PIPE_BUF // 2
-    item = from_shared_memory(packed)
-    assert item["text"] == "x" * 10**6
-    frames[0, 0] = 8
-    assert item["frames"].tolist() == [[8, 7], [7, 7], [7, 7]]  # the same memory
+def machine(folder: Path, groups: str, files: dict[str, str]) -> Path:
+    """A folder with the files of a machine that has 4 GiB free."""
+    files = {"proc/meminfo": "MemTotal: 9 kB\nMemAvailable:   4194304 kB\n", "proc/self/cgroup": groups, **files}
+    for name, text in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return folder
+
+
+def test_available_memory_is_what_machine_and_groups_leave(tmp_path: Path) -> None:
+    assert available_bytes(machine(tmp_path / "a", "0::/\n", {})) == 4 << 30
+    two = "sys/fs/cgroup/job/"
+    files = {two + "memory.max": "3000", two + "memory.current": "1500", two + "memory.stat": "inactive_file 500\n"}
+    inner = {two + "step/memory.max": "max", two + "step/memory.current": "9", two + "step/memory.stat": ""}
+    assert available_bytes(machine(tmp_path / "b", "0::/job/step\n", files | inner)) == 2000
+    one = "sys/fs/cgroup/memory/box/"
+    files = {one + "memory.limit_in_bytes": "3000", one + "memory.usage_in_bytes": "4000"}
+    files[one + "memory.stat"] = "total_inactive_file 500\n"
+    assert available_bytes(machine(tmp_path / "c", "5:cpu:/x\n4:memory:/box\n", files)) == 0
+    assert available_bytes() > 1 << 20

@@ -70,7 +70,7 @@ def read_clips(corpus: Path, assets: Assets) -> Iterator[Measured]:
 
 def _measure(clip: Clip, dataset: ClipDataset, landmarker: FaceLandmarker) -> Measured | None:
     track, parts, size = FaceTrack(), list[FrameLandmarks](), [0, 0]
-    for batch in fixed_batches(_spans(clip, dataset), landmarker.batch_size):
+    for batch in fixed_batches(_spans(clip, dataset), landmarker.batch_size, 1 << 30):
         parts += landmarker([(span.frames, track) for span in batch])
         _, *size, _ = batch[0].frames.shape
     if not parts:

@@ -223,7 +223,7 @@ class Workbench:
         tracks = [FaceTrack() for _ in self.takes]
         found: list[list[FrameLandmarks]] = [[] for _ in self.takes]
         spans = (FrameSpan(number, 0, frames) for number, frames in enumerate(self.frames))
-        for batch in fixed_batches(spans, landmarker.batch_size):
+        for batch in fixed_batches(spans, landmarker.batch_size, 1 << 30):
             parts = landmarker([(span.frames, tracks[span.owner]) for span in batch])
             for span, part in zip(batch, parts, strict=True):
                 found[span.owner].append(part)
