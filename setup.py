@@ -90,7 +90,6 @@ setup(
         "safetensors>=0.4.3,<0.9",
         "numpy>=1.26,<3",
         "scipy>=1.11,<2",
-        "decord>=0.6.0,<0.7",
         "av>=14.1,<20",
         "praat-parselmouth>=0.4.5,<0.5",
         "webdataset>=0.2.100,<2",

@@ -1,4 +1,4 @@
-"""Check that a run can work: versions, GPU, decoders, shared memory, limits, disk, model files.
+"""Check that a run can work: versions, GPU, decoders, limits, memory, disk, model files.
 
 lrs3-loader doctor
 
@@ -42,7 +42,7 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "doctor", argv)
     found = checks.check_software()
-    found += checks.check_machine(args.out, args.ranks * args.workers.num_workers)
+    found += checks.check_machine(args.out)
     found += [checks.check_torch_loads()] if checks.is_fit(found) else []
     found += run_trials(args) if checks.is_fit(found) else []
     found = [replace(check, remedy=cli.as_called(check.remedy)) for check in found]
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_trials(args: Args) -> list[checks.CheckResult]:
-    """Run the checks that import torch and the decoders."""
+    """Run the checks that import torch and the decoders, and that of memory, which depends on the corpus."""
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.corpus.scan import corpus_root, scan_corpus
     from lrs3_loader.doctor import disk_space, trial
@@ -59,8 +59,10 @@ def run_trials(args: Args) -> list[checks.CheckResult]:
     assets = Assets(args.assets)
     found = [trial.check_gpu(), trial.check_decoders()]
     found += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
+    frame_size = (224, 224)
     if args.run.corpus.corpus is not None:
         clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
         found += [trial.check_clips(clips, root, args.run.decode)]
         found += [disk_space.check_disk_space(args.run, clips, root, args.out, assets)]
-    return found
+        frame_size = trial.largest_frames(clips, root)
+    return [*found, checks.check_memory(args.ranks, args.workers.num_workers, *frame_size)]

@@ -9,8 +9,8 @@ import signal
 import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from multiprocessing.pool import ExceptionWithTraceback
-from typing import Generic
+from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
+from typing import Any, Generic
 
 from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.clip_queue import PREFETCH, ChunkRequest, ClipQueue, Tag, Ticket
@@ -19,7 +19,7 @@ from lrs3_loader.decode.shared_memory import Channel
 from lrs3_loader.decode.workers import StartMethod, WorkerPool, WorkTable, prepare_parent
 from lrs3_loader.errors import ClipError, DecoderCrashedError, DecoderHungError, RunError, TooLargeError
 from lrs3_loader.io.storage import Location
-from lrs3_loader.runtime.memory import available_bytes
+from lrs3_loader.runtime.free_memory import available_bytes
 from lrs3_loader.types import Clip, DecodedChunk, Reject
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class _DecodeService:
         except (EOFError, ConnectionError):  # the rank has ended
             return
 
-    def _answer(self, request: ChunkRequest) -> DecodedChunk | Reject | Exception:
+    def _answer(self, request: ChunkRequest) -> Any:
         try:
             return self.dataset[request]
         except RunError as error:  # raised by the parent, as one line without this process's traceback
@@ -70,7 +70,7 @@ class _DecodeService:
         except MemoryError:
             raise
         except Exception as error:
-            return ExceptionWithTraceback(error, error.__traceback__)  # type: ignore[return-value]
+            return ExceptionWithTraceback(error, error.__traceback__)
 
 
 class ClipLoader(Generic[Tag]):

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from lrs3_loader.runtime.memory import available_bytes
+from lrs3_loader.runtime.free_memory import available_bytes
 from lrs3_loader.types import DecodedChunk
 
 SMALL_BYTES = 1 << 20  # taken without a look at what is free
@@ -73,9 +73,6 @@ class Channel:
     def pair(cls) -> tuple[Channel, Channel]:
         first, second = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         return cls(first), cls(second)
-
-    def fileno(self) -> int:
-        return self.link.fileno()
 
     def close(self) -> None:
         self.link.close()

@@ -297,7 +297,7 @@ class FrameReader:
         """Convert a frame to pixels [H, W, 3], a view of the memory that the frame owns."""
         shown = self._convert.reformat(frame, format="rgb24")
         plane = shown.planes[0]
-        rows = np.frombuffer(plane, dtype=np.uint8).reshape(shown.height, plane.line_size)
+        rows = np.asarray(memoryview(plane)).reshape(shown.height, plane.line_size)
         pixels = rows[:, : 3 * shown.width].reshape(shown.height, shown.width, 3)
         return np.rot90(pixels, round(frame.rotation / 90))
 

@@ -118,15 +118,10 @@ class WorkerPool:
 
     def wait(self, seconds: float) -> list[int]:
         """Wait until a worker has sent something or ended; returns these workers, or none after that time."""
-        objects = [
-            item for pair in zip(self.channels, self.processes, strict=True) for item in (pair[0], pair[1].sentinel)
-        ]
-        ready = multiprocessing.connection.wait(objects, seconds)
-        return [
-            worker
-            for worker, (channel, process) in enumerate(zip(self.channels, self.processes, strict=True))
-            if channel in ready or process.sentinel in ready
-        ]
+        links = [channel.link for channel in self.channels]
+        sentinels = [process.sentinel for process in self.processes]
+        ready = multiprocessing.connection.wait([*links, *sentinels], seconds)
+        return [worker for worker, pair in enumerate(zip(links, sentinels, strict=True)) if set(pair) & set(ready)]
 
     def exit_code(self, worker: int, patience_seconds: float = 10.0) -> int | None:
         """The exit code of a worker whose channel has closed, which happens some time before it has ended."""

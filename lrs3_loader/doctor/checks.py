@@ -1,4 +1,4 @@
-"""Checks that need no torch: versions, shared memory, limits, free disk; and whether the torch packages load together.
+"""Checks that need no torch: versions, limits, free memory and disk; and whether the torch packages load together.
 
 Versions are read from the metadata of packages, the rest with the standard library.
 """
@@ -25,18 +25,19 @@ from lrs3_loader import __version__
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
+from lrs3_loader.runtime.free_memory import available_bytes
 
 OLDEST_PYTHON, NEWEST_PYTHON = Version("3.10"), Version("3.13")
 TORCH_PACKAGES = ("torch", "torchvision", "torchaudio")
 OLDEST_TORCH, NEWEST_TORCH = Version("2.6"), Version("2.11")
 TORCHAUDIO_TOO_NEW = Version("2.11.1")  # requires torch 2.11, but was built for a later one and does not load with it
 TORCHVISION_LAG = 15  # since torch 2.0, torchvision 0.(n + 15) belongs to torch 2.n
-PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
+PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "av", "praat-parselmouth", "webdataset")
 
 
-SHARED_MEMORY = Path("/dev/shm")
-#: Three decoded chunks per worker wait there: 24 MB for five seconds of 224x224 frames, up to 256 MiB for long clips.
-SHARED_BYTES_PER_WORKER = 128 << 20
+#: What a rank takes, with HuBERT-large on a CPU, and a decode worker, both without frames.
+RANK_BYTES, WORKER_BYTES = 3 << 30, 400 << 20
+RANK_FRAMES, WORKER_FRAMES = 64, 4  # in memory at least: two batches on a CPU, and what a worker is asked for
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 512
 MIN_FREE_BYTES = 1 << 30
@@ -98,7 +99,7 @@ def stop_if_unfit(out: Location, num_workers: int) -> None:
     rank, ranks_here = (
         int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("LOCAL_WORLD_SIZE", "1"))
     )
-    checks = [*check_software(), *check_machine(out, num_workers * ranks_here)]
+    checks = [*check_software(), *check_machine(out), check_memory(ranks_here, num_workers)]
     if is_fit(checks):
         checks.append(check_torch_loads())
     failed = [check for check in checks if check.level == "fail"]
@@ -208,30 +209,32 @@ def _check_packages(versions: dict[str, str | None]) -> CheckResult:
     return CheckResult("packages", "ok", ", ".join(f"{package} {version}" for package, version in versions.items()))
 
 
-def check_machine(out: Location, num_workers: int) -> list[CheckResult]:
-    """Check this machine for a run in ``out`` with ``num_workers`` decode workers over all its ranks."""
-    checks = [check_shared_memory(num_workers), *check_limits()]
-    return [*checks, check_disk(out)] if isinstance(out, Path) else checks
+def check_machine(out: Location) -> list[CheckResult]:
+    """Check the limits of this process and the disk for a run in ``out``."""
+    return [*check_limits(), check_disk(out)] if isinstance(out, Path) else check_limits()
 
 
-def check_shared_memory(num_workers: int, place: Path = SHARED_MEMORY) -> CheckResult:
-    """Check the shared memory, through which decode workers pass their frames; a container often has 64 MB."""
-    name = str(place)
-    try:
-        found = os.statvfs(place)
-    except OSError as error:
-        remedy = f"mount a tmpfs there: {_shm_remedy(1 << 30)}"
-        return CheckResult(name, "fail", f"cannot be used: {error.strerror}", remedy)
-    free, needed = found.f_bavail * found.f_frsize, num_workers * SHARED_BYTES_PER_WORKER
-    text = f"{_mib(free)} free, about {_mib(needed)} wanted by {num_workers} decode workers"
+def check_memory(num_ranks: int, num_workers: int, height: int = 224, width: int = 224) -> CheckResult:
+    """Check the memory for so many ranks with so many decode workers each, and frames of this size.
+
+    Frames under way take a quarter of what is free, as far as there is more than the least that is counted here.
+    """
+    frame_bytes = 3 * height * width
+    worker_bytes = WORKER_BYTES + WORKER_FRAMES * frame_bytes
+    needed = num_ranks * (RANK_BYTES + RANK_FRAMES * frame_bytes + num_workers * worker_bytes)
+    free = available_bytes()
+    text = (
+        f"{_gib(free)} free, about {_gib(needed)} needed by {num_ranks} ranks with {num_workers} decode workers each, "
+        f"for frames of {width}x{height}"
+    )
     if free >= needed:
-        return CheckResult(name, "ok", text)
-    return CheckResult(name, "warn", text, f"{_shm_remedy(needed)}; or fewer --workers, or a smaller --chunk-mebibytes")
+        return CheckResult("memory", "ok", text)
+    remedy = "fewer ranks or --workers, or more memory (docker run --memory, sbatch --mem)"
+    return CheckResult("memory", "warn", text, remedy)
 
 
-def _shm_remedy(num_bytes: int) -> str:
-    gib = -(-num_bytes // (1 << 30))
-    return f"docker run --shm-size {gib}g, or mount -o remount,size={gib}g /dev/shm"
+def _gib(num_bytes: int) -> str:
+    return f"{num_bytes / (1 << 30):.1f} GiB"
 
 
 def check_limits() -> list[CheckResult]:

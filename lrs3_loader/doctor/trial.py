@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,18 +19,20 @@ from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.doctor.checks import CheckResult, Level
-from lrs3_loader.errors import RunError
-from lrs3_loader.io.storage import Location
+from lrs3_loader.errors import RunError, UnreadableError
+from lrs3_loader.io.media_file import open_input
+from lrs3_loader.io.storage import Location, store_at
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
 
 NUM_FRAMES = 30
 TONE_HZ = 200.0
 NUM_CLIPS = 3  # of the corpus to try
+NUM_HEADERS = 64  # of its files to read
 MAX_GREY_ERROR = 6.0  # of 255; H.264 changes a uniform frame by less
 DEADLINE_SECONDS = 30.0
 MIN_GPU_BYTES = 6 << 30
 _GPU_REMEDY = "its memory may be full (nvidia-smi), or torch was not built for it; CUDA_VISIBLE_DEVICES selects others"
-_REINSTALL = "pip install --force-reinstall --no-deps decord av praat-parselmouth numpy; on a full disk set TMPDIR"
+_REINSTALL = "pip install --force-reinstall --no-deps av praat-parselmouth numpy; on a full disk set TMPDIR"
 
 
 def check_decoders() -> CheckResult:
@@ -80,6 +84,20 @@ def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> 
         remedy = "look at the file; other clips are not affected, but if most fail, check --layout"
         return CheckResult("corpus", "warn", text + f"({rejects[0].reason}: {rejects[0].message})", remedy)
     return CheckResult("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
+
+
+def largest_frames(clips: Sequence[Clip], root: Location) -> tuple[int, int]:
+    """Height and width of the largest frames that the headers of evenly spaced clips state; (224, 224) without any."""
+    sizes = []
+    store = store_at(root)
+    for clip in clips[:: max(1, -(-len(clips) // NUM_HEADERS))]:
+        with (
+            contextlib.suppress(UnreadableError),
+            store.local_copy(clip.video_path) as folder,
+            open_input(folder / clip.video_path, clip.video_path, DEADLINE_SECONDS) as container,
+        ):
+            sizes += [(stream.height, stream.width) for stream in container.streams.video[:1]]
+    return max(sizes, key=math.prod, default=(224, 224))
 
 
 def _decode(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> list[DecodedChunk | Reject]:

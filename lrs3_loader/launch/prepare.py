@@ -24,7 +24,7 @@ from lrs3_loader.types import FIELDS, Shard
 
 logger = logging.getLogger(__name__)
 
-SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "decord", "av", "praat-parselmouth", "webdataset")
+SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "av", "praat-parselmouth", "webdataset")
 
 
 def prepare(

@@ -137,10 +137,10 @@ def test_the_version_stands_in_one_place(tmp_path: Path) -> None:
 def test_the_doctor_speaks_json(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     found = [
         CheckResult("python", "ok", "3.11.7"),
-        CheckResult("packages", "fail", "not installed: decord", "run: lrs3-loader assets fetch"),
+        CheckResult("packages", "fail", "not installed: av", "run: lrs3-loader assets fetch"),
     ]
     monkeypatch.setattr(checks, "check_software", lambda: found)
-    monkeypatch.setattr(checks, "check_machine", lambda out, workers: [])
+    monkeypatch.setattr(checks, "check_machine", lambda out: [])
     monkeypatch.setattr(sys, "argv", ["tools/doctor.py"])
     assert doctor_command.main(["--json"]) == 1
     printed = json.loads(capsys.readouterr().out)

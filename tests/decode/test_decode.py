@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,17 @@ from lrs3_loader.errors import REASONS
 from lrs3_loader.types import Clip, DecodedChunk, Reject
 from support import media_files as files
 from support.paths import TESTS
-from support.pitch_stubs import CRASHES, HANGS, HANGS_WITH_LOCK, RAISES, SLOW, crash_once, flat_pitch, tricky_pitch
+from support.pitch_stubs import (
+    CRASHES,
+    HANGS,
+    HANGS_WITH_LOCK,
+    RAISES,
+    SLOW,
+    crash_once,
+    flat_pitch,
+    scarce_pitch,
+    tricky_pitch,
+)
 
 Result = DecodedChunk | Reject
 
@@ -223,6 +235,56 @@ def test_frames_cross_in_shared_memory(root: Path) -> None:
     assert "memfd:lrs3-loader" in mapped
 
 
+def shared_mebibytes() -> float:
+    """Frames that this process and its workers have in memory; pages that several map are counted once."""
+    pids = [os.getpid(), *(child.pid for child in active_children())]
+    rollups = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids]
+    return sum(int(line.split()[1]) for lines in rollups for line in lines if line.startswith("Pss_Shmem")) / 1024
+
+
+@pytest.fixture(scope="module")
+def hd(root: Path) -> Path:
+    """Three clips of 24 frames of 1920 x 1080: 149 MB each."""
+    for name in ("hd0", "hd1", "hd2"):
+        files.write_media(root / f"{name}.mp4", num_frames=24, size=(1080, 1920), sound=files.noise(0.96, 16_000))
+    return root
+
+
+def test_large_frames_stay_within_the_memory_that_is_given(hd: Path) -> None:
+    small = dataclasses.replace(PATIENT, frames_mebibytes=48)
+    clips = [(index, clip_of(hd, f"hd{index}")) for index in range(3)]
+    most, numbers = 0.0, []
+    with ClipLoader(clips, hd, CONFIG, small, pitch=flat_pitch) as loader:
+        for _, chunk in loader:
+            assert isinstance(chunk, DecodedChunk)
+            numbers += numbers_in(chunk)
+            most = max(most, shared_mebibytes())
+    assert numbers == 3 * list(range(24))
+    assert most < 48 + 6 * 2  # and the chunk at hand, of a frame or two
+
+
+@pytest.mark.parametrize(("free_bytes", "reason"), [(20 << 20, None), (3 << 20, "too_large")])
+def test_memory_that_runs_out_costs_speed_or_the_clip(hd: Path, free_bytes: int, reason: str | None) -> None:
+    """``scarce_pitch`` leaves a worker so much memory once it has begun a clip. A frame has 6 MB."""
+    clips = [(0, clip_of(hd, 10)), (1, clip_of(hd, "hd0")), (2, clip_of(hd, 11))]
+    pitch = functools.partial(scarce_pitch, free_bytes)
+    pitch.__module__ = scarce_pitch.__module__
+    with ClipLoader(clips, hd, CONFIG, worker_config(1), pitch=pitch) as loader:
+        results = list(loader)
+    large = [result for tag, result in results if tag == 1]
+    if reason is None:
+        assert [number for chunk in large if isinstance(chunk, DecodedChunk) for number in numbers_in(chunk)] == [
+            *range(24)
+        ]
+        assert len(large) > 4
+    else:
+        (reject,) = large
+        assert isinstance(reject, Reject)
+        assert reject.reason == reason
+        assert "hd0.mp4: not enough memory" in reject.message
+    assert [tag for tag, result in results if tag != 1 and isinstance(result, DecodedChunk)] == [0, 2]
+
+
 def test_no_clips(root: Path) -> None:
     assert load(root, []) == []
 
@@ -380,8 +442,6 @@ def test_no_worker_outlives_its_parent(root: Path, tmp_path: Path, ending: signa
 
 
 def test_closing_is_quick_and_complete(root: Path) -> None:
-    from multiprocessing import active_children
-
     before = {child.pid for child in active_children()}
     clips = ((index, clip_of(root, SLOW, index)) for index in range(100))
     loader = ClipLoader(clips, root, CONFIG, worker_config(3), pitch=tricky_pitch)
@@ -400,8 +460,6 @@ def resident_mebibytes(pid: int) -> float:
 
 
 def test_memory_and_descriptors_stay_flat(root: Path) -> None:
-    from multiprocessing import active_children
-
     total, warm_up = 400, 150
     clips = ((index, clip_of(root, (10, 11, 12, 13)[index % 4], index)) for index in range(total))
     levels: dict[int, list[float]] = {}

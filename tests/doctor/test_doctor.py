@@ -25,13 +25,13 @@ from lrs3_loader.doctor.checks import CheckResult, check_software, check_torch_l
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
-from lrs3_loader.types import Shard
+from lrs3_loader.types import Clip, Shard
 from support.media_files import noise, write_media
 from support.paths import REPO
 from support.run_factory import full_features
 
 GOOD = {"torch": "2.11.0", "torchvision": "0.26.0", "torchaudio": "2.11.0"}
-OTHERS = ("transformers", "huggingface_hub", "numpy", "scipy", "decord", "av", "praat-parselmouth", "webdataset")
+OTHERS = ("transformers", "huggingface_hub", "numpy", "scipy", "av", "praat-parselmouth", "webdataset")
 
 
 def software(**versions: str | None) -> dict[str, CheckResult]:
@@ -112,23 +112,27 @@ def test_a_torch_package_that_does_not_load_ends_in_one_line(tool: str, tmp_path
 
 
 def test_missing_packages_are_named() -> None:
-    check = software(decord=None, av=None)["packages"]
-    assert (check.level, check.text) == ("fail", "not installed: decord, av")
+    check = software(scipy=None, av=None)["packages"]
+    assert (check.level, check.text) == ("fail", "not installed: scipy, av")
 
 
 Disk = namedtuple("Disk", "f_bavail f_frsize f_files f_favail f_blocks")
 
 
-def test_shared_memory_is_weighed_against_the_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "statvfs", lambda _: Disk(16384, 4096, 10, 10, 16384))  # 64 MiB, as docker has it
-    check = checks.check_shared_memory(8)
+def test_memory_is_weighed_against_ranks_workers_and_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(checks, "available_bytes", lambda: 10 << 30)
+    assert checks.check_memory(2, 2).level == "ok"
+    check = checks.check_memory(2, 2, 2160, 3840)
     assert check.level == "warn"
-    assert "64 MiB free, about 1024 MiB wanted by 8 decode workers" in check.text
-    assert "--shm-size 1g" in check.remedy
-    monkeypatch.setattr(os, "statvfs", lambda _: Disk(1 << 20, 4096, 10, 10, 1 << 20))
-    assert checks.check_shared_memory(8).level == "ok"
-    monkeypatch.undo()
-    assert checks.check_shared_memory(1, Path("/no/such/place")).level == "fail"
+    assert check.text == (
+        "10.0 GiB free, about 10.9 GiB needed by 2 ranks with 2 decode workers each, for frames of 3840x2160"
+    )
+    for size in ((48, 64), (80, 40)):
+        write_media(tmp_path / f"a{size[0]}.mp4", size=size, num_frames=3)
+    (tmp_path / "text.mp4").write_text("no film")
+    clips = [Clip(f"a/b/{path.stem}", path.name, 1) for path in sorted(tmp_path.iterdir())]
+    assert trial.largest_frames(clips, tmp_path) == (80, 40)
+    assert trial.largest_frames(clips[2:], tmp_path) == (224, 224)
 
 
 def test_limits_of_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +204,7 @@ checks.check_software = lambda: [checks.CheckResult("torch packages", "fail", "u
 try:
     checks.stop_if_unfit(pathlib.Path("."), 1)
 except errors.RunError:
-    assert not {"torch", "numpy", "decord", "av"} & set(sys.modules)
+    assert not {"torch", "numpy", "av"} & set(sys.modules)
     print("stopped")
 """
     command = [sys.executable, "-c", code]

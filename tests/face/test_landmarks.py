@@ -16,6 +16,8 @@ from torch import Tensor
 
 from golden.landmark_codec import Z_STRIDE, GoldenLandmarks, read_golden
 from lrs3_loader.assets.locate import cache_folder
+from lrs3_loader.config import DecodeConfig
+from lrs3_loader.decode import video
 from lrs3_loader.errors import NoFaceError, RunError
 from lrs3_loader.face.geometry.topology import (
     BLENDSHAPE_NAMES,
@@ -66,10 +68,8 @@ def older_files() -> LandmarkerFiles:
 
 
 def read_frames(shared_data: Path, name: str, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
-    import decord  # after torch: the other way round its libraries clash
-
-    reader = decord.VideoReader(str(shared_data / "clips" / f"{name}.mp4"))
-    return torch.from_numpy(reader.get_batch(range(start, stop or len(reader), step)).asnumpy())
+    track = video.probe_video(shared_data / "clips" / f"{name}.mp4", name, DecodeConfig())
+    return video.read_frames(track, np.arange(start, stop or len(track.pts), step))
 
 
 def track_clip(landmarker: FaceLandmarker, frames: Tensor) -> FrameLandmarks:

@@ -165,7 +165,7 @@ def test_options_that_documents_name_exist() -> None:
     sources = [*(REPO / "tools").rglob("*.py"), *(REPO / "lrs3_loader").rglob("*.py")]
     known = "\n".join(path.read_text(encoding="utf-8") for path in sources)
     others = {"nproc-per-node", "nnodes", "node-rank", "master-addr", "master-port", "standalone"}  # of torchrun
-    others |= {"shm-size", "help"}
+    others |= {"help"}
     for document in DOCUMENTS:
         for option in set(re.findall(r"(?<![\w-])--([a-z][a-z0-9_-]+)", document.read_text(encoding="utf-8"))):
             name = option.replace("-", "_")

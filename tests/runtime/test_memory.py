@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from lrs3_loader.runtime.memory import available_bytes, disable_malloc_trim, limit_malloc_cache, split_on_oom
+from lrs3_loader.runtime.free_memory import available_bytes
+from lrs3_loader.runtime.memory import disable_malloc_trim, limit_malloc_cache, split_on_oom
 
 
 def test_a_batch_that_does_not_fit_is_split(caplog: pytest.LogCaptureFixture) -> None:

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from lrs3_loader.decode import shared_memory
+
 HANGS, HANGS_WITH_LOCK, CRASHES, RAISES, SLOW = 31, 32, 33, 34, 35  # numbers of frames that make `tricky_pitch` act
 
 
@@ -27,7 +29,7 @@ def tricky_pitch(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
         case 31:
             time.sleep(1_000)
         case 32:
-            ctypes.PyDLL(None).sleep(1_000)  # holds the interpreter lock, as decord does
+            ctypes.PyDLL(None).sleep(1_000)  # holds the interpreter lock
         case 33:
             os.kill(os.getpid(), signal.SIGKILL)
         case 34:
@@ -43,4 +45,10 @@ def crash_once(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
     if num_rows // 2 == CRASHES and not note.exists():
         note.touch()
         os.kill(os.getpid(), signal.SIGSEGV)
+    return flat_pitch(waveform, num_rows)
+
+
+def scarce_pitch(free_bytes: int, waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
+    """Leaves its worker no more memory than that."""
+    shared_memory.available_bytes = lambda: free_bytes
     return flat_pitch(waveform, num_rows)

@@ -4,7 +4,7 @@ video -> wav · wav -> mel and F0 · wav -> HuBERT · video -> landmarks · vide
 landmarks -> fitted coefficients · all of it -> one binary file
 
 Kinder than the original where that could not be measured fairly: no process is started for a file, decoding is
-decord's and FFmpeg's own, a video is read whole rather than frame by frame.
+PyAV's own, a video is read whole rather than frame by frame.
 """
 
 from __future__ import annotations
@@ -18,10 +18,7 @@ from typing import Any
 
 import av
 import numpy as np
-import torch  # decord must be loaded after torch
-
-# isort: split
-import decord
+import torch
 from scipy.io import wavfile
 
 from benchmarks.peers import SAMPLE_RATE, LibrosaMel, MediaPipeLandmarks, PillowResNet, praat_pitch
@@ -94,8 +91,8 @@ def _hubert(source: Source, folder: Path, hubert: Callable[[np.ndarray], np.ndar
 
 
 def _read_video(source: Source) -> np.ndarray:
-    reader = decord.VideoReader(str(source.video), num_threads=1)
-    return reader.get_batch(range(len(reader))).asnumpy()
+    with av.open(str(source.video)) as container:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)])
 
 
 def _landmarks(source: Source, folder: Path, landmarks: MediaPipeLandmarks) -> None:

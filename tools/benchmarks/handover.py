@@ -2,46 +2,42 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import time
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
-from lrs3_loader.decode.shared_memory import empty_shared
-from lrs3_loader.decode.workers import own_child_signals, prepare_parent
+from lrs3_loader.decode.shared_memory import Channel
+from lrs3_loader.decode.workers import WorkerPool, WorkTable, prepare_parent
+from lrs3_loader.types import Clip, DecodedChunk
 
 CHUNK_SHAPE = (125, 224, 224, 3)  # five seconds of LRS3: 18.8 MB
 
 
-class _Chunks(Dataset[torch.Tensor]):
+def _send_chunks(worker: int, channel: Channel, table: WorkTable) -> None:
     """What a decode process hands over, without the decoding: a block of bytes written into shared memory."""
-
-    def __init__(self, num_chunks: int) -> None:
-        self.num_chunks = num_chunks
-
-    def __len__(self) -> int:
-        return self.num_chunks
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return empty_shared(CHUNK_SHAPE, torch.uint8).fill_(index % 256)
+    clip = Clip("a/b/c", "c.mp4", 0)
+    while True:
+        number, _ = channel.receive()
+        frames = channel.allocate(CHUNK_SHAPE).fill_(number % 256)
+        channel.send(number, DecodedChunk(clip, 2 * len(frames), len(frames), frames, None))
 
 
 def measure_handover(num_chunks: int) -> tuple[int, float]:
     """(bytes, seconds) of the chunks from one process, each read once here; the first is not counted."""
     prepare_parent("forkserver", [__name__])
-    loader: DataLoader[torch.Tensor] = DataLoader(
-        _Chunks(num_chunks + 1),
-        batch_size=None,
-        num_workers=1,
-        multiprocessing_context=multiprocessing.get_context("forkserver"),
-    )
-    with own_child_signals():
-        chunks = iter(loader)
+    pool = WorkerPool(1, deadline_seconds=60, start_method="forkserver", serve=_send_chunks)
+    (channel,) = pool.channels
     here = torch.empty(CHUNK_SHAPE, dtype=torch.uint8)
-    here.copy_(next(chunks))
-    started, num_bytes = time.perf_counter(), 0
-    for chunk in chunks:
-        here.copy_(chunk)
-        num_bytes += here.numel()
-    return num_bytes, time.perf_counter() - started
+    started, num_bytes = 0.0, 0
+    for number in range(1, 3):
+        channel.send(number, None)
+    for number in range(1, num_chunks + 2):
+        here.copy_(channel.receive()[1].frames)
+        channel.send(number + 2, None)
+        if number == 1:
+            started = time.perf_counter()
+        else:
+            num_bytes += here.numel()
+    seconds = time.perf_counter() - started
+    pool.close()
+    return num_bytes, seconds

@@ -71,7 +71,7 @@ class StageBench:
         yield from self._together()
 
     def _decode(self) -> Iterator[Figure | Remark]:
-        """What decode workers do; the share is of decord alone, on one thread."""
+        """What decode workers do; the share is of FFmpeg without conversion to RGB, on one thread."""
         files = {take.path: take for take in self.bench.takes}
         num_frames = sum(take.num_frames for take in files.values())
         paths = list(files)
@@ -92,7 +92,7 @@ class StageBench:
         for work in ways.values():
             work()
         seconds = in_turn(ways, self.options.repeats, torch.device("cpu"))
-        ceiling = Figure.rate(CEILING, "decord, one thread", num_decoded, seconds["bare"], "frames/s")
+        ceiling = Figure.rate(CEILING, "FFmpeg, one thread", num_decoded, seconds["bare"], "frames/s")
         yield ceiling
         for name, text in (("pictures", "pictures"), ("whole", "pictures, sound, pitch")):
             figure = Figure.rate("decode", text, num_frames, seconds[name], "frames/s")
