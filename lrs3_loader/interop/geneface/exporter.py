@@ -12,6 +12,7 @@ Samples pass through one at a time, in the order of the run's plan.
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 import logging
@@ -130,7 +131,9 @@ class _SetWriter(IndexedWriter):
 
     def finish(self) -> None:
         super().finish()
-        np.lib.format.write_array(self._sizes_file, np.array(self._sizes, dtype=np.int64), allow_pickle=False)
+        buffer = io.BytesIO()  # into a file numpy would write past it, and its errors would name no file
+        np.lib.format.write_array(buffer, np.array(self._sizes, dtype=np.int64), allow_pickle=False)
+        self._sizes_file.write(buffer.getvalue())
 
 
 def _choose(folder: RunFolder, options: ExportOptions) -> tuple[list[Shard], dict[str, int], Container[str]]:

@@ -40,11 +40,13 @@ class Handle:
 
 @dataclass(frozen=True)
 class Call:
-    """One file call. Paths are relative to the watched folder, which itself is ``.``."""
+    """One file call. Paths are relative to the watched folder, which itself is ``.``.
 
-    kind: (
-        str  # open, create, read, write, truncate, fsync, close, rename, unlink, mkdir, rmdir, chmod, flock, list, stat
-    )
+    Kinds are open, create (an open that makes the file), read, write, truncate, fsync, close, rename, unlink, mkdir,
+    rmdir, chmod, flock, list and stat.
+    """
+
+    kind: str
     path: str
     target: str = ""  # of a rename
     handle: Handle | None = None

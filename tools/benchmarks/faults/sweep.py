@@ -99,6 +99,14 @@ class SweepResult:
     defects: list[Defect] = field(default_factory=list)
     known: list[tuple[Defect, Known]] = field(default_factory=list)
 
+    def add(self, defect: Defect, known: Iterable[Known]) -> None:
+        """Count a defect, apart if it is known."""
+        mark = next((one for one in known if one.covers(defect)), None)
+        if mark is None:
+            self.defects.append(defect)
+        else:
+            self.known.append((defect, mark))
+
 
 class Sweep:
     """Runs scenarios with one fault each.
@@ -135,12 +143,7 @@ class Sweep:
             result.num_points += 1
             result.endings[_word(ending)] += 1
             for problem in problems:
-                defect = Defect(point, problem)
-                known = next((one for one in self._known if one.covers(defect)), None)
-                if known is None:
-                    result.defects.append(defect)
-                else:
-                    result.known.append((defect, known))
+                result.add(Defect(point, problem), self._known)
         result.seconds = perf_counter() - begun
         return result
 
@@ -169,7 +172,7 @@ class Sweep:
         left = laboratory.tree()
         goal = digest(wanted)
         if ending.code == scenario.exit_code and not ending.crash:
-            yield from _differences(_without_locks(digest(left)), goal, "after it was said to have worked")
+            yield from differences(_without_locks(digest(left)), goal, "after it was said to have worked")
             return
         if not ending.is_killed and (complaint := ending.complaint(laboratory.world)):
             yield complaint
@@ -182,7 +185,7 @@ class Sweep:
         if again.code != scenario.exit_code or again.crash:
             yield f"the same command does not resume: {again.crash or again.errors.strip()[-200:]}"
             return
-        yield from _differences(digest(laboratory.tree()), goal, "after resuming")
+        yield from differences(digest(laboratory.tree()), goal, "after resuming")
 
 
 def _word(ending: Ending) -> str:
@@ -191,7 +194,8 @@ def _word(ending: Ending) -> str:
     return "unharmed" if ending.code == 0 else "refused"
 
 
-def _differences(found: dict[str, str], wanted: dict[str, str], when: str) -> Iterator[str]:
+def differences(found: dict[str, str], wanted: dict[str, str], when: str) -> Iterator[str]:
+    """Name every file in which two digests of a folder differ."""
     for path in sorted(found.keys() | wanted.keys()):
         if path not in found:
             yield f"{path} is missing {when}"
