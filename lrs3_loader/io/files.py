@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import io
 import os
+import re
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
@@ -29,6 +31,7 @@ ZIP_DAMAGE = (
     zlib.error,
 )
 _PIECE = 1 << 20  # bytes read at a time
+_TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # of atomic_write
 
 
 def file_sha256(path: Path) -> str:
@@ -63,9 +66,39 @@ def sync_folder(folder: Path) -> None:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and its parents where they do not exist; ``RunError`` if the disk refuses."""
+    """Make a folder and its parents where they do not exist, durably; ``RunError`` if the disk refuses."""
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        make_durable_folder(path)
+
+
+def make_durable_folder(path: Path) -> None:
+    """Make a folder and its parents where they do not exist, and sync the folders that hold the new names.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    missing = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(missing):
+        with suppress(PermissionError):  # a folder may be written to, but not be read
+            sync_folder(folder.parent)
+
+
+def clear_unfinished(folder: Path, is_own: Callable[[str], object]) -> None:
+    """Remove the temporary files that killed processes left of files in ``folder``.
+
+    A process that is still writing one holds a lock on it, so its file stays, and so does everything where the file
+    system has no locks.
+
+    Args:
+        is_own: tells by a file's final name whether it is the caller's.
+    """
+    with writing(folder), os.scandir(folder) as entries:
+        left = [entry.path for entry in entries if (match := _TEMPORARY.fullmatch(entry.name)) and is_own(match[1])]
+    for path in left:
+        with suppress(OSError), open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(path)
 
 
 @contextmanager
@@ -84,6 +117,8 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]
     with writing(path):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
     temporary = Path(name)
+    with suppress(OSError):  # some file systems have no locks
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # see clear_unfinished
     try:
         with output_file(handle, path) as file:
             yield file

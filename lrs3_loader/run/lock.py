@@ -28,7 +28,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import cannot_write
+from lrs3_loader.io.files import cannot_write, make_durable_folder
 
 logger = logging.getLogger(__name__)
 
@@ -129,7 +129,7 @@ class RunLock:
     def __enter__(self) -> RunLock:
         try:
             self._made_folder = not self.path.parent.exists()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+            make_durable_folder(self.path.parent)
             while not self._take():
                 pass
         except OSError as error:

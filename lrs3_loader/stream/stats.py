@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, clear_unfinished
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.types import FIELDS
 
@@ -121,6 +121,7 @@ def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
     except ValueError as error:
         raise RunError(f"{run}: its samples do not match: {error}") from error
     path = run / FILE_NAME
+    clear_unfinished(run, FILE_NAME.__eq__)
     with atomic_write(path) as file:
         file.write(stats.to_json().encode())
     return path, stats

@@ -28,7 +28,7 @@ from lrs3_loader.interop.bundle.parts import (
     check_manifest,
     check_sizes,
 )
-from lrs3_loader.io.files import atomic_write, make_folder
+from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
 from lrs3_loader.io.storage import SCRATCH
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
@@ -82,6 +82,7 @@ def pack_archive(
     files = _list_files(source)
     archive = f"{name}.tar"
     make_folder(dest)
+    clear_unfinished(dest, lambda name: name.startswith(archive))
     there = sorted(dest.glob(f"{archive}*"))
     if there:
         raise RunError(f"{there[0]} is already there; remove it, or choose another folder or --name")
@@ -196,9 +197,12 @@ def _check_targets(out: Path, targets: Sequence[tuple[Member, Path]]) -> None:
     """Room on the disk, and no link that is already there leading out of ``out``."""
     make_folder(out)
     root = out.resolve()
+    names = {target.name for _, target in targets}
     for folder in {target.parent for _, target in targets}:
         if not folder.resolve().is_relative_to(root):
             raise RunError(f"refused: {folder} is a link that leads out of {out}")
+        if folder.is_dir():
+            clear_unfinished(folder, names.__contains__)
     missing = sum(member.num_bytes for member, target in targets if _size(target) != member.num_bytes)
     free = shutil.disk_usage(out).free
     if missing > free:

@@ -31,7 +31,7 @@ from lrs3_loader.interop.geneface.indexed import IndexedWriter
 from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
 from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
 from lrs3_loader.interop.geneface.settings import ExportOptions
-from lrs3_loader.io.files import atomic_write, make_folder
+from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.types import Shard
 
@@ -41,6 +41,8 @@ EXPORT_FORMAT = "lrs3_loader geneface export 1"
 RECORD = "export.json"
 HUBERT_WIDTH = 1024  # GeneFace's networks are built for HuBERT-large
 _EVERY = 100
+_SPEAKERS = "spk_id2spk_idx.npy"
+_FILES = (RECORD, _SPEAKERS, *(name for split in ("train", "val") for name in (f"{split}.data", f"sizes_{split}.npy")))
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ def export_geneface(
             sets["val" if key in held_out or speaker in held_out else "train"].add(item)
         for writer in sets.values():
             writer.finish()
-    with atomic_write(dest / "spk_id2spk_idx.npy") as file:
+    with atomic_write(dest / _SPEAKERS) as file:
         write_dict_npy(file, speaker_index)
     report = ExportReport(
         num_train=len(sets["train"]),
@@ -186,8 +188,7 @@ def _prepare(dest: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise RunError(f"{dest} already holds {there[0]}; choose another folder, or replace the set with --overwrite")
     (dest / RECORD).unlink(missing_ok=True)  # from here on the set there is not whole
-    for left_behind in dest.glob(".*.data.*.tmp"):  # by an export that was killed; they can be large
-        left_behind.unlink()
+    clear_unfinished(dest, _FILES.__contains__)  # they can be large
 
 
 def _notes(sample: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

@@ -82,13 +82,15 @@ class FileCalls:
             which the call then raises (of a failing write, half of the data is written), or ``Killed``.
         after: called with each call that has happened.
         skips_sync: do not really flush to disk; for speed.
+        lock: takes or ends the kernel lock of an open file; by default, the kernel does.
     """
 
     root: Path
     before: Callable[[Call], object] = lambda call: None
     after: Callable[[Call], object] = lambda call: None
     skips_sync: bool = True
-    is_dead: bool = False  # the simulated process was killed
+    lock: Callable[[Handle, int, Callable[[], None]], None] = lambda handle, operation, real: real()
+    _is_dead: bool = False  # the simulated process was killed
     _handles: dict[int, Handle] = field(default_factory=dict)
     _unowned: set[int] = field(default_factory=set)  # descriptors of os.open that no file object has
     _lock: threading.RLock = field(default_factory=threading.RLock)
@@ -109,16 +111,24 @@ class FileCalls:
     def handle(self, descriptor: int) -> Handle | None:
         return self._handles.get(descriptor)
 
+    def is_dead(self) -> bool:
+        """Tell whether the process that makes a call was killed."""
+        return self._is_dead
+
+    def die(self) -> None:
+        """The process that makes a call is killed."""
+        self._is_dead = True
+
     def make(self, call: Call, real: Callable[[], Any], on_fault: Callable[[], object] | None = None) -> Any:
         """Make a call, unless the hook objects."""
-        if self.is_dead:
+        if self.is_dead():
             raise Killed
         try:
             self.before(call)
         except Killed:
             if on_fault is not None:
                 on_fault()
-            self.is_dead = True
+            self.die()
             raise
         except OSError as error:
             if on_fault is not None:
@@ -284,7 +294,7 @@ class _Functions:
         handle = self.calls.handle(descriptor)
         self.calls.closed(descriptor)
         try:
-            if handle is not None and not self.calls.is_dead:
+            if handle is not None and not self.calls.is_dead():
                 self.calls.make(close_call(handle), lambda: None)
         finally:
             _REAL["close"](descriptor)
@@ -325,7 +335,8 @@ class _Functions:
         if handle is None:
             _REAL_FLOCK(file, operation)
             return
-        self.calls.make(Call("flock", handle.path, handle=handle), lambda: _REAL_FLOCK(file, operation))
+        call = Call("flock", handle.path, handle=handle)
+        self.calls.make(call, lambda: self.calls.lock(handle, operation, lambda: _REAL_FLOCK(file, operation)))
 
     def open_file(
         self,
@@ -416,12 +427,26 @@ class _Functions:
                 try:
                     if traced is not None:
                         calls.closed(self.fileno())
-                        if not calls.is_dead:
+                        if not calls.is_dead():
                             calls.make(close_call(traced), lambda: None)
                 finally:
                     super().close()
 
         return TracedFile
+
+
+def read_unwatched(path: Path) -> bytes:
+    """Read a file without passing through any hook."""
+    descriptor = _REAL["open"](path, os.O_RDONLY)
+    try:
+        return b"".join(iter(lambda: _REAL["read"](descriptor, 1 << 20), b""))
+    finally:
+        _REAL["close"](descriptor)
+
+
+def inode(path: Path) -> int:
+    """Return the number that identifies a file, without passing through any hook."""
+    return int(_REAL["stat"](path).st_ino)
 
 
 def _exists(path: Path) -> bool:

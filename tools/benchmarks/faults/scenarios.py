@@ -165,6 +165,7 @@ class Laboratory:
         self._stack = ExitStack()
         self._parsed: dict[tuple[str, ...], Any] = {}
         self._starts: dict[str, Tree] = {}
+        self._tars: dict[str, str] = {}
         self.is_second = False
 
     def __enter__(self) -> Laboratory:
@@ -239,6 +240,17 @@ class Laboratory:
             self._starts[key] = self.tree()
         return self._starts[key]
 
+    def tars(self) -> dict[str, str]:
+        """Return the SHA-256 of each tar of an undisturbed run with one clip a shard, by its shard."""
+        if not self._tars:
+            self.restore({})
+            words = _EXTRACT.replace("--shard-clips 2", "--shard-clips 1")
+            ending = run_command(words.format(world=self.world, corpus=self.corpus).split())
+            assert ending.code == cli.EXIT_OK, ending
+            for path in (self.world / "run" / "shards").iterdir():
+                self._tars[path.stem] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return self._tars
+
     def run(self, scenario: Scenario, again: bool = False) -> Ending:
         """Run the command of a scenario in this process, or the one that resumes it."""
         self.is_second = scenario.is_second
@@ -276,7 +288,7 @@ def run_command(words: Sequence[str]) -> Ending:
     except Killed:
         return Ending(None, errors.getvalue())
     except BaseException as error:
-        return Ending(1, errors.getvalue(), output.getvalue(), _in_short(error))
+        return Ending(1, errors.getvalue(), output.getvalue(), in_short(error))
     finally:
         package.handlers, package.level, package.propagate = handlers, level, propagate
         for number, handler in signals.items():
@@ -284,7 +296,7 @@ def run_command(words: Sequence[str]) -> Ending:
     raise AssertionError("a command ends with SystemExit")
 
 
-def _in_short(error: BaseException) -> str:
+def in_short(error: BaseException) -> str:
     """Name an uncaught error and the last line of the package that it passed."""
     package = str(Path(lrs3_loader.__file__).parent)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.startswith(package)]
