@@ -227,6 +227,8 @@ class LaunchConfig:
     """Make a small corpus of synthetic talking heads and extract it."""
     retry_rejects: tuple[str, ...] | None = None
     """Run shards that contain rejects again (only rejects of the given reasons, if any)."""
+    repair: bool = False
+    """Read all shards first, and make those again that do not match their records."""
 
 
 #: On a GPU: bytes that one frame, one aligned crop and one second of audio take during processing (rounded up), and

@@ -2,6 +2,8 @@
 
 lrs3-loader verify runs/demo
 
+With --repair, also mark them, so that the extraction makes them again when it is run the next time.
+
 With --sync, also measure each clip's audio-video offset, by a network that lrs3-loader train-syncnet has trained:
 
 lrs3-loader verify runs/demo --sync runs/syncnet/checkpoint.pt
@@ -10,6 +12,7 @@ lrs3-loader verify runs/demo --sync runs/syncnet/checkpoint.pt
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -24,6 +27,8 @@ from lrs3_loader.launch import cli
 class Args:
     out: Annotated[str, tyro.conf.Positional]
     """Folder or URL of the run."""
+    repair: bool = False
+    """Remove the records of damaged shards: the next extraction makes these shards again."""
     sync: Path | None = None
     """A checkpoint that train-syncnet wrote: measure offsets as well, into OUT/sync.jsonl."""
 
@@ -33,13 +38,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from lrs3_loader.launch.summary import describe_rejects
     from lrs3_loader.run.folder import RunFolder
+    from lrs3_loader.run.lock import RunLock
 
     folder = RunFolder.open(args.out)
     num_bad = 0
-    for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
-        num_bad += bool(problems)
-        for problem in problems:
-            tqdm.write(f"{shard.name}: {problem}")
+    with RunLock(folder.path) if args.repair and isinstance(folder.path, Path) else nullcontext():
+        for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
+            num_bad += bool(problems)
+            for problem in problems:
+                tqdm.write(f"{shard.name}: {problem}")
+            if problems and args.repair:
+                folder.unpublish(shard)
     totals = folder.totals()
     print(
         f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards intact: "
@@ -48,7 +57,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sep="\n",
     )
     if num_bad:
-        print(f"{num_bad} shards are missing or damaged; run the extraction again to rewrite them")
+        option = "" if args.repair else " with --repair"
+        print(f"{num_bad} shards are missing or damaged; run the extraction again{option} to make them again")
         return cli.EXIT_PROBLEM
     if args.sync is not None:
         from lrs3_loader.io.storage import local_path

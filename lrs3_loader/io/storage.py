@@ -24,7 +24,7 @@ from typing import IO, Any
 import fsspec
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write, make_folder, output_file, reading, writing
+from lrs3_loader.io.files import atomic_write, make_folder, output_file, reading, sync_folder, writing
 
 SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
@@ -106,9 +106,11 @@ class LocalStore:
         return atomic_write(self.root / name, self.root / SCRATCH)
 
     def delete(self, name: str) -> None:
-        """Remove a file if it is there."""
-        with writing(self.root / name):
-            (self.root / name).unlink(missing_ok=True)
+        """Remove a file if it is there, durably."""
+        path = self.root / name
+        with writing(path), suppress(FileNotFoundError):
+            path.unlink()
+            sync_folder(path.parent)
 
     @contextmanager
     def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
@@ -120,10 +122,15 @@ class LocalStore:
 
     def clear_scratch(self) -> None:
         """Remove what killed writers left behind. Call it only while nobody writes."""
-        with writing(self.root / SCRATCH):
-            (self.root / SCRATCH).mkdir(exist_ok=True)
-            for entry in os.scandir(self.root / SCRATCH):
-                os.unlink(entry.path)
+        scratch = self.root / SCRATCH
+        if scratch.is_symlink():
+            raise RunError(
+                f"{scratch} is a symbolic link, and the files in its target may not be of this run: remove the link, "
+                "then run the same command again"
+            )
+        with writing(scratch):
+            for path in scratch.iterdir():
+                path.unlink()
 
 
 class RemoteStore:

@@ -58,13 +58,14 @@ def prepare(
         fields = {name: as_json(spec) for name, spec in FIELDS.items()}
         record = {"format": 1, **now, "plan_sha256": plan_sha256(shards), "fields": fields, "software": software()}
         folder = RunFolder.create(launch.out, record, shards)
+    if unknown := sorted(set(launch.retry_rejects or ()) - set(REASONS)):
+        raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
+    damaged = folder.unpublish_damaged() if launch.repair else []
     folder.clear_scratch()
     if launch.retry_rejects is None:
         pending = folder.pending()
     else:
-        if unknown := sorted(set(launch.retry_rejects) - set(REASONS)):
-            raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
-        pending = folder.with_rejects(launch.retry_rejects)
+        pending = sorted({*folder.with_rejects(launch.retry_rejects), *damaged})
     folder.save_index()
     counts = folder.shards.num_clips, len(folder.shards), len(pending), device.type
     logger.info("%d clips in %d shards, %d shards to do, on %s", *counts)

@@ -3,7 +3,7 @@
 OUT/
   run.json         config, plan hash, model files, software
   manifest.jsonl   one line per clip, sorted, with the shard it belongs to
-  shards/          pretrain-000000.tar ...
+  shards/          pretrain-000000.tar ... (pretrain-000000.g1.tar where another was published since)
   ledger/          pretrain-000000.json ... each written after its tar
   index.jsonl      large runs only: the contents of the ledgers in one file; may be deleted
   tmp/             local runs only: shards being written
@@ -14,6 +14,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,11 +22,23 @@ from typing import Any
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
-from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger, ledger_name, read_ledger
+from lrs3_loader.run.ledger import (
+    LEDGER_FOLDER,
+    REPAIR,
+    TAR_FOLDER,
+    Ledger,
+    ledger_name,
+    read_ledger,
+    shard_of_tar,
+    tar_name,
+)
 from lrs3_loader.run.ledger_index import LedgerIndex, LedgerSummary
 from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest
-from lrs3_loader.run.shards import TAR_FOLDER, check_shard, publish_shard, read_shard, tar_name
+from lrs3_loader.run.shards import check_shard, publish_shard, read_shard
+from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import ClipFeatures, Reject, Shard
+
+logger = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
@@ -102,15 +115,25 @@ class RunFolder:
 
     def tar_path(self, shard: Shard) -> Path:
         """Return the path of a shard's tar; ``RunError`` if the run is remote."""
-        return local_path(self.path, "opening tars by path") / tar_name(shard.name)
+        return local_path(self.path, "opening tars by path") / self._tar(shard)
 
-    def tar_url(self, shard: Shard) -> str:
-        """Return the path or URL of a shard's tar."""
-        return self.store.where(tar_name(shard.name))
+    def open_tar(self, shard: Shard) -> TarIndex:
+        """Open the tar of a published shard of a local run, with its ledger.
 
-    def tar_size(self, shard: Shard) -> int:
-        """Return the bytes of a shard's tar; ``FileNotFoundError`` if there is none."""
-        return self.store.size(tar_name(shard.name))
+        Raises:
+            DamagedError: the tar or its ledger is missing or damaged.
+        """
+        try:
+            ledger = self.ledger(shard)
+        except (FileNotFoundError, RunError) as error:
+            raise DamagedError(f"{shard.name} has no sound ledger: {error}") from error
+        return TarIndex(self.tar_path(shard), ledger)
+
+    def _tar(self, shard: Shard) -> str:
+        try:
+            return tar_name(shard.name, self.ledger(shard).generation)
+        except FileNotFoundError:
+            return tar_name(shard.name)
 
     def ledger(self, shard: Shard) -> Ledger:
         """Return the ledger of a shard; ``FileNotFoundError`` if it is not published."""
@@ -124,8 +147,13 @@ class RunFolder:
 
     def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
         """Yield the samples of a published shard (see ``shards.read_shard``); a remote tar is downloaded first."""
-        with self.store.local_copy(tar_name(shard.name)) as folder:
-            yield from read_shard(folder / tar_name(shard.name))
+        ledger = self.ledger(shard)
+        name = tar_name(shard.name, ledger.generation)
+        with self.store.local_copy(name) as folder:
+            try:
+                yield from read_shard(folder / name, ledger)
+            except RunError as error:
+                raise RunError(f"{error}; {REPAIR}".replace(str(folder / name), self.store.where(name))) from error
 
     def summaries(self) -> list[LedgerSummary]:
         """Return the summaries of the published shards, sorted by name.
@@ -133,11 +161,13 @@ class RunFolder:
         A shard is published if its ledger exists and its tar has the size that the ledger says. This lists two folders
         and reads new ledgers, but no tar; ``check`` reads everything.
         """
-        tars = self.store.listing(TAR_FOLDER)
-        sizes = {name.removesuffix(".tar"): state.num_bytes for name, state in tars.items() if name.endswith(".tar")}
+        sizes = {f"{TAR_FOLDER}/{name}": state.num_bytes for name, state in self.store.listing(TAR_FOLDER).items()}
         run = self.run_hash
-        ledgers = self._index.summaries()
-        return [found for found in ledgers if found.run == run and sizes.get(found.shard) == found.num_bytes]
+        return [
+            found
+            for found in self._index.summaries()
+            if found.run == run and sizes.get(tar_name(found.shard, found.generation)) == found.num_bytes
+        ]
 
     def published(self) -> set[str]:
         """Return the names of the published shards."""
@@ -169,25 +199,48 @@ class RunFolder:
         """Write one shard and its ledger atomically; see ``shards.publish_shard``."""
         return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
 
+    def unpublish(self, shard: Shard) -> None:
+        """Remove the ledger of a shard, so that the shard is made again."""
+        self.store.delete(ledger_name(shard.name))
+
     def clear_scratch(self) -> None:
-        """Remove unfinished files of killed processes. Only rank 0 may call this, before any rank writes."""
+        """Remove what killed processes have left, and make folders that are missing.
+
+        Only rank 0 may call this, before any rank writes.
+        """
+        self.store.create([TAR_FOLDER, LEDGER_FOLDER])
         self.store.clear_scratch()
+        current = {name: tar_name(name) for name in self.shards.names}
+        current |= {found.shard: tar_name(found.shard, found.generation) for found in self._index.summaries()}
+        for file_name in self.store.listing(TAR_FOLDER):
+            name = f"{TAR_FOLDER}/{file_name}"
+            if name != current.get(shard_of_tar(file_name), name):
+                self.store.delete(name)
 
     def check(self) -> Iterator[tuple[Shard, list[str]]]:
         """Compare every shard with its ledger; yield each shard with a list of problems."""
         for shard in self.shards:
             try:
                 ledger = self.ledger(shard)
+                problems = check_shard(shard, self.store, ledger)
+                if ledger.run != self.run_hash:
+                    problems.append(f"ledger of {shard.name} belongs to another run")
             except FileNotFoundError:
-                yield shard, [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
-                continue
+                problems = [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
             except RunError as error:
-                yield shard, [str(error)]
-                continue
-            problems = check_shard(shard, self.store, ledger)
-            if ledger.run != self.run_hash:
-                problems.append(f"ledger of {shard.name} belongs to another run")
+                problems = [str(error)]
             yield shard, problems
+
+    def unpublish_damaged(self) -> list[int]:
+        """Unpublish the shards that do not match their ledgers, and return their indices."""
+        names = self.store.listing(LEDGER_FOLDER)
+        damaged = []
+        for index, (shard, problems) in enumerate(self.check()):
+            if problems and f"{shard.name}.json" in names:
+                logger.warning("%s: %s; it is made again", shard.name, "; ".join(problems))
+                self.unpublish(shard)
+                damaged.append(index)
+        return damaged
 
     def totals(self) -> Totals:
         """Return the sums over all published shards."""

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
+import re
 from collections import Counter
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from typing import Any
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Store
 
+REPAIR = "run the extraction again with --repair"
 LEDGER_FOLDER = "ledger"
+TAR_FOLDER = "shards"
+_DIGITS = 8  # of a checksum
+_NO_MEMBER = "-" * _DIGITS
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Ledger:
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
     timings: dict[str, float]  # seconds per stage
     provenance: dict[str, Any]  # software, device and rank that made it, and the time
+    generation: int = 0  # how often the shard was replaced by another; part of the tar's name
+    checksums: dict[str, str] = field(default_factory=dict)  # by extension: 8 digits per sample, see ``join_checksums``
 
     @property
     def num_frames(self) -> int:
@@ -38,13 +44,19 @@ class Ledger:
         """Number of rejects by reason."""
         return Counter(reason for _, reason, _ in self.rejects)
 
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Index in ``samples`` by key."""
+        return {key: place for place, (key, _) in enumerate(self.samples)}
 
-    @classmethod
-    def read(cls, path: Path) -> Ledger:
-        """Read a ledger file; see ``parse``. ``FileNotFoundError`` if there is none."""
-        return cls.parse(path.read_bytes(), str(path))
+    def checksums_of(self, key: str) -> dict[str, str]:
+        """Return the CRC-32 of each member of a sample by its extension; empty in ledgers of older versions."""
+        start = _DIGITS * self.places[key]
+        found = {extension: digits[start : start + _DIGITS] for extension, digits in self.checksums.items()}
+        return {extension: digits for extension, digits in found.items() if digits != _NO_MEMBER}
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
     def parse(cls, data: bytes, where: str) -> Ledger:
@@ -55,7 +67,7 @@ class Ledger:
         """
         try:
             plain = json.loads(data)
-            return cls(
+            ledger = cls(
                 shard=str(plain["shard"]),
                 run=str(plain["run"]),
                 sha256=str(plain["sha256"]),
@@ -64,14 +76,36 @@ class Ledger:
                 rejects=tuple((str(key), str(reason), str(text)) for key, reason, text in plain["rejects"]),
                 timings=dict(plain["timings"]),
                 provenance=dict(plain["provenance"]),
+                generation=int(plain.get("generation", 0)),
+                checksums={str(extension): str(digits) for extension, digits in plain.get("checksums", {}).items()},
             )
-        except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
-            raise RunError(f"{where} is not a ledger ({error}); delete it and run the extraction again") from error
+            if any(len(digits) != _DIGITS * len(ledger.samples) for digits in ledger.checksums.values()):
+                raise ValueError(f"its checksums are not {_DIGITS} digits for each sample")
+        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+            raise RunError(f"{where} is not a ledger ({error}); {REPAIR}") from error
+        return ledger
+
+
+def join_checksums(samples: list[dict[str, str]]) -> dict[str, str]:
+    """Join the checksums of the members of each sample (by extension) to one text per extension, in their order."""
+    extensions = sorted({extension for sample in samples for extension in sample})
+    return {name: "".join(sample.get(name, _NO_MEMBER) for sample in samples) for name in extensions}
 
 
 def ledger_name(shard: str) -> str:
     """Return the name of a shard's ledger, relative to its run."""
     return f"{LEDGER_FOLDER}/{shard}.json"
+
+
+def tar_name(shard: str, generation: int = 0) -> str:
+    """Return the name of a shard's tar, relative to its run: another one each time that the shard is replaced."""
+    return f"{TAR_FOLDER}/{shard}{f'.g{generation}' if generation else ''}.tar"
+
+
+def shard_of_tar(name: str) -> str:
+    """Return the shard of a tar of any generation, by the name of its file; "" if it is not a tar."""
+    match = re.fullmatch(r"(.+?)(\.g[0-9]+)?\.tar", name)
+    return match[1] if match else ""
 
 
 def read_ledger(store: Store, shard: str) -> Ledger:

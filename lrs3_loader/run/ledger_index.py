@@ -31,10 +31,19 @@ class LedgerSummary:
     num_samples: int
     num_frames: int
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
+    generation: int = 0
 
     @classmethod
     def of(cls, ledger: Ledger) -> LedgerSummary:
-        return cls(ledger.shard, ledger.run, ledger.num_bytes, len(ledger.samples), ledger.num_frames, ledger.rejects)
+        return cls(
+            ledger.shard,
+            ledger.run,
+            ledger.num_bytes,
+            len(ledger.samples),
+            ledger.num_frames,
+            ledger.rejects,
+            ledger.generation,
+        )
 
     @property
     def reasons(self) -> Counter[str]:
@@ -96,6 +105,8 @@ class LedgerIndex:
 
 
 def _parse(line: bytes) -> tuple[str, tuple[FileState, LedgerSummary]]:
-    name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects = json.loads(line)
+    # Indexes of older versions have no generation.
+    name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects, *generation = json.loads(line)
     found = tuple((key, reason, message) for key, reason, message in rejects)
-    return name, (FileState(size, stamp), LedgerSummary(shard, run, num_bytes, num_samples, num_frames, found))
+    counts = num_bytes, num_samples, num_frames
+    return name, (FileState(size, stamp), LedgerSummary(shard, run, *counts, found, *generation))

@@ -1,8 +1,8 @@
 """Writes, reads and checks shards: WebDataset tars whose bytes depend only on their samples, with a ledger each.
 
 A shard is published when its ledger exists. The tar is written atomically (see ``io.storage``) and hashed meanwhile;
-then the ledger is written. To replace a shard, its old ledger is removed first, so that a ledger never describes
-another tar than the one that exists.
+then the ledger is written. A shard that replaces a sound one has another name, so that the old one stays valid until
+the ledger, which names the tar, is replaced; then the old tar is removed.
 """
 
 from __future__ import annotations
@@ -20,16 +20,9 @@ import webdataset
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
 from lrs3_loader.io.storage import Store
-from lrs3_loader.run.ledger import Ledger, ledger_name, read_ledger
-from lrs3_loader.run.tar import DamagedError, Sample, TarIndex
+from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, read_ledger, tar_name
+from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
-
-TAR_FOLDER = "shards"
-
-
-def tar_name(shard: str) -> str:
-    """Return the name of a shard's tar, relative to its run."""
-    return f"{TAR_FOLDER}/{shard}.tar"
 
 
 class _HashingFile:
@@ -63,7 +56,7 @@ def encode_sample(features: ClipFeatures) -> dict[str, Any]:
 
 
 class _UnchangedError(Exception):
-    """Leaves the block of ``Store.write`` without replacing the file."""
+    """Leaves the block of ``Store.write`` without writing the file."""
 
 
 def publish_shard(
@@ -91,18 +84,19 @@ def publish_shard(
         old = read_ledger(store, shard.name)
     except FileNotFoundError:
         old = None
-    previous = old if old is not None and old.run == run and _is_sound(store, old) else None
+    sound = old if old is not None and old.run == run and _is_sound(store, old) else None
+    generation = 0 if sound is None else sound.generation + 1
     try:
-        with store.write(tar_name(shard.name)) as file:
+        with store.write(tar_name(shard.name, generation)) as file:
             stream = _HashingFile(file)
-            samples, rejects = _write_tar(stream, shard, results)
-            if previous and (previous.sha256, previous.rejects) == (stream.sha256, rejects):
+            samples, rejects, checksums = _write_tar(stream, shard, results)
+            if sound and (sound.sha256, sound.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
-            if old is not None:
+            if sound is None:  # the tar may take the place of the one that the ledger describes
                 store.delete(ledger_name(shard.name))
     except _UnchangedError:
-        assert previous is not None
-        return previous
+        assert sound is not None
+        return sound
     ledger = Ledger(
         shard=shard.name,
         run=run,
@@ -112,23 +106,29 @@ def publish_shard(
         rejects=rejects,
         timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
         provenance={**provenance, "finished_at": utc_now()},
+        generation=generation,
+        checksums=checksums,
     )
     with store.write(ledger_name(shard.name)) as file:
         file.write(ledger.to_json().encode())
+    if old is not None and old.generation != generation:
+        store.delete(tar_name(shard.name, old.generation))
     return ledger
 
 
 def _is_sound(store: Store, ledger: Ledger) -> bool:
-    name = tar_name(ledger.shard)
+    name = tar_name(ledger.shard, ledger.generation)
     with store.local_copy(name) as folder:
         return (folder / name).exists() and not check_tar(folder / name, ledger)
 
 
 def _write_tar(
     stream: _HashingFile, shard: Shard, results: Iterable[ClipFeatures | Reject]
-) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...]]:
+) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...], dict[str, str]]:
+    """Write the samples; return what the ledger records of samples, rejects and checksums."""
     samples: list[tuple[str, int]] = []
     rejects: list[tuple[str, str, str]] = []
+    checksums: list[dict[str, str]] = []
     # The headers hold no time, user or host.
     with webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
         for clip, result in zip(shard.clips, results, strict=True):
@@ -136,22 +136,25 @@ def _write_tar(
                 raise ValueError(f"{shard.name}: expected {clip.key}, got {result.clip.key}")
             if isinstance(result, Reject):
                 rejects.append((clip.key, result.reason, result.message))
-            else:
-                tar.write(encode_sample(result))
-                samples.append((clip.key, result.num_frames))
-    return tuple(samples), tuple(rejects)
+                continue
+            sample = encode_sample(result)
+            tar.write(sample)
+            samples.append((clip.key, result.num_frames))
+            checksums.append({name: checksum(data) for name, data in sample.items() if name != "__key__"})
+    return tuple(samples), tuple(rejects), join_checksums(checksums)
 
 
-def read_shard(path: Path) -> Iterator[Sample]:
+def read_shard(path: Path, ledger: Ledger | None = None) -> Iterator[Sample]:
     """Yield the samples of a published tar: ``{"__key__": str, "json": dict, "<field>": ndarray, ...}``.
 
-    Unlike ``TarIndex``, which reads tars of other programs as well, this accepts no member but json and arrays.
+    Unlike ``TarIndex``, which reads tars of other programs as well, this accepts no member but json and arrays. With
+    the ledger of the tar, the checksum of each member is compared.
 
     Raises:
         RunError: the tar is damaged, or holds a member that no shard has; the message names both.
     """
     try:
-        with TarIndex(path) as tar:
+        with TarIndex(path, ledger) as tar:
             unknown = [f"{s.key}.{ext}" for s in tar.samples for ext in s.members if not _is_known(ext)]
             if unexpected := tar.ignored + unknown:
                 raise DamagedError(f"{path}: unexpected member {unexpected[0]!r}")
@@ -182,7 +185,7 @@ def check_shard(shard: Shard, store: Store, ledger: Ledger) -> list[str]:
     Reads the whole tar and checks its size, hash, members and shapes, and that samples and rejects are exactly the
     shard's clips.
     """
-    name = tar_name(shard.name)
+    name = tar_name(shard.name, ledger.generation)
     with store.local_copy(name) as folder:
         if not (folder / name).exists():
             return [f"{store.where(name)} is missing although its ledger is there"]

@@ -2,7 +2,7 @@
 
 Opening a ``TarIndex`` reads only headers (512 bytes per member). Plain ustar members, which is what this package
 writes, are parsed here in a few microseconds each; from the first member of another kind on, ``tarfile`` reads the tar.
-Nothing is ever unpickled.
+With a ledger, the bytes of each member that is read are compared with its checksum. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -11,12 +11,14 @@ import io
 import json
 import os
 import tarfile
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lrs3_loader.io.safe_load import decode_npy
+from lrs3_loader.run.ledger import Ledger
 
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
@@ -39,17 +41,22 @@ class SampleLocation:
 class TarIndex:
     """Random access to the samples of a local tar; a context manager that closes it.
 
+    Args:
+        path: the tar.
+        ledger: its ledger, if it has one.
+
     Attributes:
         samples: the samples in the order of the tar.
         ignored: names of the members that belong to no sample: folders, links, sparse files, names without an
             extension.
 
     Raises:
-        DamagedError: the file cannot be opened, is not a tar, or is cut off.
+        DamagedError: the file cannot be opened, is not a tar, is cut off, or holds other samples than its ledger names.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, ledger: Ledger | None = None):
         self.path = path
+        self.ledger = ledger
         self.samples: list[SampleLocation] = []
         self.ignored: list[str] = []
         try:
@@ -59,6 +66,8 @@ class TarIndex:
         try:
             for name, offset, size in _members(self._file):
                 self._add(name, offset, size)
+            if ledger is not None and [sample.key for sample in self.samples] != list(ledger.places):
+                raise DamagedError("holds other samples than its ledger names")
         except (DamagedError, tarfile.TarError, OSError, ValueError) as error:
             self._file.close()
             raise DamagedError(f"{path}: {error}") from error
@@ -88,13 +97,15 @@ class TarIndex:
         """Read sample number ``index``: its json and the arrays named in ``fields`` (None: all), as writable arrays.
 
         Raises:
-            DamagedError: a member cannot be read or decoded, or a field is missing.
+            DamagedError: a member cannot be read or decoded, does not have its checksum, or a field is missing.
         """
         sample = self.samples[index]
         try:
             data = {name: self._bytes(*span) for name, span in sample.members.items() if is_selected(name, fields)}
         except OSError as error:
             raise DamagedError(f"{self.path}: {sample.key}: {error}") from error
+        if self.ledger is not None:
+            check_members(str(self.path), sample.key, data, self.ledger)
         return decode_sample(str(self.path), sample.key, data, fields)
 
     def num_frames(self, index: int) -> int:
@@ -114,6 +125,22 @@ class TarIndex:
 def is_selected(extension: str, fields: tuple[str, ...] | None) -> bool:
     """Return whether a member is read: the json always, an array if ``fields`` names it (None: all)."""
     return fields is None or extension == "json" or extension.removesuffix(".npy") in fields
+
+
+def checksum(data: bytes | bytearray) -> str:
+    """Return the CRC-32 of the bytes of a member as 8 hexadecimal digits, as ledgers record it."""
+    return f"{zlib.crc32(data):08x}"
+
+
+def check_members(where: str, key: str, members: Mapping[str, bytearray], ledger: Ledger) -> None:
+    """Compare members of a sample, given by extension, with their checksums.
+
+    Raises:
+        DamagedError: the bytes of a member, which is named with the tar ``where``, are not those that were written.
+    """
+    for extension, digits in ledger.checksums_of(key).items():
+        if extension in members and checksum(members[extension]) != digits:
+            raise DamagedError(f"{where}: {key}.{extension} is damaged: its checksum is not the one in the ledger")
 
 
 def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[str, ...] | None) -> Sample:

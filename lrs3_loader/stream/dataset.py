@@ -61,10 +61,10 @@ class ShardStream(IterableDataset[Item]):
             ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
         equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
         follow: read a run (folder or URL) while it is being written: each shard as soon as it is published, in the
-            order of the plan, until the run is complete. Do not use ``--retry-rejects`` on the run meanwhile.
+            order of the plan, until the run is complete.
         partial: read the published shards of an unfinished run.
-        on_error: ``"raise"`` a ``RunError`` on a damaged tar or sample, or ``"skip"`` it, log it once per tar and count
-            it in ``errors()``.
+        on_error: ``"raise"`` a ``RunError`` on a damaged tar or a sample that does not have its checksum, or ``"skip"``
+            it, log it once per tar and count it in ``errors()``.
         num_parallel_shards: remote shards that are read at the same time, all ranks together (default: 12 per rank).
         rank: rank of this process, given together with ``world_size``. Default: from ``torch.distributed``, else from
             torchrun's environment.

@@ -13,10 +13,12 @@ from typing import Any
 from webdataset import tariterators
 
 from lrs3_loader.io.storage import store_at
-from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, decode_sample, is_selected
+from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, check_members, decode_sample, is_selected
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import BatchIds
+from lrs3_loader.stream.sources import Source
 
 logger = logging.getLogger(__name__)
 
@@ -42,12 +44,14 @@ class LocalReader:
 
     def read(self, partition: int, sample_id: int) -> Sample:
         """Return a sample; raises ``DamagedError``, which names the tar, if that is not possible."""
-        number, position = self._catalog.locate(sample_id)
+        number, place = self._catalog.locate(sample_id)
         index = self._index(number)
         key = self._catalog.key(sample_id)
-        if position >= len(index.samples) or index.samples[position].key != key:
-            raise DamagedError(f"{index.path}: sample {position} is not {key}: the tar is not the one that was listed")
-        return index.read(position, self._fields)
+        if index.ledger is not None:  # the shard may have been replaced since it was listed
+            place = index.ledger.places.get(key, -1)
+        if not 0 <= place < len(index.samples) or index.samples[place].key != key:
+            raise DamagedError(f"{index.path}: {key} is not there any more: the tar is not the one that was listed")
+        return index.read(place, self._fields)
 
     def _index(self, number: int) -> TarIndex:
         if number in self._broken:
@@ -56,7 +60,7 @@ class LocalReader:
             self._open.move_to_end(number)
             return self._open[number]
         try:
-            self._open[number] = self._open_tar(self._catalog.sources[number].url)
+            self._open[number] = self._open_present(self._catalog.sources[number])
         except DamagedError as error:
             self._broken[number] = str(error)
             raise
@@ -64,8 +68,17 @@ class LocalReader:
             self._open.popitem(last=False)[1].close()
         return self._open[number]
 
-    def _open_tar(self, url: str) -> TarIndex:
-        return TarIndex(Path(url))
+    def _open_present(self, source: Source) -> TarIndex:
+        problem = DamagedError(f"{source.url} cannot be opened")
+        for url, ledger in source.versions():
+            try:
+                return self._open_tar(url, ledger)
+            except DamagedError as error:
+                problem = error
+        raise problem
+
+    def _open_tar(self, url: str, ledger: Ledger | None) -> TarIndex:
+        return TarIndex(Path(url), ledger)
 
     def close(self) -> None:
         for index in self._open.values():
@@ -81,11 +94,11 @@ class FetchingReader(LocalReader):
 
     _most_open = MAX_FETCHED_TARS
 
-    def _open_tar(self, url: str) -> TarIndex:
+    def _open_tar(self, url: str, ledger: Ledger | None) -> TarIndex:
         root, _, name = url.rpartition("/")
         with store_at(root).local_copy(name) as folder:  # the open file outlives its name
             try:
-                return TarIndex(folder / name)
+                return TarIndex(folder / name, ledger)
             except DamagedError as error:
                 raise DamagedError(str(error).replace(str(folder / name), url)) from error
 
@@ -137,22 +150,36 @@ class _Partition:
     def _walk(self, shards: dict[int, dict[str, int]]) -> Generator[tuple[int, Members | DamagedError], None, None]:
         """Yield every wanted sample: its undecoded members, or the error why it cannot be read."""
         for number, wanted in shards.items():
-            url = self._catalog.sources[number].url
-            problem = DamagedError(f"{url}: samples that were listed are not in it")
-            try:
-                with contextlib.closing(tar_samples(url, self._fields)) as samples:
-                    for key, data in samples:
-                        if key in wanted:
-                            yield wanted.pop(key), data
-                        if not wanted:
-                            break
-            except DamagedError as error:
-                problem = error
+            source = self._catalog.sources[number]
+            problem = DamagedError(f"{source.url}: samples that were listed are not in it")
+            versions = source.versions()
+            while wanted:
+                try:
+                    url, ledger = next(versions)
+                    with contextlib.closing(tar_samples(url, self._fields)) as samples:
+                        for key, data in samples:
+                            if key in wanted:
+                                yield wanted.pop(key), _checked(url, key, data, ledger)
+                            if not wanted:
+                                break
+                except StopIteration:
+                    break
+                except DamagedError as error:
+                    problem = error
             for sample_id in wanted.values():
                 yield sample_id, problem
 
     def close(self) -> None:
         self._arrivals.close()
+
+
+def _checked(url: str, key: str, members: Members, ledger: Ledger | None) -> Members | DamagedError:
+    try:
+        if ledger is not None:
+            check_members(url, key, members, ledger)
+    except DamagedError as error:
+        return error
+    return members
 
 
 #: Reads the samples of a catalog: ``read(partition, sample_id)`` and ``close()``.

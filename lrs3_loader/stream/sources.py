@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import braceexpand
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.storage import LocalStore, Store
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.ledger import Ledger
-from lrs3_loader.run.shards import tar_name
+from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read_ledger, shard_of_tar, tar_name
 from lrs3_loader.run.tar import DamagedError, TarIndex
-from lrs3_loader.stream.remote import is_remote, remote_run
+from lrs3_loader.stream.remote import is_remote, open_remote, remote_run
 from lrs3_loader.types import Shard
 
 logger = logging.getLogger(__name__)
@@ -36,10 +36,35 @@ class Source:
     name: str  # name of the shard, or path or URL of the tar
     url: str  # local path, URL or ``pipe:`` command
     samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known
+    shard: tuple[str, str] | None = None  # folder or URL of the run, and name of the shard; None: it has no ledger
 
     @property
     def is_local(self) -> bool:
         return not is_remote(self.url)
+
+    def versions(self) -> Iterator[tuple[str, Ledger | None]]:
+        """Yield where the tar is now, and its ledger; ask again if reading fails, since the shard may just be replaced.
+
+        Raises:
+            DamagedError: its ledger is missing or damaged.
+        """
+        if self.shard is None:
+            yield self.url, None
+            return
+        run, name = self.shard
+        where, last = f"{run}/{ledger_name(name)}", None
+        while True:
+            try:
+                with open_remote(where) if is_remote(where) else open(where, "rb") as file:
+                    ledger = Ledger.parse(file.read(), where)
+            except OSError as error:
+                raise DamagedError(f"{where} cannot be read: {error}") from error
+            except RunError as error:
+                raise DamagedError(str(error)) from error
+            if ledger.generation == last:
+                return
+            last = ledger.generation
+            yield f"{run}/{tar_name(name, last)}", ledger
 
 
 @dataclass
@@ -112,16 +137,29 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool)
 
 def published_source(folder: RunFolder, shard: Shard) -> tuple[Source | None, str | None]:
     """Return (source, None) for a shard of a run, (None, problem), or (None, None) if it is not published."""
-    try:
-        ledger = folder.ledger(shard)
-        if ledger.run != folder.run_hash:
-            return None, f"the ledger of {shard.name} belongs to another run"
-        _check_size(folder.tar_url(shard), lambda: folder.tar_size(shard), ledger)
-    except FileNotFoundError:
-        return None, None
-    except (DamagedError, RunError) as error:
-        return None, str(error)
-    return Source(shard.name, folder.tar_url(shard), ledger.samples), None
+    return _published(folder.store, shard.name, folder.run_hash)
+
+
+def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source | None, str | None]:
+    seen = None
+    while True:
+        try:
+            ledger = read_ledger(store, shard)
+        except FileNotFoundError:
+            return None, None
+        except RunError as error:
+            return None, str(error)
+        url = store.where(tar_name(shard, ledger.generation))
+        try:
+            if run_hash not in (None, ledger.run):
+                return None, f"the ledger of {shard} belongs to another run"
+            if (size := store.size(tar_name(shard, ledger.generation))) != ledger.num_bytes:
+                return None, f"{url} has {size} bytes, its ledger says {ledger.num_bytes}"
+            return Source(shard, url, ledger.samples, (str(store.root), shard)), None
+        except FileNotFoundError:
+            if ledger == seen:
+                return None, f"{url} is missing although its ledger is there"
+            seen = ledger  # look again: the shard may just have been replaced
 
 
 def _list_remote_run(location: str, listing: Listing, partial: bool) -> None:
@@ -129,7 +167,8 @@ def _list_remote_run(location: str, listing: Listing, partial: bool) -> None:
         ledgers = {ledger.shard: ledger for ledger in folder.ledgers()}
         missing = [name for name in folder.shards.names if name not in ledgers]
         for name, ledger in ledgers.items():
-            listing.sources.append(Source(name, f"{location}/{tar_name(name)}", ledger.samples))
+            url = f"{location}/{tar_name(name, ledger.generation)}"
+            listing.sources.append(Source(name, url, ledger.samples, (location, name)))
     _refuse_unfinished(location, missing, partial)
 
 
@@ -142,38 +181,27 @@ def _refuse_unfinished(location: str, missing: list[str], partial: bool) -> None
 
 
 def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
-    samples: tuple[tuple[str, int], ...] | None = None
+    if is_remote(location):
+        listing.sources.append(Source(location, location, None))
+        return None
+    path = Path(location)
+    if path.parent.name == TAR_FOLDER:
+        source, problem = _published(LocalStore(path.parent.parent), shard_of_tar(path.name), None)
+        if problem is not None:
+            return _skip_or_raise(location, problem, listing, skip_errors)
+        if source is not None:
+            listing.sources.append(replace(source, name=location))
+            return None
     try:
-        if not is_remote(location):
-            samples = _local_samples(Path(location))
-    except (DamagedError, RunError) as error:
-        _skip_or_raise(location, str(error), listing, skip_errors)
-    else:
+        with TarIndex(path) as tar:
+            samples = tuple((sample.key, tar.num_frames(index)) for index, sample in enumerate(tar.samples))
         listing.sources.append(Source(location, location, samples))
-
-
-def _local_samples(path: Path) -> tuple[tuple[str, int], ...]:
-    """Return (key, T) of each sample, from the ledger if the tar lies in a run, else from the tar."""
-    ledger_path = path.parent.parent / "ledger" / f"{path.stem}.json"
-    if path.parent.name == "shards" and ledger_path.is_file():
-        ledger = Ledger.read(ledger_path)
-        _check_size(str(path), lambda: path.stat().st_size, ledger)
-        return ledger.samples
-    with TarIndex(path) as tar:
-        return tuple((sample.key, tar.num_frames(index)) for index, sample in enumerate(tar.samples))
-
-
-def _check_size(path: str, measure: Callable[[], int], ledger: Ledger) -> None:
-    try:
-        size = measure()
-    except FileNotFoundError:
-        raise DamagedError(f"{path} is missing although its ledger is there") from None
-    if size != ledger.num_bytes:
-        raise DamagedError(f"{path} has {size} bytes, its ledger says {ledger.num_bytes}")
+    except DamagedError as error:
+        _skip_or_raise(location, str(error), listing, skip_errors)
 
 
 def _skip_or_raise(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
     if not skip_errors:
-        raise RunError(f"{why}. Run the extraction again to replace it, or skip it (on_error='skip')")
+        raise RunError(f"{why}; {REPAIR} to replace it, or skip it (on_error='skip')")
     logger.warning("skipping %s", why)
     listing.skipped[name] = why

@@ -281,7 +281,7 @@ def test_ledgers(folder: Path, run: RunFolder, data: st.DataObject) -> None:
     path = folder / "ledger.json"
     path.write_bytes(data.draw(damaged(whole) | changed))
     try:
-        ledger = Ledger.read(path)
+        ledger = Ledger.parse(path.read_bytes(), str(path))
     except RunError as error:
         assert str(path) in str(error)
     else:
@@ -295,7 +295,7 @@ def test_files_that_are_no_ledgers(tmp_path: Path, run: RunFolder, text: str) ->
     path = tmp_path / "ledger.json"
     path.write_text(json.dumps(plain).rstrip("}") + ", " + text[1:] if text.startswith('{"') else text)
     with pytest.raises(RunError, match="is not a ledger"):
-        Ledger.read(path)
+        Ledger.parse(path.read_bytes(), str(path))
 
 
 @small_fuzz

@@ -20,7 +20,6 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Store, Url, is_url, location, store_at
 from lrs3_loader.run.folder import RunFolder
-from support.factory import make_features, make_reject
 from support.run_factory import begin_run, make_run, publish
 from support.s3_server import Bucket, Proxy, make_bucket, s3_service
 
@@ -275,21 +274,6 @@ def test_a_run_whose_upload_broke_is_resumed(bucket: Bucket, monkeypatch: pytest
     for index in again.pending():
         publish(again, index, LENGTHS[index])
     assert [problems for _, problems in again.check()] == [[], [], []]
-
-
-def test_a_replaced_shard_never_has_a_wrong_ledger(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The old ledger goes first: when the upload then fails, the shard is simply to be done."""
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
-    run = make_run(f"{bucket.url}/run", LENGTHS)
-    bucket.proxy.cut_after = 20_000
-    shard = run.shards[0]
-    with pytest.raises(RunError, match="could not be uploaded"):
-        run.publish(shard, [make_features(clip, 200) for clip in shard.clips], {}, {})
-    bucket.proxy.cut_after = None
-    assert run.pending() == [0]
-    run.publish(shard, [make_reject(shard.clips[0]), *(make_features(clip) for clip in shard.clips[1:])], {}, {})
-    assert run.pending() == []
-    assert [problems for _, problems in run.check()] == [[], [], []]
 
 
 # corpora

@@ -42,7 +42,8 @@ def read_by_the_document(out: Path) -> dict[str, dict[str, np.ndarray]]:
     samples: dict[str, dict[str, np.ndarray]] = {}
     for shard, keys in planned.items():
         ledger = json.loads((out / "ledger" / f"{shard}.json").read_text(encoding="utf-8"))
-        data = (out / "shards" / f"{shard}.tar").read_bytes()
+        generation = f".g{ledger['generation']}" if ledger.get("generation") else ""
+        data = (out / "shards" / f"{shard}{generation}.tar").read_bytes()
         assert (ledger["run"], ledger["num_bytes"]) == (run, len(data))
         assert ledger["sha256"] == hashlib.sha256(data).hexdigest()
         assert sorted([key for key, _ in ledger["samples"]] + [key for key, _, _ in ledger["rejects"]]) == sorted(keys)

@@ -14,7 +14,7 @@ import webdataset
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.io.storage import LocalStore
-from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.ledger import Ledger, read_ledger
 from lrs3_loader.run.shards import check_shard, publish_shard, read_shard
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 from support.factory import make_clip, make_features, make_reject, make_shard
@@ -49,7 +49,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     ledger = publish(tmp_path, shard, results)
     assert ledger.samples == ((shard.clips[0].key, 10), (shard.clips[2].key, 12), (shard.clips[3].key, 12))
     assert ledger.rejects == ((shard.clips[1].key, "no_face", "3 of 10 frames with a face"),)
-    assert Ledger.read(tmp_path / LEDGER) == ledger
+    assert read_ledger(LocalStore(tmp_path), shard.name) == ledger
     written = [result for result in results if isinstance(result, ClipFeatures)]
     for sample, features in zip(read_shard(tmp_path / TAR), written, strict=True):
         assert sample["__key__"] == features.clip.key
@@ -126,7 +126,7 @@ def test_publishing_something_else_replaces_tar_and_ledger(tmp_path: Path) -> No
     publish(tmp_path, shard, some_results(shard))
     ledger = publish(tmp_path, shard, [make_features(clip) for clip in shard.clips])
     assert ledger.rejects == ()
-    assert check_shard(shard, LocalStore(tmp_path), Ledger.read(tmp_path / LEDGER)) == []
+    assert check_shard(shard, LocalStore(tmp_path), read_ledger(LocalStore(tmp_path), shard.name)) == []
 
 
 def test_publishing_repairs_a_damaged_tar(tmp_path: Path) -> None:
@@ -196,7 +196,7 @@ def test_strange_members_are_refused_by_name(tmp_path: Path, members: dict[str, 
 def test_a_file_that_is_no_ledger_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(RunError, match=r"a\.json is not a ledger"):
-        Ledger.read(tmp_path / "a.json")
+        Ledger.parse((tmp_path / "a.json").read_bytes(), str(tmp_path / "a.json"))
 
 
 def test_ledger_is_plain_json(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ others publish, as one file, without joining them on disk.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import shutil
@@ -31,6 +32,7 @@ from lrs3_loader.interop.bundle.parts import (
 from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
 from lrs3_loader.io.storage import SCRATCH
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.ledger import REPAIR, tar_name
 from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
 
 logger = logging.getLogger(__name__)
@@ -70,7 +72,8 @@ def pack_archive(
         Path of the manifest.
 
     Raises:
-        RunError: nothing to pack, a link or device in ``source``, or parts of that name already in ``dest``.
+        RunError: nothing to pack, a link or device in ``source``, a damaged shard, or parts of that name already in
+            ``dest``.
         ValueError: a part size under 1 KiB.
     """
     if part_size < _MIN_PART_BYTES:
@@ -90,14 +93,18 @@ def pack_archive(
         PartsWriter(dest, archive, part_size) as writer,
         tarfile.open(fileobj=cast(IO[bytes], writer), mode="w|", bufsize=_BLOCK, format=tarfile.PAX_FORMAT) as tar,
     ):
+        hashes = _recorded_hashes(source)
         for path in files:
             info = tarfile.TarInfo(f"{name}/{path}")  # without clock, user and host
             with open(source / path, "rb") as file:
                 info.size = os.fstat(file.fileno()).st_size
+                hashing = _HashingReader(file)
                 try:
-                    tar.addfile(info, file)
+                    tar.addfile(info, cast(IO[bytes], hashing))
                 except OSError as error:
                     raise RunError(f"cannot pack {source / path}: {error}") from error
+            if hashes.get(str(path)) not in (None, hashing.digest.hexdigest()):
+                raise RunError(f"{source / path} is damaged: its sha256 is not the one in its ledger; {REPAIR}")
             progress(info.size)
     manifest = BundleManifest(archive, name, len(files), tuple(writer.parts))
     manifest_path = dest / f"{archive}{MANIFEST_SUFFIX}"
@@ -127,6 +134,27 @@ def _list_files(source: Path) -> list[PurePosixPath]:
 
 def _cannot_list(error: OSError) -> None:
     raise RunError(f"cannot read {error.filename}: {error.strerror}")
+
+
+class _HashingReader:
+    """Hashes what is read from a file."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self.digest = hashlib.sha256()
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.digest.update(data)
+        return data
+
+
+def _recorded_hashes(source: Path) -> dict[str, str]:
+    """Return the SHA-256 of each tar of a run, by its name in the run; empty if there is no run."""
+    if not RunFolder.exists(source):
+        return {}
+    ledgers = RunFolder.open(source).ledgers()
+    return {tar_name(ledger.shard, ledger.generation): ledger.sha256 for ledger in ledgers}
 
 
 def unpack_archive(

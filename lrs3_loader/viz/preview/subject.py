@@ -185,7 +185,7 @@ def _read_sample(folder: RunFolder, shard: Shard, key: str) -> dict[str, Any]:
     for sample in folder.samples(shard):
         if sample["__key__"] == key:
             return sample
-    raise RunError(f"{folder.tar_url(shard)} does not hold {key} although its ledger says so; verify the run")
+    raise RunError(f"{shard.name} of {folder.path} does not hold {key} although its ledger says so; verify the run")
 
 
 def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, fetch: bool = True) -> FaceModel:

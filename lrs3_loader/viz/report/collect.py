@@ -125,7 +125,7 @@ def _samples(
         if not mine:
             continue
         try:
-            with TarIndex(folder.tar_path(shard)) as index:
+            with folder.open_tar(shard) as index:
                 for number in mine:
                     yield shard, number, read_fields(index, number, _READ)
         except (DamagedError, IndexError) as error:

@@ -18,7 +18,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.tar import DamagedError, TarIndex
+from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz.overlay import to_uint8
 from lrs3_loader.viz.preview.chart import HEAT_MAP, MEL_RANGE, PITCH_TOP_HZ
@@ -60,7 +60,7 @@ def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader
         remark = f"No meshes: {error}"
     cards = []
     for pick in picks:
-        with suppress(DamagedError), TarIndex(folder.tar_path(pick.shard)) as index:  # named when it was collected
+        with suppress(DamagedError), folder.open_tar(pick.shard) as index:  # named when it was collected
             cards.append(_draw_card(pick, read_fields(index, pick.index, _FIELDS), model))
     return cards, remark
 
