@@ -61,7 +61,8 @@ class ShardStream(IterableDataset[Item]):
             ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
         equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
         follow: read a run (folder or URL) while it is being written: each shard as soon as it is published, in the
-            order of the plan, until the run is complete.
+            order of the plan, until the run is complete. Do not use ``--retry-rejects`` on the run meanwhile: ranks and
+            workers list its shards at different times, and must find the same samples.
         partial: read the published shards of an unfinished run.
         on_error: ``"raise"`` a ``RunError`` on a damaged tar or a sample that does not have its checksum, or ``"skip"``
             it, log it once per tar and count it in ``errors()``.

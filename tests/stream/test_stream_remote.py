@@ -98,7 +98,8 @@ def test_a_partition_reads_its_shards_once_and_front_to_back(run: RunFolder, all
     stream = ShardStream(f"teststore://{run.path}", batch_size=3, num_parallel_shards=1, shuffle_buffer=4)
     Store.opened.clear()
     assert sorted(keys_in(stream)) == all_keys
-    assert sorted(Path(path).name for path in Store.opened) == [f"{shard.name}.tar" for shard in run.shards]
+    read = sorted(Path(path).name for path in Store.opened)
+    assert read == sorted(f"{shard.name}.{ending}" for shard in run.shards for ending in ("json", "tar"))
 
 
 def test_an_unfinished_remote_run(tmp_path: Path) -> None:
