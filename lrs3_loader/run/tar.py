@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lrs3_loader.io.safe_load import decode_npy
-from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.ledger import REPAIR, Ledger
 
 _BLOCK = 512
 _REGULAR = (b"0", b"\0")
@@ -28,6 +28,14 @@ Sample = dict[str, Any]  # {"__key__": str, "json": dict, "<field>": ndarray, ..
 
 class DamagedError(Exception):
     """A tar or one of its samples is damaged or missing; the message names the tar and the damage."""
+
+    remedy = REPAIR
+
+
+class ReplacedError(DamagedError):
+    """The tar was replaced by one without this sample."""
+
+    remedy = "open the stream again"
 
 
 @dataclass(frozen=True)

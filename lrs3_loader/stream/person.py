@@ -6,7 +6,6 @@ from dataclasses import replace
 from typing import Any
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.ledger import REPAIR
 from lrs3_loader.run.tar import DamagedError, Sample
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.readers import LocalReader
@@ -60,7 +59,7 @@ class PersonClips:
         try:
             return [self._reader.read(0, sample_id) for sample_id in self._batches[number - self._first]]
         except DamagedError as error:
-            raise RunError(f"{error}; {REPAIR}, for the person's clips") from error
+            raise RunError(f"{error}; {error.remedy} (the person's)") from error
 
     def _next_pass(self) -> list[list[int]]:
         settings, catalog = self._settings, self._catalog

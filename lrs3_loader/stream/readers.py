@@ -14,7 +14,7 @@ from webdataset import tariterators
 
 from lrs3_loader.io.storage import store_at
 from lrs3_loader.run.ledger import Ledger
-from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, check_members, decode_sample, is_selected
+from lrs3_loader.run.tar import DamagedError, ReplacedError, Sample, TarIndex, check_members, decode_sample, is_selected
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import BatchIds
@@ -48,9 +48,11 @@ class LocalReader:
         index = self._index(number)
         key = self._catalog.key(sample_id)
         if index.ledger is not None:  # the shard may have been replaced since it was listed
-            place = index.ledger.places.get(key, -1)
-        if not 0 <= place < len(index.samples) or index.samples[place].key != key:
-            raise DamagedError(f"{index.path}: {key} is not there any more: the tar is not the one that was listed")
+            if key not in index.ledger.places:
+                raise ReplacedError(f"{index.path}: {key} is not there any more: the shard was replaced")
+            place = index.ledger.places[key]
+        elif place >= len(index.samples) or index.samples[place].key != key:
+            raise DamagedError(f"{index.path}: sample {place} is not {key}: the tar is not the one that was listed")
         return index.read(place, self._fields)
 
     def _index(self, number: int) -> TarIndex:
@@ -151,8 +153,8 @@ class _Partition:
         """Yield every wanted sample: its undecoded members, or the error why it cannot be read."""
         for number, wanted in shards.items():
             source = self._catalog.sources[number]
-            problem = DamagedError(f"{source.url}: samples that were listed are not in it")
             versions = source.versions()
+            problem = DamagedError(f"{source.url} cannot be read")
             while wanted:
                 try:
                     url, ledger = next(versions)
@@ -162,6 +164,9 @@ class _Partition:
                                 yield wanted.pop(key), _checked(url, key, data, ledger)
                             if not wanted:
                                 break
+                    is_replaced = ledger is not None and not wanted.keys() <= ledger.places.keys()
+                    kind = ReplacedError if is_replaced else DamagedError
+                    problem = kind(f"{url}: samples that were listed are not in it")
                 except StopIteration:
                     break
                 except DamagedError as error:

@@ -10,7 +10,6 @@ import torch
 from torch.utils.data import get_worker_info
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.ledger import REPAIR
 from lrs3_loader.run.tar import DamagedError
 
 logger = logging.getLogger(__name__)
@@ -80,7 +79,7 @@ class SharedState:
             RunError: errors must not be skipped.
         """
         if not self._skip_errors:
-            raise RunError(f"{error}; {REPAIR} to replace it, or skip it (on_error='skip')") from error
+            raise RunError(f"{error}; {error.remedy}, or skip it (on_error='skip')") from error
         info = get_worker_info()
         self._lost[info.id % _ROWS if info else 0, tar] += 1
         if tar not in self._logged:

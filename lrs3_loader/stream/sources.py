@@ -202,6 +202,6 @@ def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
 
 def _skip_or_raise(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
     if not skip_errors:
-        raise RunError(f"{why}; {REPAIR} to replace it, or skip it (on_error='skip')")
+        raise RunError(f"{why}; {REPAIR}, or skip it (on_error='skip')")
     logger.warning("skipping %s", why)
     listing.skipped[name] = why
