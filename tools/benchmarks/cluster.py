@@ -22,9 +22,8 @@ import torch.distributed as dist
 
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.run.folder import RunFolder, run_hash
-from lrs3_loader.run.ledger import Ledger, ledger_name
+from lrs3_loader.run.ledger import Ledger, ledger_name, tar_name
 from lrs3_loader.run.manifest import plan_sha256
-from lrs3_loader.run.shards import tar_name
 from lrs3_loader.types import Clip, Shard
 
 NUM_FRAMES = 250  # of a clip
