@@ -33,7 +33,7 @@ from lrs3_loader.doctor import checks
 from lrs3_loader.interop.geneface import indexed, item
 from lrs3_loader.launch import cli, prepare, runner
 from lrs3_loader.run import ledger_index, lock
-from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.ledger import Ledger, tar_name
 from lrs3_loader.run.shards import check_tar
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 
@@ -364,7 +364,7 @@ def half_published(world: Path, tree: Tree) -> list[str]:
         except lrs3_loader.errors.RunError as error:
             problems.append(str(error))
             continue
-        tar = world / run / "shards" / f"{name.removesuffix('.json')}.tar"
+        tar = world / run / tar_name(name.removesuffix(".json"), ledger.generation)
         if not tar.exists():
             problems.append(f"{path} is there without its tar")
         else:
