@@ -20,11 +20,15 @@ LENGTHS = [[12, 30], [40, 21]]
 def run(tmp_path: Path) -> RunFolder:
     """A run with one flipped bit in a payload of its second shard."""
     run = make_run(tmp_path / "run", LENGTHS)
+    harm(run, "lm68")
+    return run
+
+
+def harm(run: RunFolder, field: str) -> None:
     path = run.tar_path(run.shards[1])
     data = bytearray(path.read_bytes())
-    data[data.index(b"NUMPY", data.index(b".lm68.npy")) + 600] ^= 64
+    data[data.index(b"NUMPY", data.index(f".{field}.npy".encode())) + 600] ^= 64
     path.write_bytes(data)
-    return run
 
 
 def test_verify_says_what_repairs_it(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
@@ -71,6 +75,9 @@ def test_a_command_that_reads_it_ends(run: RunFolder, tmp_path: Path, command: s
     assert not list(tmp_path.glob("parts/*.manifest.json"))
 
 
-def test_the_report_names_it(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
-    assert report.main([str(run.path), "--gallery", "0"]) == 1
-    assert "lm68.npy is damaged: its checksum" in capsys.readouterr().out
+@pytest.mark.parametrize(("field", "gallery"), [("lm68", 0), ("mel", 4)])
+def test_the_report_names_it(run: RunFolder, field: str, gallery: int, capsys: pytest.CaptureFixture[str]) -> None:
+    publish(run, 1, LENGTHS[1])
+    harm(run, field)
+    assert report.main([str(run.path), "--gallery", str(gallery)]) == 1
+    assert f"{field}.npy is damaged: its checksum" in capsys.readouterr().out

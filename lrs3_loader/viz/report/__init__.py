@@ -29,7 +29,7 @@ def write_report(
         RunError: the page cannot be written.
     """
     findings = collect(folder, sample=sample, num_picks=gallery, progress=progress)
-    cards, remark = draw_cards(folder, findings.picks, load_model)
+    cards, remark = draw_cards(folder, findings.picks, load_model, findings.damaged)
     try:
         with atomic_write(page) as file:
             file.write(render(findings, cards, remark).encode("utf-8", "replace"))

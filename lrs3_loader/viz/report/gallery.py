@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,8 +48,10 @@ class Card:
     size: int = PANEL_PX
 
 
-def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader) -> tuple[list[Card], str]:
-    """A card for each pick that can still be read, and why there are no meshes (or nothing)."""
+def draw_cards(
+    folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader, damaged: list[str]
+) -> tuple[list[Card], str]:
+    """A card for each pick that can be read, others are added to ``damaged``; and why there are no meshes (or "")."""
     if not picks:
         return [], ""
     model, remark = None, ""
@@ -60,8 +61,11 @@ def draw_cards(folder: RunFolder, picks: Sequence[Pick], load_model: ModelLoader
         remark = f"No meshes: {error}"
     cards = []
     for pick in picks:
-        with suppress(DamagedError), folder.open_tar(pick.shard) as index:  # named when it was collected
-            cards.append(_draw_card(pick, read_fields(index, pick.index, _FIELDS), model))
+        try:
+            with folder.open_tar(pick.shard) as index:
+                cards.append(_draw_card(pick, read_fields(index, pick.index, _FIELDS), model))
+        except DamagedError as error:
+            damaged.append(str(error))
     return cards, remark
 
 
