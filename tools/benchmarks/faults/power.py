@@ -26,8 +26,7 @@ from benchmarks.faults.calls import Call, FileCalls, plain_name, watched
 from benchmarks.faults.scenarios import SCENARIOS, Laboratory, Scenario, Tree, digest, half_published
 from benchmarks.faults.sweep import Defect, Known, Point, SweepResult, differences
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.ledger import ledger_name
-from lrs3_loader.run.shards import tar_name
+from lrs3_loader.run.ledger import ledger_name, tar_name
 
 FOLDER = -1  # the id of every folder
 CUT = "power cut"
@@ -268,7 +267,7 @@ class PowerCuts:
         def announce(folder: RunFolder, shard: Any, *args: Any) -> Any:
             ledger = publish(folder, shard, *args)
             run = os.path.relpath(str(folder.path), laboratory.world)
-            names = (f"{run}/{tar_name(shard.name)}", f"{run}/{ledger_name(shard.name)}")
+            names = (f"{run}/{tar_name(shard.name, ledger.generation)}", f"{run}/{ledger_name(shard.name)}")
             recorder.announce(names, f"publishing of {shard.name}")
             return ledger
 
