@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from lrs3_loader.assets.locate import BFM, DEEP3D, HUBERT, STANDARD_FACE_URL, Assets
-from lrs3_loader.audio.model_folder import find_weights
+from lrs3_loader.audio.model_folder import expects_normalized_audio, find_weights, read_architecture
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
 
@@ -138,7 +138,9 @@ def _check_speech(assets: Assets, name: str) -> AssetStatus:
     try:
         if folder is not None:
             find_weights(folder)
-    except (RunError, OSError, ValueError, KeyError, TypeError) as error:
+            read_architecture(folder)
+            expects_normalized_audio(folder)
+    except (RunError, OSError, ValueError, RecursionError) as error:
         state, problem = "damaged", str(error)
     return AssetStatus(name, "speech features", licence, instructions, True, state, folder, problem=problem)
 

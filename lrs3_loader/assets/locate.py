@@ -12,7 +12,6 @@ import logging
 import os
 import shlex
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +27,8 @@ from lrs3_loader.assets.download import (
     wheel_command,
 )
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import ZIP_DAMAGE, file_sha256
+from lrs3_loader.io.files import file_sha256
+from lrs3_loader.io.zip_files import read_zip
 
 logger = logging.getLogger(__name__)
 
@@ -169,13 +169,11 @@ class Assets:
         try:
             if file_sha256(path) == self.catalogue.task_sha256:
                 return
-            with zipfile.ZipFile(path) as archive:
-                damaged = archive.testzip()
-                missing = sorted(set(self.catalogue.task_members) - set(archive.namelist()))
-        except ZIP_DAMAGE as error:
-            raise RunError(f"{path} is not a face landmarker file ({error}); {remedy}") from error
-        if damaged or missing:
-            raise RunError(f"{path} is damaged or of another kind (look at {damaged or missing[0]}); {remedy}")
+            missing = sorted(set(self.catalogue.task_members) - set(read_zip(path)))
+            if missing:
+                raise ValueError(f"it lacks {missing[0]}")
+        except (OSError, ValueError) as error:
+            raise RunError(f"{path} is damaged or not a face landmarker file ({error}); {remedy}") from error
         logger.warning("%s is another version of the face landmarker than this package was checked with", path)
 
     def face_model_path(self, name: str) -> Path:

@@ -2,49 +2,52 @@
 
 A hub name is looked up in the local cache first and on the network only when something is missing there, so that a run
 resumed later, or on a machine without network, uses the weights it began with. Whatever the source, everything is then
-loaded from one folder, and the folder's own files are hashed.
+loaded from one folder, and the folder's own files are hashed. Settings are read by ``model_folder`` and tensors here,
+so that nothing in a folder makes transformers fetch or run anything.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-import pickle
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModel, HubertConfig, HubertModel, PretrainedConfig, PreTrainedModel
-from transformers.utils import logging as transformers_logging
+from safetensors.torch import load_file
+from transformers import HubertConfig, HubertModel, PreTrainedModel
 
 from lrs3_loader.audio.model_folder import (
     PREPROCESSOR_FILES,
     WEIGHT_FILES,
+    expects_normalized_audio,
     find_weights,
+    identity_files,
     parts_of_index,
-    read_settings,
+    read_architecture,
 )
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
-from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
+from lrs3_loader.io.safe_load import load_plain
 
 logger = logging.getLogger(__name__)
 
 DEMO_MODEL = "demo"
 DEMO_SEED = 1013
-RECEPTIVE_FIELD = 400  # samples that one row depends on
 
-MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
-#: What transformers raises for a truncated or foreign file (a ``RuntimeError`` for tensors of another shape, a
-#: ``RecursionError``, which is one, for deeply nested JSON).
-DAMAGE = (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError, SafetensorError)
-#: The vector that replaces masked inputs during training. It is not used here, and some checkpoints lack it.
-UNUSED_WEIGHTS = frozenset({"masked_spec_embed"})
+#: What a damaged folder may raise: ``RecursionError`` for deeply nested JSON.
+DAMAGE = (OSError, ValueError, RecursionError, SafetensorError)
+_CLASSES = {"hubert": "Hubert", "wavlm": "WavLM", "wav2vec2": "Wav2Vec2"}
+_MAX_HEADER_BYTES = 8 << 20  # of a safetensors file; that of the largest wav2vec 2.0 has 0.1 MB
+_MAX_WEIGHT_BYTES = 64 << 30
+#: Names of the weight norm's tensors in older checkpoints.
+_OLD_NAMES = {"weight_g": "parametrizations.weight.original0", "weight_v": "parametrizations.weight.original1"}
 
 
 @dataclass(frozen=True)
@@ -53,9 +56,10 @@ class SpeechCheckpoint:
 
     model: PreTrainedModel  # float32, on the CPU, in eval mode
     name: str  # as given by the user
-    sha256: str  # of the weight file; see ``_sha256_of_files``
+    sha256: str  # of the weight file; of several, over their hashes and names
     normalize: bool  # trained on audio normalised to zero mean and unit variance
     untrained: bool = False
+    files: Mapping[str, str] = field(default_factory=dict)  # sha256 by name, of all files that shape the numbers
 
 
 def load_checkpoint(name: str) -> SpeechCheckpoint:
@@ -71,17 +75,24 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
     if name == DEMO_MODEL:
         return demo_checkpoint()
     folder = Path(name).expanduser()
-    if not folder.is_dir():
-        folder = _fetch(name)
     try:
-        files = find_weights(folder)
-        model = _load_model(name, folder)
-        return SpeechCheckpoint(model, name, _sha256_of_files(files), _expects_normalized_audio(folder))
+        if not folder.is_dir():
+            folder = _fetch(name)
+        model = _load_model(folder)
+        normalize = expects_normalized_audio(folder)
+        if normalize is None:
+            logger.warning("%s has no preprocessor_config.json: its audio is assumed to be normalised", folder)
+        files = {path.name: file_sha256(path) for path in identity_files(folder)}
+        weights = {path.name: files[path.name] for path in find_weights(folder)}
     except DAMAGE as error:
         raise RunError(
             f"the speech encoder in {folder} is damaged or incomplete: {_first_line(error)}. Fetch it again with "
             f"`hf download`, or pass another `--hubert NAME_OR_FOLDER`."
         ) from error
+    # Of a single file it is its hash, of several that of their lines.
+    lines = "".join(f"{digest}  {file}\n" for file, digest in weights.items())
+    digest = next(iter(weights.values())) if len(weights) == 1 else hashlib.sha256(lines.encode()).hexdigest()
+    return SpeechCheckpoint(model, name, digest, normalize is not False, files=files)
 
 
 def demo_checkpoint() -> SpeechCheckpoint:
@@ -97,7 +108,7 @@ def demo_checkpoint() -> SpeechCheckpoint:
         num_conv_pos_embeddings=16,
         num_conv_pos_embedding_groups=4,
     )
-    with torch.random.fork_rng(devices=[]), _quiet_transformers():
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DEMO_SEED)
         model = HubertModel(config).eval()
     return SpeechCheckpoint(model, DEMO_MODEL, _sha256_of_weights(model), normalize=True, untrained=True)
@@ -140,62 +151,59 @@ def _fetch_first_of(name: str, files: tuple[str, ...], *, cached_only: bool, req
     return None
 
 
-def _load_model(name: str, folder: Path) -> PreTrainedModel:
+def _load_model(folder: Path) -> PreTrainedModel:
     """Load the encoder in a folder, without its training heads, in float32 on the CPU."""
-    settings = read_settings(folder / "config.json")
-    if settings.get("model_type") not in MODEL_TYPES:
-        raise RunError(
-            f"{name} is of type {settings.get('model_type')!r}; supported speech encoders are {', '.join(MODEL_TYPES)}"
-        )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    _check_geometry(name, config)
-    with _quiet_transformers():
-        model, report = AutoModel.from_pretrained(
-            folder, config=config, trust_remote_code=False, output_loading_info=True
-        )
-    missing = sorted(set(report["missing_keys"]) - UNUSED_WEIGHTS)
-    if missing:
-        # transformers would use random numbers in their place
-        raise RunError(f"the weights in {folder} lack {len(missing)} tensors of {name}, such as {missing[0]}")
-    return model.float().eval()
+    paths = find_weights(folder)
+    settings = read_architecture(folder)
+    family = _CLASSES[settings.pop("model_type")]
+    tensors: dict[str, torch.Tensor] = {}
+    num_bytes = 0
+    for path in paths:
+        num_bytes += path.stat().st_size
+        if num_bytes > _MAX_WEIGHT_BYTES:
+            raise ValueError(f"its weights have over {_MAX_WEIGHT_BYTES} bytes")
+        tensors |= _read_tensors(path)
+    tensors = {_current_name(name, family.lower()): tensor for name, tensor in tensors.items()}
+    config = getattr(transformers, f"{family}Config")(**settings, mask_time_prob=0.0, mask_feature_prob=0.0)
+    numbers = [int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d{1,6})\.", name))]
+    if config.num_hidden_layers > max(numbers, default=-1) + 1:
+        raise RunError(f"the weights in {folder} lack all tensors of layer {max(numbers, default=-1) + 1} and above")
+    with torch.device("meta"):
+        model = getattr(transformers, f"{family}Model")(config)
+    wanted = model.state_dict()
+    if missing := sorted(set(wanted) - set(tensors)):
+        raise RunError(f"the weights in {folder} lack {len(missing)} tensors of {family}, such as {missing[0]}")
+    if sum(tensor.numel() for tensor in wanted.values()) > num_bytes:
+        raise ValueError("its weights hold fewer bytes than config.json asks for numbers")
+    for name, want in wanted.items():
+        got = tensors[name]
+        sound = got.device.type == "cpu" and got.layout == torch.strided
+        if not sound or got.shape != want.shape or got.is_floating_point() != want.is_floating_point():
+            raise ValueError(f"{name} is {got.dtype} {list(got.shape)}, config.json asks for {list(want.shape)}")
+        wanted[name] = got.to(want.dtype, copy=True)
+    model.load_state_dict(wanted, assign=True)
+    return model.eval()
 
 
-def _check_geometry(name: str, config: PretrainedConfig) -> None:
-    """Raise ``RunError`` unless the encoder gives a row every 320 samples, each from a window of 400."""
-    hop, field = 1, 1
-    for kernel, stride in zip(config.conv_kernel, config.conv_stride, strict=True):
-        field += (kernel - 1) * hop
-        hop *= stride
-    if (hop, field) != (HOP_LENGTH, RECEPTIVE_FIELD):
-        raise RunError(
-            f"{name} gives a row every {hop} samples, each from {field}; "
-            f"every {HOP_LENGTH}, each from {RECEPTIVE_FIELD}, is needed"
-        )
-    if getattr(config, "add_adapter", False):
-        raise RunError(f"{name} ends in an adapter that thins out its rows; an encoder without one is needed")
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """Map the tensors of a weight file into memory."""
+    if path.suffix != ".safetensors":
+        content = load_plain(path)
+        if not isinstance(content, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in content.values()):
+            raise ValueError(f"{path.name} does not hold a dictionary of tensors")
+        return {str(name): tensor for name, tensor in content.items()}
+    with open(path, "rb") as file:
+        header_bytes = int.from_bytes(file.read(8), "little")
+    if header_bytes > _MAX_HEADER_BYTES:
+        raise ValueError(f"{path.name} has a header of {header_bytes} bytes, over the limit of {_MAX_HEADER_BYTES}")
+    return load_file(path)
 
 
-def _expects_normalized_audio(folder: Path) -> bool:
-    for file in PREPROCESSOR_FILES:
-        path = folder / file
-        if path.is_file():
-            settings = read_settings(path)
-            settings = settings.get("feature_extractor", settings)
-            rate = settings.get("sampling_rate", SAMPLE_RATE)
-            if rate != SAMPLE_RATE:
-                raise RunError(f"{path} asks for audio at {rate} Hz; encoders for {SAMPLE_RATE} Hz are supported")
-            return bool(settings.get("do_normalize", True))
-    logger.warning("%s has no preprocessor_config.json: its audio is assumed to be normalised", folder)
-    return True
-
-
-def _sha256_of_files(files: list[Path]) -> str:
-    """Return the sha256 of a single weight file, or that of the lines ``<sha256>  <name>`` of several."""
-    digests = [file_sha256(path) for path in files]
-    if len(digests) == 1:
-        return digests[0]
-    lines = "".join(f"{digest}  {path.name}\n" for digest, path in zip(digests, files, strict=True))
-    return hashlib.sha256(lines.encode()).hexdigest()
+def _current_name(name: str, prefix: str) -> str:
+    """Return a tensor's name in an encoder by itself, as transformers has it now."""
+    before, _, last = name.removeprefix(f"{prefix}.").rpartition(".")
+    last = _OLD_NAMES.get(last, last)
+    return f"{before}.{last}" if before else last
 
 
 def _sha256_of_weights(model: PreTrainedModel) -> str:
@@ -205,20 +213,6 @@ def _sha256_of_weights(model: PreTrainedModel) -> str:
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Suppress progress bars and reports of unused training heads while a model loads."""
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:

@@ -22,8 +22,9 @@ from torch import nn
 from torch.nn.utils import parametrize
 from transformers import PreTrainedModel
 
-from lrs3_loader.audio.checkpoint import RECEPTIVE_FIELD, SpeechCheckpoint, load_checkpoint
+from lrs3_loader.audio.checkpoint import SpeechCheckpoint, load_checkpoint
 from lrs3_loader.audio.mel import check_waveform
+from lrs3_loader.audio.model_folder import RECEPTIVE_FIELD
 from lrs3_loader.config import SpeechConfig
 from lrs3_loader.runtime.batching import batch_by_length
 from lrs3_loader.runtime.memory import split_on_oom
@@ -57,6 +58,7 @@ class SpeechEncoder:
         self.dtype: torch.dtype = getattr(torch, precise if config.dtype == "auto" else config.dtype)
         self.layer = resolve_layer(config.layer, checkpoint.model.config.num_hidden_layers)
         self._checkpoint = checkpoint
+        self.files = checkpoint.files  # sha256 by name, of all files that shape the numbers
         self._chunking = config.chunking
         seconds = config.batch_seconds or BATCH_SECONDS.get(self.device.type, BATCH_SECONDS["cuda"])
         self._batch_samples = int(seconds * SAMPLE_RATE)

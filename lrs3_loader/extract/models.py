@@ -61,6 +61,7 @@ class Models:
     face_model: FaceModel
     fitter: LandmarkFitter
     regressor: Deep3DRegressor | None
+    face_model_file: str | None = None  # its name; None: the demo model, which is generated
 
     @classmethod
     def load(cls, config: RunConfig, assets: Assets, device: torch.device) -> Models:
@@ -91,6 +92,7 @@ class Models:
                 face_model=face_model,
                 fitter=make_fitter(config.face, face_model),
                 regressor=load_regressor(config.regression, paths.deep3d, device),
+                face_model_file=Path(config.face.face_model).name if paths.face_model else None,
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error
@@ -102,18 +104,23 @@ class Models:
 
     @property
     def record(self) -> dict[str, Any]:
-        """Names, hashes and licences of the models, for ``run.json``; a run is resumed only with equal ones."""
+        """Names, hashes and licences of the models, for ``run.json``; a run is resumed only with equal ones.
+
+        ``files`` are the hashes, by name, of all files that shape a model's numbers, where ``sha256`` covers only some.
+        """
         model = self.face_model
+        digest = model.sha256(dense=self.fitter.config.dense)
         record: dict[str, Any] = {
             "landmarker": {"name": self.landmarker_files.name, "sha256": self.landmarker_files.sha256},
             "face_model": {
                 "name": model.name,
                 "licence": model.licence,
                 "sha256": model.source_sha256,
+                "files": {self.face_model_file: digest} if self.face_model_file else {},
                 "id_names": list(model.id_names),
                 "exp_names": list(model.exp_names),
             },
-            "speech": self.speech.description(),
+            "speech": {**self.speech.description(), "files": dict(self.speech.files)},
         }
         if self.regressor is not None:
             record["regression"] = self.regressor.description

@@ -9,8 +9,6 @@ import io
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
@@ -19,17 +17,6 @@ from typing import IO, Any, cast
 
 from lrs3_loader.errors import RunError
 
-#: Errors that reading a damaged zip file may raise.
-ZIP_DAMAGE = (
-    OSError,
-    EOFError,
-    ValueError,
-    KeyError,
-    NotImplementedError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
 _PIECE = 1 << 20  # bytes read at a time
 _TEMPORARY = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.tmp")  # of atomic_write
 

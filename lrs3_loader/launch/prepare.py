@@ -89,13 +89,20 @@ def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
     Raises:
         RunError: they differ from those of the run; the message lists each difference.
     """
+    saved = folder.record["models"]
+    # Runs of version 0.1 recorded no ``files``: what they hold is compared.
+    models = {
+        kind: {name: value for name, value in model.items() if name != "files" or name in saved.get(kind, {})}
+        for kind, model in now["models"].items()
+    }
+    now = now | {"models": models}
     begun = {name: folder.record.get(name) for name in now}
     lines = differences(begun | {"config": upgrade_saved(folder.record["config"])}, now)
     if lines:
         listed = "\n  ".join(lines)
         raise RunError(
             f"{folder.path} holds a run with other settings (saved -> given now):\n  {listed}\n"
-            "give the same settings to resume it, or another --out to start a new one"
+            "give the same settings and model files to resume it, or another --out to start a new one"
         )
     if folder.record["software"] != software():
         changed = ", ".join(differences(folder.record["software"], software()))

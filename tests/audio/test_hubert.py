@@ -287,6 +287,33 @@ def test_description(folders: dict[str, Path]) -> None:
     assert json.loads(json.dumps(description)) == description
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("config.json", {"layer_norm_eps": 0.1}),
+        ("config.json", {"hidden_act": "relu"}),
+        ("preprocessor_config.json", {"do_normalize": False}),
+        ("model.safetensors", None),
+    ],
+)
+def test_every_file_that_shapes_the_rows_is_identified(
+    folders: dict[str, Path], tmp_path: Path, name: str, changes: dict[str, object] | None
+) -> None:
+    (waveform,) = waveforms(20)
+    whole, folder = folders["hubert-large"], tmp_path / "changed"
+    shutil.copytree(whole, folder)
+    if changes is None:
+        model = make_model("hubert-large")
+        model.encoder.layer_norm.weight.data += 1
+        save(model, folder)
+    else:
+        (folder / name).write_text(json.dumps({**json.loads((whole / name).read_text()), **changes}))
+    before, after = encoder_of(whole), encoder_of(folder)
+    assert not torch.allclose(before([waveform])[0], after([waveform])[0], atol=0.01)
+    assert before.files.keys() == after.files.keys() == {"config.json", "preprocessor_config.json", "model.safetensors"}
+    assert [file for file, digest in after.files.items() if digest != before.files[file]] == [name]
+
+
 def test_demo_is_always_the_same_and_says_it_is_untrained() -> None:
     (waveform,) = waveforms(25)
     state = torch.random.get_rng_state()

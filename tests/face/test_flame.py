@@ -1,8 +1,7 @@
-"""FLAME and the restricted unpickler, on synthetic files: the real ones need a registration."""
+"""FLAME, on synthetic files: the real ones need a registration."""
 
 from __future__ import annotations
 
-import io
 import os
 import pickle
 from pathlib import Path
@@ -10,12 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from scipy.sparse import csc_matrix, csr_matrix
+from scipy.sparse import csc_array, csc_matrix, csr_matrix
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.convert import convert_face_model
 from lrs3_loader.face.model.flame import JAW_OPEN, convert_flame
-from lrs3_loader.face.model.legacy_pickle import load_arrays, load_npy
 from lrs3_loader.face.model.morphable import FaceModel
 from support.flame_files import (
     NUM_VERTICES,
@@ -181,48 +179,56 @@ class Bomb:
 def test_pickles_cannot_run_anything(source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     source.write_bytes(pickle.dumps(MADE | {"bs_style": Bomb()}, protocol=2))
-    with pytest.raises(RunError, match=r"is not FLAME as released: it asks for posix\.system, which is not admitted"):
+    with pytest.raises(RunError, match=r"is not FLAME as released: refused: posix\.system \(only numpy arrays"):
         convert_flame(source)
-    for data in (b"cbuiltins\neval\n(S'1'\ntR.", b"c__builtin__\neval\n(S'1'\ntR.", b"cnumpy\nsave\n(S'x'\ntR."):
-        with pytest.raises(pickle.UnpicklingError, match="which is not admitted"):
-            load_arrays(data)
-    np.save(tmp_path / "bomb.npy", np.array({"full_lmk_faces_idx": Bomb()}), allow_pickle=True)
-    with pytest.raises(pickle.UnpicklingError, match=r"posix\.system"):
-        load_npy((tmp_path / "bomb.npy").read_bytes())
+    write_files(tmp_path, MADE, full_embedding() | {"more": Bomb()})
+    with pytest.raises(RunError, match=r"landmarks lie: refused: posix\.system"):
+        convert_flame(source)
     assert not (tmp_path / "exploded").exists()
 
 
-#: [1.0, 2.0] as Python 2 wrote it with protocol 0.
-PYTHON_2 = (
-    b"cnumpy.core.multiarray\n_reconstruct\np0\n(cnumpy\nndarray\np1\n(I0\ntp2\nS'b'\np3\ntp4\nRp5\n(I1\n(I2\ntp6\n"
-    b"cnumpy\ndtype\np7\n(S'f8'\np8\nI0\nI1\ntp9\nRp10\n(I3\nS'<'\np11\nNNNI-1\nI-1\nI0\ntp12\nbI00\n"
-    b"S'\\x00\\x00\\x00\\x00\\x00\\x00\\xf0?\\x00\\x00\\x00\\x00\\x00\\x00\\x00@'\np13\ntp14\nb."
+@pytest.mark.parametrize("kind", [csc_matrix, csr_matrix, csc_array])
+@pytest.mark.parametrize("protocol", range(6))
+def test_sparse_matrices_of_every_protocol_give_the_same_model(source: Path, kind: type, protocol: int) -> None:
+    expected = convert_flame(source)
+    source.write_bytes(pickle.dumps(MADE | {"J_regressor": kind(MADE["J_regressor"])}, protocol=protocol))
+    assert torch.equal(convert_flame(source).exp_basis, expected.exp_basis)
+
+
+def spoilt_matrix(**changes: object) -> object:
+    matrix = csc_matrix(MADE["J_regressor"])
+    vars(matrix).update(changes)
+    return matrix
+
+
+INDICES = np.arange(5 * NUM_VERTICES, dtype=np.int32) % 5
+STARTS = np.arange(0, 5 * NUM_VERTICES + 1, 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"indices": INDICES + 1}, "indices lie outside"),
+        ({"indices": INDICES - 1}, "indices lie outside"),
+        ({"indptr": STARTS[::-1].copy()}, "do not fit together"),
+        ({"indptr": STARTS * 2**60}, "do not fit together"),
+        ({"_shape": (5, 2**40)}, "a sparse matrix of 5 x 1099511627776"),
+        ({"_shape": (-5, -NUM_VERTICES)}, "a sparse matrix of -5"),
+        ({"_shape": 7}, "without a shape"),
+        ({"data": np.array(["x"])}, "expected an array of numbers"),
+    ],
 )
+def test_damaged_sparse_matrices_are_refused(source: Path, changes: dict[str, object], message: str) -> None:
+    source.write_bytes(pickle.dumps(MADE | {"J_regressor": spoilt_matrix(**changes)}, protocol=2))
+    with pytest.raises(RunError, match=f"is not FLAME as released: .*{message}"):
+        convert_flame(source)
 
 
-def test_arrays_of_every_dialect_are_read() -> None:
-    assert load_arrays(PYTHON_2).tolist() == [1.0, 2.0]
-    dense = np.random.default_rng(0).random((4, 6)) * (np.random.default_rng(1).random((4, 6)) > 0.5)
-    content = {"a": [csc_matrix(dense)], "b": csr_matrix(dense), "c": (np.float64(2), "text"), "d": np.arange(3)}
-    for protocol in range(6):
-        loaded = load_arrays(pickle.dumps(content, protocol=protocol))
-        assert np.array_equal(loaded["a"][0], dense)
-        assert np.array_equal(loaded["b"], dense)
-        assert loaded["c"] == (2.0, "text")
-        assert loaded["d"].tolist() == [0, 1, 2]
-
-
-def test_damaged_data_is_an_unpickling_error() -> None:
-    whole = pickle.dumps({"a": csc_matrix(np.eye(3)), "b": np.arange(100)}, protocol=2)
-    for cut in (1, len(whole) // 2, len(whole) - 3):
-        with pytest.raises(pickle.UnpicklingError):
-            load_arrays(whole[:cut])
-    matrix = csc_matrix(np.eye(3))
-    matrix.indices[0] = 1000
-    with pytest.raises(pickle.UnpicklingError, match="damaged pickle"):
-        load_arrays(pickle.dumps(matrix))
-    with pytest.raises(pickle.UnpicklingError, match=r"no \.npy file"):
-        load_npy(b"no")
-    plain = io.BytesIO()
-    np.save(plain, np.arange(4))
-    assert load_npy(plain.getvalue()).tolist() == [0, 1, 2, 3]
+def test_truncated_files_are_refused(source: Path) -> None:
+    for path in (source, source.parent / "landmark_embedding.npy"):
+        whole = path.read_bytes()
+        for length in (0, 1, 9, len(whole) // 2, len(whole) - 3):
+            path.write_bytes(whole[:length])
+            with pytest.raises(RunError, match=path.name):
+                convert_flame(source)
+        path.write_bytes(whole)

@@ -112,6 +112,15 @@ def test_save_and_load_give_the_same_model_and_the_same_bytes(tmp_path: Path) ->
     assert FaceModel.load(first).exp_bounds is None
 
 
+def test_the_hash_is_over_every_number() -> None:
+    digest = MODEL.sha256(dense=True)
+    assert digest == MODEL.sha256(dense=False) == dataclasses.replace(MODEL, name="other").sha256(dense=True)
+    for name in ("mean", "id_basis", "exp_basis", "id_sigma", "exp_sigma", "exp_bounds"):
+        changed = getattr(MODEL, name).clone()
+        changed.view(-1)[0] += 1e-6 * (1 + changed.view(-1)[0].abs())
+        assert dataclasses.replace(MODEL, **{name: changed}).sha256(dense=True) != digest
+
+
 def _damaged(tmp_path: Path, **changes: np.ndarray | None) -> Path:
     MODEL.save(tmp_path / "whole.npz")
     with np.load(tmp_path / "whole.npz") as file:

@@ -28,8 +28,8 @@ from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import BadTranscriptError, RunError, UnreadableError
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
 from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader
-from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
 from lrs3_loader.io.safe_load import decode_npy
+from lrs3_loader.io.unpickle import UnpickleError, loads
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger, ledger_name
 from lrs3_loader.run.shards import read_shard

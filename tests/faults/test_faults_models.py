@@ -62,8 +62,8 @@ def test_a_zip_that_unpacks_to_too_much(folder: Path) -> None:
     path = folder / "big.task"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in Catalogue().task_members:
-            archive.writestr(name, bytes(65 << 20))
-    with pytest.raises(RunError, match=r"big\.task is not .* too large to be a network"):
+            archive.writestr(name, bytes(90 << 20))
+    with pytest.raises(RunError, match=r"big\.task is not .* it would unpack to 283115520 bytes, over the limit"):
         load_landmarker_files(path)
 
 

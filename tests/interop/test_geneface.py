@@ -22,7 +22,7 @@ from lrs3_loader.interop.geneface.importer import ImportOptions, import_geneface
 from lrs3_loader.interop.geneface.indexed import INDEX_BYTES, IndexedReader, IndexedWriter
 from lrs3_loader.interop.geneface.item import MISFIT, TOO_SHORT, ItemMaker, ItemOptions, NotExportedError
 from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
-from lrs3_loader.interop.geneface.unpickle import UnpickleError, loads
+from lrs3_loader.io.unpickle import UnpickleError, loads
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
@@ -498,7 +498,7 @@ DTYPE = b"cnumpy\ndtype\nX\x02\x00\x00\x00%s\x89\x88\x87R"
         (b"\x80\x04" + DTYPE % b"O8" + b"(K\x03X\x01\x00\x00\x00|}NNtb.", "with fields"),
         (b"\x80\x04cnumpy\nndarray\nK\x01\x85R.", "direct call"),
         (b"\x80\x04cnumpy\nload\nK\x01\x85R.", r"refused: numpy\.load"),
-        (b"\x80\x04c__builtin__\neval\n.", r"refused: __builtin__\.eval"),
+        (b"\x80\x04c__builtin__\neval\n.", r"refused: builtins\.eval"),
         (b"\x80\x04\x8c\x08builtins\x8c\x07getattr\x93.", r"refused: builtins\.getattr"),
         (b"\x80\x04}]b.", "refused: state for a dict"),
         (b"\x80\x04(](K\x01u.", "no dict where one is needed"),

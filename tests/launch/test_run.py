@@ -116,6 +116,29 @@ def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
         check_compatible(folder, now)
 
 
+def test_a_changed_model_file_is_named_and_earlier_runs_are_compared_by_what_they_hold(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus
+) -> None:
+    record = copy.deepcopy(undisturbed.folder.record)
+    folder = RunFolder(undisturbed.folder.path, record, undisturbed.folder.shards)
+    config = resolve(inherit_auto_values(config_for(corpus.folder), record["config"]), "cpu")
+    models = copy.deepcopy(record["models"])
+    models["speech"]["files"] = {"config.json": "a" * 64, "model.safetensors": "b" * 64}
+    models["face_model"]["files"] = {"mine.npz": "c" * 64}
+    record["models"] = copy.deepcopy(models)
+    now = {"config": as_json(config), "models": models, "device_type": "cpu"}
+    check_compatible(folder, now)
+    record["models"]["speech"]["files"]["config.json"] = "d" * 64
+    with pytest.raises(RunError, match=r'models\.speech\.files\.config\.json: "d{64}" -> "a{64}"'):
+        check_compatible(folder, now)
+    for kind in ("speech", "face_model"):
+        del record["models"][kind]["files"]
+    check_compatible(folder, now)
+    record["models"]["speech"]["sha256"] = "0" * 64
+    with pytest.raises(RunError, match=r"models\.speech\.sha256"):
+        check_compatible(folder, now)
+
+
 def test_more_workers_give_the_same_bytes(
     undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
 ) -> None:

@@ -18,7 +18,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,13 +33,13 @@ from lrs3_loader.face.image.warp import crop, letterbox
 from lrs3_loader.face.landmarks.detector import LEFT_EYE, RIGHT_EYE, FaceDetector, to_pixels
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
 from lrs3_loader.face.landmarks.tracks import FaceTrack, fill_gaps
-from lrs3_loader.io.files import ZIP_DAMAGE
+from lrs3_loader.io.files import file_sha256
+from lrs3_loader.io.zip_files import read_zip
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 from lrs3_loader.types import shape_repr
 
 CROP_MARGIN = 1.5  # side of the crop over the side of the detected box
 _TASK_MEMBERS = ("face_detector.tflite", "face_landmarks_detector.tflite", "face_blendshapes.tflite")
-_MAX_NETWORK_BYTES = 64 << 20
 _FOLDER_MEMBERS = ("face_detection_short_range.tflite", "face_landmark.tflite")
 
 
@@ -67,16 +66,12 @@ def load_landmarker_files(path: Path) -> LandmarkerFiles:
             detector, landmarks = ((path / name).read_bytes() for name in _FOLDER_MEMBERS)
             digest = hashlib.sha256(detector + landmarks).hexdigest()
             return LandmarkerFiles(detector, landmarks, None, "face_landmark", digest, square_crop=True)
-        data = path.read_bytes()
-        with zipfile.ZipFile(path) as task:
-            for name in _TASK_MEMBERS:
-                if task.getinfo(name).file_size > _MAX_NETWORK_BYTES:
-                    raise ValueError(f"{name} is too large to be a network")
-            detector, landmarks, blendshapes = (task.read(name) for name in _TASK_MEMBERS)
-    except ZIP_DAMAGE as problem:
+        detector, landmarks, blendshapes = read_zip(path, _TASK_MEMBERS).values()
+        digest = file_sha256(path)
+    except (OSError, ValueError) as problem:
         wanted = f"a face_landmarker.task file or a folder with {' and '.join(_FOLDER_MEMBERS)}"
         raise RunError(f"{path} is not {wanted}: {problem}") from problem
-    return LandmarkerFiles(detector, landmarks, blendshapes, path.stem, hashlib.sha256(data).hexdigest())
+    return LandmarkerFiles(detector, landmarks, blendshapes, path.stem, digest)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ Unit: centimetre. Axes as a face model's: x to the person's left, y up, z out of
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
+from lrs3_loader.io.zip_files import read_zip
 
 MEMBER = "geometry_pipeline_metadata_landmarks.binarypb"
 _CANONICAL_MESH = 1
@@ -43,18 +43,17 @@ class CanonicalFace:
 
 def has_canonical_face(task: Path) -> bool:
     """Return whether a file is a ``.task`` with the canonical face."""
-    if not zipfile.is_zipfile(task):
+    try:
+        return bool(read_zip(task, (MEMBER,)))
+    except (OSError, ValueError):
         return False
-    with zipfile.ZipFile(task) as archive:
-        return MEMBER in archive.namelist()
 
 
 def load_canonical_face(task: Path) -> CanonicalFace:
     """Read the canonical face from a ``face_landmarker.task``; raises ``RunError`` if it does not contain one."""
     try:
-        with zipfile.ZipFile(task) as archive:
-            return parse_metadata(archive.read(MEMBER))
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        return parse_metadata(read_zip(task, (MEMBER,))[MEMBER])
+    except (OSError, ValueError) as error:
         raise RunError(f"{task} is not a face_landmarker.task file with the canonical face: {error}") from error
 
 

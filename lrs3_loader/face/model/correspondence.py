@@ -19,7 +19,6 @@ where MediaPipe sees them (mean; 1.5 mm within 5 mm of a landmark, 3 mm at 15 mm
 from __future__ import annotations
 
 import dataclasses
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +36,7 @@ from lrs3_loader.face.geometry.surface import (
 from lrs3_loader.face.geometry.topology import IBUG68, NUM_MESH_POINTS
 from lrs3_loader.face.model.canonical import CanonicalFace, load_canonical_face
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, DensePoints, FaceModel
+from lrs3_loader.io.safe_load import decode_npy, read_npz
 
 #: Points without a reliable place on other models: the rims of the lips' insides between the landmarks (a model with
 #: closed lips has them anywhere) and the nostrils (MediaPipe's own points lie 5 to 6 mm from its canonical mesh's).
@@ -53,6 +53,7 @@ _CONTOUR_TRUST = 0.1  # share of a contour landmark in the similarity
 _CONTOUR_SMOOTHING, _SMOOTHING = 1.0, 0.02  # decimetres: how far the warp may miss them
 _REACH = 0.15  # decimetres from the nearest landmark where the weight is one half
 _NEAR, _FAR = 0.03, 0.10  # decimetres to the surface: full weight, none
+_MAX_INDEX_BYTES = 1 << 20  # of a file with 468 numbers
 _ALIKE, _ASLANT = 0.7, 0.3  # cosine of normals: full weight, none
 
 
@@ -74,7 +75,7 @@ def with_dense_index(model: FaceModel, index: Path) -> FaceModel:
     try:
         dense = _embedded(model, index) if index.suffix == ".npz" else _indexed(model, index)
         return dataclasses.replace(model, dense=dense.to(model.device))
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{index} is no dense correspondence for the face model {model.name}: {error}") from error
 
 
@@ -146,9 +147,10 @@ def _triangle_of_vertex(triangles: np.ndarray, num_verts: int) -> np.ndarray:
 
 
 def _indexed(model: FaceModel, path: Path) -> DensePoints:
-    index = np.load(path, allow_pickle=False) if path.suffix == ".npy" else np.loadtxt(path)
-    index = np.asarray(index).ravel()
-    if index.shape != (NUM_MESH_POINTS,) or not np.array_equal(index, np.rint(index)):
+    if path.stat().st_size > _MAX_INDEX_BYTES:
+        raise ValueError(f"it has over {_MAX_INDEX_BYTES} bytes")
+    index = (decode_npy(path.read_bytes()) if path.suffix == ".npy" else np.loadtxt(path)).ravel()
+    if index.dtype.kind not in "iuf" or index.shape != (NUM_MESH_POINTS,) or not np.array_equal(index, np.rint(index)):
         raise ValueError(f"expected {NUM_MESH_POINTS} whole numbers, got {index.dtype} {list(index.shape)}")
     index = index.astype(np.int64)
     if index.min() < -1 or index.max() >= model.num_vertices:
@@ -163,8 +165,13 @@ def _indexed(model: FaceModel, path: Path) -> DensePoints:
 
 
 def _embedded(model: FaceModel, path: Path) -> DensePoints:
-    with np.load(path, allow_pickle=False) as file:
-        points, at, places = (file[name] for name in ("landmark_indices", "lmk_face_idx", "lmk_b_coords"))
+    arrays = read_npz(path, _MAX_INDEX_BYTES)
+    names = ("landmark_indices", "lmk_face_idx", "lmk_b_coords")
+    if missing := [name for name in names if name not in arrays]:
+        raise ValueError(f"it lacks {', '.join(missing)}")
+    points, at, places = (arrays[name] for name in names)
+    if points.dtype.kind not in "iu" or at.dtype.kind not in "iu" or places.dtype.kind != "f":
+        raise ValueError(f"its arrays are of types {points.dtype}, {at.dtype} and {places.dtype}")
     if points.ndim != 1 or at.shape != points.shape or places.shape != (*points.shape, 3):
         raise ValueError(f"its arrays do not fit together: {points.shape}, {at.shape}, {places.shape}")
     if points.min() < 0 or points.max() >= NUM_MESH_POINTS or at.min() < 0 or at.max() >= len(model.triangles):

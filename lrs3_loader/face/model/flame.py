@@ -21,7 +21,6 @@ Li et al., "Learning a model of facial shape and expression from 4D scans" (SIGG
 from __future__ import annotations
 
 import hashlib
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,8 +30,9 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.rotation import euler_to_matrix
-from lrs3_loader.face.model.legacy_pickle import load_arrays, load_npy
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+from lrs3_loader.io.safe_load import npy_offsets
+from lrs3_loader.io.unpickle import Placeholder, UnpickleError, loads
 
 LICENCE = "LicenseRef-FLAME (https://flame.is.tue.mpg.de/modellicense.html)"
 MODEL_FILES = ("flame2023_Open.pkl", "flame2023.pkl", "generic_model.pkl", "FLAME_NEUTRAL.pkl")
@@ -47,6 +47,17 @@ JAW_SIGMA = (0.08, 0.02, 0.02)  # radians over speech; coarse
 
 _NUM_JOINTS, _JAW = 5, 2  # root, neck, jaw, left eye, right eye
 _PARENTS = [0, 1, 1, 1]  # of the joints but the root
+#: Sparse matrices and chumpy's arrays (which tracked their derivatives; the package no longer installs) are taken apart
+#: by ``_array``; torch's tensors are passed over.
+_SPARSE = {
+    f"scipy.sparse.{module}{kind}_{name}": kind
+    for module in ("", "csc.", "csr.", "_csc.", "_csr.")
+    for kind in ("csc", "csr")
+    for name in ("matrix", "array")
+}
+_CHUMPY = "chumpy.ch.Ch"
+_PLACEHOLDERS = {_CHUMPY, "torch._utils._rebuild_tensor_v2", "torch.storage._load_from_bytes", *_SPARSE}
+_MAX_DENSE = 1 << 24  # numbers of a sparse matrix, zeros included
 _ASK = "register at https://flame.is.tue.mpg.de to get FLAME 2020 or 2023"
 _ASK_EMBEDDING = f"{EMBEDDING} comes with https://github.com/yfeng95/DECA (folder data)"
 
@@ -93,18 +104,17 @@ def convert_flame(
     if embedding is None:
         missing = f"holds no {EMBEDDING}, which says where the 68 landmarks lie: {_ASK_EMBEDDING}"
         embedding = _first_file(path.parent, (EMBEDDING, STATIC), missing)
-    data = path.read_bytes()
     try:
-        flame = _parse(load_arrays(data))
-    except (pickle.UnpicklingError, ValueError, KeyError) as error:
+        flame = _parse(_read_dict(path))
+    except (UnpickleError, OSError, ValueError, KeyError) as error:
         raise RunError(f"{path} is not FLAME as released: {error}") from error
     try:
         faces, places = _landmark_places(embedding)
         if faces.min() < 0 or faces.max() >= len(flame.triangles):
             raise ValueError(f"it names triangles {faces.min()}..{faces.max()} of {len(flame.triangles)}")
-    except (pickle.UnpicklingError, OSError, ValueError, KeyError) as error:
+    except (UnpickleError, OSError, ValueError, KeyError) as error:
         raise RunError(f"{embedding} does not say where FLAME's 68 landmarks lie: {error}; {_ASK_EMBEDDING}") from error
-    digest = hashlib.sha256(data + embedding.read_bytes()).hexdigest()
+    digest = hashlib.sha256(path.read_bytes() + embedding.read_bytes()).hexdigest()
     try:
         return _build(flame, faces, places, (num_id, num_exp), jaw, digest)
     except ValueError as error:
@@ -121,10 +131,8 @@ def _first_file(source: Path, names: tuple[str, ...], problem: str) -> Path:
     raise RunError(f"{source} {problem}")
 
 
-def _parse(content: Any) -> _Flame:
-    if not isinstance(content, dict):
-        raise ValueError(f"it holds a {type(content).__name__}, expected a dict")
-    template = np.asarray(content["v_template"], dtype=np.float64)
+def _parse(content: dict[Any, Any]) -> _Flame:
+    template = _array(content["v_template"]).astype(np.float64)
     num_vertices = len(template)
     want = {
         "v_template": (num_vertices, 3),
@@ -135,13 +143,13 @@ def _parse(content: Any) -> _Flame:
     }
     arrays = {}
     for name, shape in want.items():
-        arrays[name] = np.asarray(content[name], dtype=np.float64)
+        arrays[name] = _array(content[name]).astype(np.float64)
         if arrays[name].shape != shape:
             raise ValueError(f"{name} must be {list(shape)}, got {list(arrays[name].shape)}")
-    parents = np.asarray(content["kintree_table"])[0, 1:].tolist()
+    parents = _array(content["kintree_table"])[:1, 1:].ravel().tolist()
     if parents != _PARENTS:
         raise ValueError(f"its joints hang on {parents}, expected {_PARENTS}")
-    triangles = np.asarray(content["f"]).astype(np.int64)
+    triangles = _array(content["f"]).astype(np.int64)
     if triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"f must be [F, 3], got {list(triangles.shape)}")
     joint = arrays["J_regressor"][_JAW] @ template
@@ -150,12 +158,11 @@ def _parse(content: Any) -> _Flame:
 
 def _landmark_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """Read triangles [68] and barycentric coordinates [68, 3] of the landmarks in iBUG's order."""
-    data = path.read_bytes()
-    content = load_npy(data) if path.suffix == ".npy" else load_arrays(data)
+    content = _read_dict(path)
     if "full_lmk_faces_idx" in content:
         faces, places = content["full_lmk_faces_idx"], content["full_lmk_bary_coords"]
     else:  # the contour of the frontal view, the first of the tabulated ones, and the rest
-        contour = load_npy((path.parent / DYNAMIC).read_bytes())
+        contour = _read_dict(path.parent / DYNAMIC)
         faces = np.concatenate([_array(contour["lmk_face_idx"])[0], _array(content["lmk_face_idx"]).ravel()])
         places = np.concatenate([_array(contour["lmk_b_coords"])[0], _array(content["lmk_b_coords"]).reshape(-1, 3)])
     faces, places = _array(faces).ravel().astype(np.int64), _array(places).reshape(-1, 3).astype(np.float64)
@@ -166,10 +173,53 @@ def _landmark_places(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return faces, places
 
 
+def _read_dict(path: Path) -> dict[Any, Any]:
+    """Read the dictionary that a pickle, or an ``.npy`` file of one object, holds."""
+    data = path.read_bytes()
+    if path.suffix == ".npy":
+        data = data[npy_offsets(data)[1] :]
+    content = loads(data, placeholders=_PLACEHOLDERS)
+    if isinstance(content, np.ndarray) and content.dtype.hasobject and content.size == 1:
+        content = content.item()
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, expected a dict")
+    return content
+
+
 def _array(value: Any) -> np.ndarray:
-    if not isinstance(value, np.ndarray):
-        raise ValueError(f"expected an array, got a {type(value).__name__}")
+    """Return an array of numbers, also one that chumpy or scipy wrapped."""
+    if isinstance(value, Placeholder) and value.name == _CHUMPY and isinstance(value.state, dict):
+        value = value.state["x"]
+    if isinstance(value, Placeholder) and value.name in _SPARSE and isinstance(value.state, dict):
+        return _dense(value.state, _SPARSE[value.name])
+    return _numbers(value)
+
+
+def _numbers(value: Any) -> np.ndarray:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "iuf":
+        raise ValueError(f"expected an array of numbers, got a {type(value).__name__}")
     return value
+
+
+def _dense(state: dict[Any, Any], kind: str) -> np.ndarray:
+    """Return the array [rows, columns] of a sparse matrix, compressed by columns (``csc``) or rows (``csr``)."""
+    shape = state["_shape"] if "_shape" in state else state["shape"]
+    data, inner, starts = (_numbers(state[name]).ravel() for name in ("data", "indices", "indptr"))
+    sizes = [int(size) for size in shape if isinstance(size, (int, np.integer))] if isinstance(shape, tuple) else []
+    if len(sizes) != 2:
+        raise ValueError("a sparse matrix without a shape")
+    num_outer, num_inner = sizes[::-1] if kind == "csc" else sizes
+    if min(sizes) < 0 or num_outer * num_inner > _MAX_DENSE:
+        raise ValueError(f"a sparse matrix of {sizes[0]} x {sizes[1]} numbers")
+    counts: np.ndarray = np.diff(starts.astype(np.int64))
+    fit = len(counts) == num_outer and 0 <= counts.min(initial=0) <= counts.max(initial=0) <= len(data)
+    if not fit or counts.sum() != len(data) or len(inner) != len(data):
+        raise ValueError("the parts of a sparse matrix do not fit together")
+    if inner.min(initial=0) < 0 or inner.max(initial=-1) >= num_inner:
+        raise ValueError("a sparse matrix whose indices lie outside of it")
+    dense = np.zeros((num_outer, num_inner))
+    np.add.at(dense, (np.repeat(np.arange(num_outer), counts), inner.astype(np.int64)), data)
+    return dense.T if kind == "csc" else dense
 
 
 def _with_jaw(flame: _Flame, angles: tuple[float, float, float]) -> np.ndarray:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -26,6 +27,7 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
+from lrs3_loader.io.zip_files import ZIP_DAMAGE, check_zip
 
 FOLDER = "FaceXModel"
 NEUTRAL = "generic_neutral_mesh.obj"
@@ -54,10 +56,8 @@ def convert_ict(source: Path) -> FaceModel:
     try:
         files, digest = _read_release(source)
         return _build(files, digest)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
-        raise RunError(f"cannot read ICT-FaceKit from {source}: {error}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise RunError(f"{source} does not hold ICT-FaceKit as released: {error}") from error
+    except (OSError, tarfile.TarError, lzma.LZMAError, *ZIP_DAMAGE) as error:
+        raise RunError(f"{source} is not ICT-FaceKit as released: {str(error) or type(error).__name__}") from error
 
 
 def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
@@ -70,7 +70,7 @@ def _read_release(source: Path) -> tuple[dict[str, bytes], str]:
     for name in (INDICES, NEUTRAL):
         if name not in files:
             raise ValueError(f"no {FOLDER}/{name} in it")
-    used = [INDICES, NEUTRAL, *(f"{name}.obj" for name in (*IDENTITIES, *_expression_names(files[INDICES])))]
+    used = [INDICES, NEUTRAL, *(f"{name}.obj" for name in (*IDENTITIES, *_parse_indices(files[INDICES])[0]))]
     missing = [name for name in used if name not in files]
     if missing:
         raise ValueError(f"{len(missing)} files are missing, the first is {FOLDER}/{missing[0]}")
@@ -102,6 +102,7 @@ def _files(source: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
                 yield f"{FOLDER}/{path.name}", path.stat().st_size, partial(path.open, "rb")
     elif zipfile.is_zipfile(source):
         with zipfile.ZipFile(source) as zipped:
+            check_zip(zipped, _MAX_TOTAL_BYTES)
             for member in zipped.infolist():
                 if not member.is_dir():
                     yield member.filename, member.file_size, partial(zipped.open, member)
@@ -112,18 +113,23 @@ def _files(source: Path) -> Iterator[tuple[str, int, Callable[[], Any]]]:
                     yield info.name, info.size, partial(tar.extractfile, info)
 
 
-def _expression_names(indices: bytes) -> list[str]:
-    names = json.loads(indices)["expressions"]
-    if len(names) != NUM_EXPRESSIONS or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"{INDICES} lists {len(names)} expressions, expected {NUM_EXPRESSIONS} names")
-    return names
+def _parse_indices(data: bytes) -> tuple[list[str], list[int]]:
+    """Return the names of the expressions and the 68 landmark vertices."""
+    content = json.loads(data)
+    if not isinstance(content, dict):
+        raise ValueError(f"{INDICES} holds no JSON object")
+    names, landmarks = (content.get(name) for name in ("expressions", "idx_to_landmark_verts"))
+    if not isinstance(names, list) or len(names) != NUM_EXPRESSIONS or {*map(type, names)} != {str}:
+        raise ValueError(f"{INDICES} does not list {NUM_EXPRESSIONS} names of expressions")
+    if not isinstance(landmarks, list) or len(landmarks) != NUM_LANDMARKS or {*map(type, landmarks)} != {int}:
+        raise ValueError(f"{INDICES} does not list {NUM_LANDMARKS} landmark vertices")
+    if min(landmarks) < 0 or max(landmarks) >= NUM_FACE_VERTICES:
+        raise ValueError(f"{INDICES} names landmark vertices outside the face part")
+    return names, landmarks
 
 
 def _build(files: dict[str, bytes], digest: str) -> FaceModel:
-    expressions = _expression_names(files[INDICES])
-    landmarks = np.asarray(json.loads(files[INDICES])["idx_to_landmark_verts"])
-    if landmarks.shape != (NUM_LANDMARKS,) or landmarks.min() < 0 or landmarks.max() >= NUM_FACE_VERTICES:
-        raise ValueError(f"{INDICES} must name {NUM_LANDMARKS} landmark vertices inside the face part")
+    expressions, landmarks = _parse_indices(files[INDICES])
     neutral = _parse_vertices(NEUTRAL, _face_vertex_lines(NEUTRAL, files[NEUTRAL]))
     centre = neutral[landmarks].mean(0)
     centre[0] = 0.0  # the mesh is symmetric about x = 0; the average is off by rounding alone
@@ -142,7 +148,7 @@ def _build(files: dict[str, bytes], digest: str) -> FaceModel:
         id_sigma=torch.ones(len(IDENTITIES)),
         exp_sigma=torch.tensor([_SIGMAS.get(name.removesuffix("_L").removesuffix("_R"), 0.15) for name in expressions]),
         triangles=_triangles(files[NEUTRAL]),
-        landmark_verts=torch.from_numpy(landmarks.astype(np.int64)),
+        landmark_verts=torch.tensor(landmarks),
         id_names=IDENTITIES,
         exp_names=tuple(expressions),
         exp_bounds=torch.tensor([[0.0], [1.0]]).repeat(1, NUM_EXPRESSIONS),

@@ -20,7 +20,7 @@ correspondence (``dense_triangle``, ``dense_barycentric`` and ``dense_weight``).
 
 from __future__ import annotations
 
-import zipfile
+import hashlib
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,8 +30,8 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
-from lrs3_loader.io.files import ZIP_DAMAGE, atomic_write
-from lrs3_loader.io.safe_load import DAMAGE
+from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.safe_load import read_npz
 
 FORMAT = "lrs3_loader face model 1"
 UNIT = "decimetre"
@@ -199,15 +199,26 @@ class FaceModel:
             sums = sums.index_add(-2, self.triangles[:, corner], area_normals)
         return torch.nn.functional.normalize(sums, dim=-1)
 
+    def _arrays(self, dense: bool) -> dict[str, np.ndarray]:
+        arrays = {name: getattr(self, name).cpu().numpy() for name in _FLOATS}
+        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in _INTS}
+        arrays |= {name: getattr(self, name).cpu().numpy() for name in self._optional_floats()}
+        if dense and self.dense is not None:
+            arrays |= {name: getattr(self.dense, name.removeprefix("dense_")).cpu().numpy() for name in _DENSE}
+        return arrays
+
+    def sha256(self, dense: bool) -> str:
+        """Return a hash of the model's numbers, with or without those of the dense correspondence."""
+        digest = hashlib.sha256()
+        for name, array in self._arrays(dense).items():
+            digest.update(f"{name} {array.dtype} {array.shape}\n".encode() + array.tobytes())
+        return digest.hexdigest()
+
     def save(self, path: Path) -> None:
         """Write the model as a neutral ``.npz``, atomically; equal models give equal bytes."""
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
         arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in (*_TEXTS, *_NAME_LISTS)}
-        arrays |= {name: getattr(self, name).cpu().numpy() for name in _FLOATS}
-        arrays |= {name: getattr(self, name).cpu().numpy().astype(np.int32) for name in _INTS}
-        arrays |= {name: getattr(self, name).cpu().numpy() for name in self._optional_floats()}
-        if self.dense is not None:
-            arrays |= {name: getattr(self.dense, name.removeprefix("dense_")).cpu().numpy() for name in _DENSE}
+        arrays |= self._arrays(dense=True)
         with atomic_write(path) as file:  # a handle: numpy would append .npz to a name without it
             np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
 
@@ -215,17 +226,11 @@ class FaceModel:
     def load(cls, path: Path) -> FaceModel:
         """Read a neutral ``.npz`` onto the CPU; raises ``RunError`` with the path and what is wrong with it."""
         try:
-            with zipfile.ZipFile(path) as archive:
-                unpacked = sum(member.file_size for member in archive.infolist())
-            if unpacked > MAX_FILE_BYTES:
-                raise ValueError(f"it would unpack to {unpacked} bytes, over the limit of {MAX_FILE_BYTES}")
-            with np.load(path, allow_pickle=False) as file:
-                return _from_arrays({name: file[name] for name in file.files})
+            return _from_arrays(read_npz(path, MAX_FILE_BYTES))
         except OSError as error:
             raise RunError(f"cannot read the face model {path}: {error.strerror or error}") from error
-        except (*ZIP_DAMAGE, *DAMAGE) as error:
-            detail = error.args[0] if error.args else error
-            raise RunError(f"{path} is not a face model in this package's format: {detail}") from error
+        except ValueError as error:
+            raise RunError(f"{path} is not a face model in this package's format: {error}") from error
 
 
 def linear_offsets(basis: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:

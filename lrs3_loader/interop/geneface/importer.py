@@ -1,7 +1,7 @@
 """Imports a binarised GeneFace set as a run: shards, ledger and manifest.
 
-The set may come from anywhere, so nothing in it is trusted (see ``unpickle`` and ``indexed``). It is read twice: once
-for names and lengths, since a run knows its clips before it writes the first shard, and once for the numbers. Like an
+The set may come from anywhere, so nothing in it is trusted (see ``indexed``). It is read twice: once for names and
+lengths, since a run knows its clips before it writes the first shard, and once for the numbers. Like an
 extraction, an import that was interrupted goes on where it stopped, and an item that does not fit costs itself alone.
 """
 

@@ -24,9 +24,9 @@ import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
-from lrs3_loader.interop.geneface.unpickle import loads
 from lrs3_loader.io.files import reading
 from lrs3_loader.io.safe_load import DAMAGE
+from lrs3_loader.io.unpickle import loads
 
 HEADER_BYTES = 32
 INDEX_BYTES = 16 * 1024 * 1024  # room for the length and the index; items begin here
