@@ -27,7 +27,7 @@ def read_zip(path: Path, names: Collection[str] | None = None, max_bytes: int = 
     except KeyError as error:
         raise ValueError(error.args[0]) from error
     except ZIP_DAMAGE as error:
-        raise ValueError(str(error) or type(error).__name__) from error
+        raise ValueError(str(error)[:300] or type(error).__name__) from error
 
 
 def check_zip(archive: zipfile.ZipFile, max_bytes: int) -> None:
@@ -40,9 +40,9 @@ def check_zip(archive: zipfile.ZipFile, max_bytes: int) -> None:
     for member in sorted(archive.infolist(), key=lambda member: member.header_offset):
         total += member.file_size
         if member.header_offset < end:
-            raise ValueError(f"{member.filename} overlaps another file in the archive")
+            raise ValueError(f"{member.filename[:100]} overlaps another file in the archive")
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"{member.filename} is compressed in a way that is not supported")
+            raise ValueError(f"{member.filename[:100]} is compressed in a way that is not supported")
         end = member.header_offset + _LOCAL_HEADER_BYTES + member.compress_size
     if total > max_bytes:
         raise ValueError(f"it would unpack to {total} bytes, over the limit of {max_bytes}")

@@ -142,6 +142,7 @@ def test_missing_files_are_named_with_where_to_get_them(source: Path, tmp_path: 
         ({"J_regressor": MADE["J_regressor"][:, :-1]}, "J_regressor must be"),
         ({"kintree_table": np.array([[0, 0, 0, 1, 1], range(5)])}, r"its joints hang on \[0, 0, 1, 1\]"),
         ({"f": MADE["f"].ravel()}, r"f must be \[F, 3\]"),
+        ({"f": MADE["f"] + NUM_VERTICES}, r"f names vertices \d+\.\.\d+ of 224"),
     ],
 )
 def test_pickles_of_another_layout_are_refused(tmp_path: Path, changes: dict[str, np.ndarray], message: str) -> None:

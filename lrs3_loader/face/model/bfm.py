@@ -16,11 +16,13 @@ Guo et al., "CNN-based Real-time Dense Face Reconstruction" (TPAMI 2018); for th
 from __future__ import annotations
 
 import hashlib
+import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
 from scipy.io import loadmat
+from scipy.io.matlab import MatReadError
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.surface import orient_outwards
@@ -109,7 +111,7 @@ def _read_mat(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndar
         arrays = loadmat(str(path), variable_names=keys, appendmat=False)
     except NotImplementedError as error:
         raise RunError(f"{path} is in MATLAB's format 7.3; save it again with -v7") from error
-    except (OSError, EOFError, ValueError, TypeError) as error:  # raised by scipy for other files
+    except (OSError, ValueError, TypeError, MatReadError, zlib.error) as error:  # raised by scipy for other files
         raise RunError(f"cannot read {path} as a MATLAB file: {error}") from error
     missing = [key for key in keys if key not in arrays]
     if missing:

@@ -80,10 +80,9 @@ def parse_metadata(data: bytes) -> CanonicalFace:
     buffer = np.frombuffer(b"".join(floats), dtype="<f4").astype(np.float64)
     if buffer.size != NUM_MESH_POINTS * 5 or not np.isfinite(buffer).all():
         raise ValueError(f"the canonical mesh holds {buffer.size} floats, expected {NUM_MESH_POINTS} vertices")
-    triangles = np.array(indices, dtype=np.int64)
-    if triangles.size == 0 or triangles.size % 3 or triangles.max() >= NUM_MESH_POINTS:
+    if not indices or len(indices) % 3 or max(indices) >= NUM_MESH_POINTS:
         raise ValueError("the canonical mesh's triangles do not fit its vertices")
-    return CanonicalFace(buffer.reshape(NUM_MESH_POINTS, -1)[:, :3], triangles.reshape(-1, 3))
+    return CanonicalFace(buffer.reshape(NUM_MESH_POINTS, -1)[:, :3], np.reshape(indices, (-1, 3)))
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, int | bytes]]:

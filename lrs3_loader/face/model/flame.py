@@ -152,6 +152,8 @@ def _parse(content: dict[Any, Any]) -> _Flame:
     triangles = _array(content["f"]).astype(np.int64)
     if triangles.ndim != 2 or triangles.shape[1] != 3:
         raise ValueError(f"f must be [F, 3], got {list(triangles.shape)}")
+    if triangles.size and not 0 <= triangles.min() <= triangles.max() < num_vertices:
+        raise ValueError(f"f names vertices {triangles.min()}..{triangles.max()} of {num_vertices}")
     joint = arrays["J_regressor"][_JAW] @ template
     return _Flame(template, arrays["shapedirs"], arrays["posedirs"], joint, arrays["weights"][:, _JAW], triangles)
 

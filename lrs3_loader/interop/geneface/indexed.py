@@ -25,7 +25,7 @@ import numpy as np
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.geneface.pickle_writer import pickle_pieces
 from lrs3_loader.io.files import reading
-from lrs3_loader.io.safe_load import DAMAGE
+from lrs3_loader.io.safe_load import OBJECT_HEADER, decode_npy, npy_offsets
 from lrs3_loader.io.unpickle import loads
 
 HEADER_BYTES = 32
@@ -191,21 +191,18 @@ def _read_old_index(path: Path) -> tuple[Any, str]:
     """``.idx``: an array saved with ``np.save`` that holds a dict with the offsets, or the offsets themselves."""
     if os.stat(path).st_size > _MAX_INDEX_BYTES:
         raise RunError(f"{path} has {os.stat(path).st_size} bytes; an index has fewer than {_MAX_INDEX_BYTES}")
-    with open(path, "rb") as file:
-        try:
-            version = np.lib.format.read_magic(file)
-            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-            shape, _, dtype = read(file)
-            data = file.read()
-            if dtype.kind in "iu" and len(shape) == 1:
-                offsets = np.frombuffer(data, dtype, count=shape[0]).tolist()
-                return {"offsets": offsets}, hashlib.sha256(data).hexdigest()
-        except DAMAGE as error:
-            raise RunError(f"{path} is not a saved array ({error})") from error
-    if dtype.kind != "O" or shape != ():
-        raise RunError(f"{path} holds a {dtype} array of shape {shape}, not an index")
-    array, digest = _load_index(path, data)
-    return array.item() if isinstance(array, np.ndarray) and array.shape == () else array, digest
+    raw = path.read_bytes()
+    try:
+        header, start = npy_offsets(raw)
+        if OBJECT_HEADER not in raw[header:start]:
+            offsets = decode_npy(raw)
+            return {"offsets": offsets.ravel().tolist()}, hashlib.sha256(raw[start:]).hexdigest()
+    except ValueError as error:
+        raise RunError(f"{path} is not a saved array ({error})") from error
+    array, digest = _load_index(path, raw[start:])
+    if isinstance(array, np.ndarray) and array.shape != ():
+        raise RunError(f"{path} holds an array of shape {array.shape}, not an index")
+    return array.item() if isinstance(array, np.ndarray) else array, digest
 
 
 def _load_index(path: Path, data: bytes) -> tuple[Any, str]:
