@@ -1,27 +1,28 @@
 """Reads samples of WebDataset tars: ``TarIndex`` gives any sample of a local tar, ``decode_sample`` its arrays.
 
-Opening a ``TarIndex`` reads only headers (512 bytes per member). Plain ustar members, which is what this package
-writes, are parsed here in a few microseconds each; from the first member of another kind on, ``tarfile`` reads the tar.
-With a ledger, the bytes of each member that is read are compared with its checksum. Nothing is ever unpickled.
+Opening a ``TarIndex`` reads only headers (512 bytes per member). With a ledger, the bytes of each member that is read are
+compared with its checksum. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import tarfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
 
+MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
+MAX_MEMBER_BYTES = 2 << 30  # two hours of a 1024-wide speech encoder are 1.5 GB
 _BLOCK = 512
-_REGULAR = (b"0", b"\0")
+_REGULAR = (b"0", b"\0", b"7")
+_EXTENSIONS = (b"x", b"X", b"g", b"L", b"K")  # headers of headers
+_WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")
 
 Sample = dict[str, Any]  # {"__key__": str, "json": dict, "<field>": ndarray, ...}
 
@@ -72,25 +73,20 @@ class TarIndex:
         except OSError as error:
             raise DamagedError(f"{path} cannot be opened: {error.strerror}") from error
         try:
-            for name, offset, size in _members(self._file):
-                self._add(name, offset, size)
+            handle = self._file.fileno()
+            for member in tar_members(lambda offset, size: os.pread(handle, size, offset), os.fstat(handle).st_size):
+                key, extension = split_name(member)
+                if not key:
+                    self.ignored.append(member.name)
+                    continue
+                if not self.samples or self.samples[-1].key != key:
+                    self.samples.append(SampleLocation(key))
+                self.samples[-1].members[extension] = (member.offset, member.size)
             if ledger is not None and [sample.key for sample in self.samples] != list(ledger.places):
                 raise DamagedError("holds other samples than its ledger names")
-        except (DamagedError, tarfile.TarError, OSError, ValueError) as error:
+        except (DamagedError, OSError) as error:
             self._file.close()
             raise DamagedError(f"{path}: {error}") from error
-
-    def _add(self, name: str, offset: int, size: int) -> None:
-        """Group consecutive members of one key; the key ends at the first dot of the last path component."""
-        folder, slash, last = name.rpartition("/")
-        stem, dot, extension = last.partition(".")
-        key = folder + slash + stem
-        if not dot or not stem or size < 0:  # webdataset ignores these as well
-            self.ignored.append(name)
-            return
-        if not self.samples or self.samples[-1].key != key:
-            self.samples.append(SampleLocation(key))
-        self.samples[-1].members[extension.lower()] = (offset, size)
 
     def __enter__(self) -> TarIndex:
         return self
@@ -123,11 +119,25 @@ class TarIndex:
         return frames if isinstance(frames, int) else 0
 
     def _bytes(self, offset: int, size: int) -> bytearray:
+        if size > MAX_MEMBER_BYTES:
+            raise OSError(f"a member of {size} bytes, {MAX_MEMBER_BYTES} are allowed")
         data = bytearray(size)
         got = os.preadv(self._file.fileno(), [data], offset)
         if got != size:
             raise OSError(f"ends {size - got} bytes early")
         return data
+
+
+def split_name(member: TarMember) -> tuple[str, str]:
+    """Return the key of a member's sample and its extension, from the first dot of the last path component on.
+
+    Both are empty for what belongs to no sample: folders, links, names without an extension.
+    """
+    folder, slash, last = member.name.rpartition("/")
+    stem, dot, extension = last.partition(".")
+    if not dot or not stem or member.kind != "file":
+        return "", ""
+    return folder + slash + stem, extension.lower()
 
 
 def is_selected(extension: str, fields: tuple[str, ...] | None) -> bool:
@@ -178,47 +188,116 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     return sample
 
 
-def _members(file: io.FileIO) -> Iterator[tuple[str, int, int]]:
-    """Yield (name, offset of the data, size) of every member; size -1 for one that is not a regular file.
+class TarMember(NamedTuple):
+    """One member of a tar."""
+
+    name: str
+    offset: int  # of its data, in bytes
+    size: int
+    kind: Literal["file", "folder", "other"]  # other: links, devices, sparse files
+
+
+def tar_members(read: Callable[[int, int], bytes | bytearray], length: int | None) -> Iterator[TarMember]:
+    """Read the headers of an untrusted tar: ustar, GNU (long names, large sizes) and pax.
+
+    Time is proportional to the number of headers, memory is bounded. (Python's ``tarfile`` needs quadratic time for a
+    long pax header, and recurses over headers that follow one another.)
+
+    Args:
+        read: gives the bytes at (offset, size), fewer where the file ends; offsets ascend.
+        length: of the file; None if not known.
 
     Raises:
-        DamagedError: a header does not parse, data is cut off, or the end mark is missing.
+        DamagedError: a header does not parse or is larger than ``MAX_HEADER_BYTES``, data is cut off, or the end mark
+            is missing.
     """
-    handle = file.fileno()
-    length = os.fstat(handle).st_size
     offset = 0
+    for_all: dict[bytes, bytes] = {}  # pax records
+    for_next: dict[bytes, bytes] = {}
     while True:
-        block = os.pread(handle, _BLOCK, offset)
+        block = read(offset, _BLOCK)
         if len(block) < _BLOCK:
             raise DamagedError("cut off: no end of the archive")
         if not block.strip(b"\0"):
             return
-        if block[156:157] not in _REGULAR or block[257:262] != b"ustar":
-            yield from _other_members(file, offset)
-            return
-        if int(block[148:156].strip(b"\0 ") or b"-1", 8) != sum(block) - sum(block[148:156]) + 8 * 32:
-            raise DamagedError(f"bad header at byte {offset}")
-        size = int(block[124:136].strip(b"\0 ") or b"0", 8)
-        if size < 0:
-            raise DamagedError(f"bad header at byte {offset}")
-        if offset + _BLOCK + size > length:
-            raise DamagedError("cut off inside a member")
-        name, prefix = (_text(block[start:stop]) for start, stop in ((0, 100), (345, 500)))
-        yield (f"{prefix}/{name}" if prefix else name), offset + _BLOCK, size
-        offset += _BLOCK + -(-size // _BLOCK) * _BLOCK
+        if _number(block[148:156], offset) != sum(block) - sum(block[148:156]) + 8 * 32:
+            raise _bad_header(offset)
+        kind, size = block[156:157], _number(block[124:136], offset)
+        start = offset + _BLOCK
+        if kind in _EXTENSIONS:
+            if size > MAX_HEADER_BYTES:
+                raise DamagedError(f"a header of {size} bytes at byte {offset}, {MAX_HEADER_BYTES} are allowed")
+            data = bytes(read(start, size))
+            if len(data) < size:
+                raise DamagedError("cut off inside a header")
+            if kind == b"L":
+                for_next[b"path"] = data
+            elif kind != b"K":  # the target of a link
+                (for_all if kind == b"g" else for_next).update(_pax_records(data, offset))
+            offset = start + -(-size // _BLOCK) * _BLOCK
+            continue
+        name, is_sparse = _text(block[:100]), kind == b"S"
+        if block[345] and block[257:262] == b"ustar" and not is_sparse:
+            name = f"{_text(block[345:500])}/{name}"
+        if for_all or for_next:
+            records = for_all | for_next
+            for_next = {}
+            name = _text(records[b"path"]) if b"path" in records else name
+            size = _decimal(records[b"size"], offset) if b"size" in records else size
+            is_sparse |= any(record.startswith(b"GNU.sparse.") for record in records)
+        more = block[482] if kind == b"S" else 0  # blocks with the map of a sparse file
+        while more:
+            block = read(start, _BLOCK)
+            if len(block) < _BLOCK:
+                raise DamagedError("cut off inside a header")
+            more, start = block[504], start + _BLOCK
+        is_folder = kind == b"5" or (kind == b"\0" and name.endswith("/"))
+        has_data = kind not in _WITHOUT_DATA and not is_folder
+        if has_data and length is not None and start + size > length:
+            raise DamagedError(f"cut off inside a member: {name!r:.200}")
+        is_file = kind in _REGULAR and not is_folder and not is_sparse
+        yield TarMember(name, start, size, "file" if is_file else "folder" if is_folder else "other")
+        offset = start + (-(-size // _BLOCK) * _BLOCK if has_data else 0)
 
 
-def _other_members(file: io.FileIO, offset: int) -> Iterator[tuple[str, int, int]]:
-    """Yield the members from ``offset`` on as ``tarfile`` reads them: long names, pax headers, folders, links."""
-    file.seek(offset)
-    with tarfile.open(fileobj=file, mode="r:") as tar:
-        for member in tar:
-            if member.size < 0 or member.offset_data <= offset:  # tarfile itself would go round in circles
-                raise DamagedError(f"bad header at byte {member.offset}")
-            offset = member.offset_data
-            is_plain = member.isreg() and not member.issparse()
-            yield member.name, member.offset_data, member.size if is_plain else -1
+def _bad_header(offset: int) -> DamagedError:
+    return DamagedError(f"bad header at byte {offset}")
 
 
-def _text(raw: bytes) -> str:
+def _number(field: bytes | bytearray, offset: int) -> int:
+    """A number of a header: octal digits, or base 256 as GNU tar writes large ones."""
+    if field[0] == 0x80:
+        return int.from_bytes(field[1:], "big")
+    try:
+        number = int(field.strip(b"\0 ") or b"0", 8)
+    except ValueError:
+        number = -1
+    if number < 0:
+        raise _bad_header(offset)
+    return number
+
+
+def _decimal(digits: bytes, offset: int) -> int:
+    if not digits.isdigit() or len(digits) > 20:
+        raise _bad_header(offset)
+    return int(digits)
+
+
+def _pax_records(data: bytes, offset: int) -> dict[bytes, bytes]:
+    """Parse ``length name=value\\n`` ..., where the length is that of the whole record."""
+    records = {}
+    start = 0
+    while start < len(data) and data[start]:
+        digits, space, _ = data[start : start + 21].partition(b" ")
+        size = _decimal(digits, offset)
+        record = data[start + len(digits) + 1 : start + size]
+        name, equals, value = record[:-1].partition(b"=")
+        if not space or not equals or record[-1:] != b"\n" or start + size > len(data):
+            raise _bad_header(offset)
+        records[name] = value
+        start += size
+    return records
+
+
+def _text(raw: bytes | bytearray) -> str:
     return raw.split(b"\0", 1)[0].decode("utf-8", "surrogateescape")

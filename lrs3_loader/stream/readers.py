@@ -2,19 +2,31 @@
 
 from __future__ import annotations
 
+import bz2
 import contextlib
+import gzip
 import logging
-import tarfile
+import lzma
+import zlib
 from collections import OrderedDict
 from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import Any
-
-from webdataset import tariterators
+from typing import IO, Any
 
 from lrs3_loader.io.storage import store_at
 from lrs3_loader.run.ledger import Ledger
-from lrs3_loader.run.tar import DamagedError, ReplacedError, Sample, TarIndex, check_members, decode_sample, is_selected
+from lrs3_loader.run.tar import (
+    MAX_MEMBER_BYTES,
+    DamagedError,
+    ReplacedError,
+    Sample,
+    TarIndex,
+    check_members,
+    decode_sample,
+    is_selected,
+    split_name,
+    tar_members,
+)
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.remote import open_remote
 from lrs3_loader.stream.schedule import BatchIds
@@ -26,6 +38,7 @@ Members = dict[str, bytearray]  # of one sample, by extension
 
 MAX_OPEN_TARS = 128  # per reader; a shuffle buffer seldom spans more shards
 MAX_FETCHED_TARS = 4  # per reader; a run that is followed is read shard by shard
+_PIECE_BYTES = 1 << 20
 
 
 class LocalReader:
@@ -191,8 +204,45 @@ def _checked(url: str, key: str, members: Members, ledger: Ledger | None) -> Mem
 Reader = LocalReader | StreamReader
 
 
+class _Head:
+    """A stream of which the first bytes have been read."""
+
+    def __init__(self, head: bytes, stream: IO[bytes]):
+        self._head, self._stream = head, stream
+
+    def read(self, size: int = -1) -> bytes:
+        piece, self._head = self._head[:size], self._head[len(self._head[:size]) :]
+        return piece or self._stream.read(size)
+
+
+class _Forward:
+    """Reads a stream, compressed or not, at ascending offsets."""
+
+    def __init__(self, stream: IO[bytes]):
+        head = stream.read(6)
+        whole: Any = _Head(head, stream)
+        for magic, opened in ((b"\x1f\x8b", gzip.open), (b"BZh", bz2.open), (b"\xfd7zXZ\0", lzma.open)):
+            if head.startswith(magic):
+                whole = opened(whole, "rb")
+        self._stream, self._position = whole, 0
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """Return the bytes at an offset, fewer if the stream ends; memory grows only as they arrive."""
+        while self._position < offset and self._take(offset - self._position):
+            pass
+        data = bytearray()
+        while len(data) < size and (piece := self._take(size - len(data))):
+            data += piece
+        return data
+
+    def _take(self, most: int) -> bytes:
+        piece = self._stream.read(min(most, _PIECE_BYTES))
+        self._position += len(piece)
+        return piece
+
+
 def tar_samples(url: str, fields: tuple[str, ...] | None) -> Generator[tuple[str, Members], None, None]:
-    """Read a tar sequentially with webdataset; yield the key and the undecoded members of each sample.
+    """Read a tar sequentially, compressed or not; yield the key and the undecoded members of each sample.
 
     Raises:
         DamagedError: the tar cannot be opened or read to its end.
@@ -201,20 +251,27 @@ def tar_samples(url: str, fields: tuple[str, ...] | None) -> Generator[tuple[str
         stream = open_remote(url)
     except OSError as error:
         raise DamagedError(f"{url} cannot be opened: {error}") from error
+    sample: tuple[str, Members] = "", {}
     try:
-        files = tariterators.tar_file_expander(
-            [{"url": url, "stream": stream}], select_files=lambda name: is_selected(_extension(name), fields)
-        )
-        for sample in tariterators.group_by_keys(files):
-            # A copy in writable memory, like that of arrays from local tars.
-            yield sample["__key__"], {ext: bytearray(data) for ext, data in sample.items() if not ext.startswith("__")}
+        tar = _Forward(stream)
+        for member in tar_members(tar.read, None):
+            key, extension = split_name(member)
+            if key and key != sample[0]:
+                if sample[1]:
+                    yield sample
+                sample = key, {}
+            if key and is_selected(extension, fields):
+                if member.size > MAX_MEMBER_BYTES:
+                    raise DamagedError(f"a member of {member.size} bytes, {MAX_MEMBER_BYTES} are allowed")
+                sample[1][extension] = tar.read(member.offset, member.size)
+                if len(sample[1][extension]) < member.size:
+                    raise DamagedError("cut off inside a member")
+        if sample[1]:
+            yield sample
+        tar.read(0, _PIECE_BYTES)  # what follows the end mark, so that a command can end
         stream.close()  # raises if a command failed
-    except (tarfile.TarError, OSError, ValueError, EOFError) as error:
+    except (DamagedError, OSError, ValueError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise DamagedError(f"{url} is damaged: {error.args[0] if error.args else error!r}") from error
     finally:
         with contextlib.suppress(OSError):  # a command fails if it is not read to its end
             stream.close()
-
-
-def _extension(name: str) -> str:
-    return name.rpartition("/")[2].partition(".")[2].lower()

@@ -7,7 +7,6 @@ to, each name once, and together no larger than a sound set of features can be.
 from __future__ import annotations
 
 import stat
-import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -15,30 +14,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import PurePosixPath
-from typing import IO
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.interop.bundle.parts import PartsReader
+from lrs3_loader.run.tar import DamagedError, TarMember, tar_members
 
 MAX_MEMBERS = 1_000_000
 MAX_RATIO = 100  # unpacked to packed: features shrink to half at best, but a set may hold 16 MiB of zeros
 _MIN_ALLOWED = 1 << 30  # small archives may unpack to this whatever the ratio
 _MAX_DEPTH, _MAX_NAME = 32, 1024
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, ValueError, EOFError, RecursionError, IndexError)
+_BLOCK = 1 << 20
+_DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, IndexError)
 
 
 @dataclass(frozen=True)
 class Member:
-    """One file in an archive; ``open()`` gives its contents, to be read forwards."""
+    """One file in an archive."""
 
     path: PurePosixPath  # relative, without ``..``
     num_bytes: int  # unpacked
-    open: Callable[[], IO[bytes]]
+    blocks: Callable[[], Iterator[bytes]]  # its contents
 
 
 @contextmanager
 def archive_errors(what: str) -> Iterator[None]:
-    """Turn what zipfile and tarfile raise over damaged data into a RunError."""
+    """Turn what zipfile raises over damaged data into a RunError."""
     try:
         yield
     except NotImplementedError as error:  # some form of zip that zipfile does not know
@@ -100,28 +100,36 @@ def _zip_members(reader: PartsReader, name: str) -> Iterator[Member]:
         if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
             raise RunError(f"{where} is neither stored nor deflated")
         with file.open(info):  # reads its local header, so that a missing middle shows now
-            yield Member(path, info.file_size, partial(file.open, info))
+            yield Member(path, info.file_size, partial(_zip_blocks, file, info))
+
+
+def _zip_blocks(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
+    with file.open(info) as packed:
+        yield from iter(partial(packed.read, _BLOCK), b"")
 
 
 def _tar_members(reader: PartsReader, name: str) -> Iterator[Member]:
-    reader.seek(0)
-    file = tarfile.open(fileobj=reader, mode="r:", errorlevel=2)  # noqa: SIM115  (read later)
-    end = num_members = 0
-    while (info := file.next()) is not None:
-        num_members += 1
-        if info.offset < end or info.size < 0 or num_members > MAX_MEMBERS:
-            raise RunError(f"refused: {name} has headers that lead backwards, or over {MAX_MEMBERS} members")
-        path = _safe_path(info.name, name)
-        if not (info.isreg() or info.isdir()) or info.issparse():
-            raise RunError(f"refused: {info.name!r:.200} in {name} is a link, a device or a sparse file")
-        end = info.offset_data + (-(-info.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE if info.isreg() else 0)
-        if end > reader.num_bytes:
-            raise RunError(f"{name} ends inside {info.name!r:.200}: the last part is missing or short")
-        if info.isreg():
-            yield Member(path, info.size, partial(tarfile.ExFileObject, file, info))
-    reader.seek(end)
-    if reader.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
-        raise RunError(f"{name} is damaged after byte {end}, or its last part is missing or short")
+    try:
+        for number, member in enumerate(tar_members(partial(_read_at, reader), reader.num_bytes)):
+            if number >= MAX_MEMBERS:
+                raise RunError(f"refused: {name} has over {MAX_MEMBERS} members")
+            path = _safe_path(member.name, name)
+            if member.kind == "other":
+                raise RunError(f"refused: {member.name!r:.200} in {name} is a link, a device or a sparse file")
+            if member.kind == "file":
+                yield Member(path, member.size, partial(_tar_blocks, reader, member))
+    except DamagedError as error:
+        raise RunError(f"{name} is damaged, or its last part is missing or short: {error}") from error
+
+
+def _read_at(reader: PartsReader, offset: int, size: int) -> bytes:
+    reader.seek(offset)
+    return reader.read(size)
+
+
+def _tar_blocks(reader: PartsReader, member: TarMember) -> Iterator[bytes]:
+    for start in range(0, member.size, _BLOCK):
+        yield _read_at(reader, member.offset + start, min(_BLOCK, member.size - start))
 
 
 def _safe_path(text: str, name: str) -> PurePosixPath:

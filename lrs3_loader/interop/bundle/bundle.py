@@ -13,8 +13,7 @@ import os
 import shutil
 import stat
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import IO, NamedTuple, cast
 
@@ -249,17 +248,13 @@ def _is_there(member: Member, target: Path) -> bool:
     """Tell whether the target already has these contents. Reads both: a checksum would prove less."""
     if _size(target) != member.num_bytes:
         return False
-    with member.open() as packed, open(target, "rb") as unpacked:
-        return all(block == unpacked.read(len(block)) for block in _blocks(packed))
+    with open(target, "rb") as unpacked:
+        return all(block == unpacked.read(len(block)) for block in member.blocks())
 
 
 def _write(member: Member, target: Path) -> None:
     make_folder(target.parent)
-    with atomic_write(target) as file, member.open() as packed:
-        written = sum(file.write(block) for block in _blocks(packed))
+    with atomic_write(target) as file:
+        written = sum(map(file.write, member.blocks()))
         if written != member.num_bytes:
             raise RunError(f"{member.path} unpacks to {written} bytes, {member.num_bytes} were announced")
-
-
-def _blocks(file: IO[bytes]) -> Iterator[bytes]:
-    return iter(partial(file.read, _BLOCK), b"")
