@@ -1,14 +1,16 @@
-"""Readers for untrusted ``.npy`` and ``torch.save`` files: nothing in them is executed.
+"""Readers for untrusted JSON, ``.npy`` and ``torch.save`` files: nothing in them is executed.
 
 numpy's own reader allocates an array as large as the header says before it checks that so much data follows.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import pickle
 import pickletools
 import re
+import reprlib
 import struct
 import warnings
 import zipfile
@@ -29,6 +31,104 @@ _HEADER = re.compile(
     rb"\{'descr': '([<>=|]?(?:b1|\?|[iu][1248]|f[248]|c8|c16|[SU][1-9]\d{0,6}))', "
     rb"'fortran_order': (True|False), 'shape': \(((?:\d{1,18}L?, ?){0,31}(?:\d{1,18}L?)?)\),? *\} {0,1000}\n?"
 )
+
+
+MAX_JSON_DEPTH = 32
+_MAX_DIGITS = 18  # of an integer, which then has less than 64 bits
+_SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def decode_json(raw: bytes | bytearray, *, surrogates: bool = False) -> Any:
+    """Decode JSON that may hold anything.
+
+    Args:
+        surrogates: admit strings with single surrogates, by which Python writes file names that are not UTF-8.
+
+    Raises:
+        ValueError: not JSON in UTF-8, over ``MAX_JSON_DEPTH`` deep, a name twice in one object, an integer of more than
+            18 digits, or a number that is not finite.
+    """
+    try:
+        text = raw.decode("utf-8")
+        value = _JSON.decode(text)
+    except RecursionError as error:
+        raise ValueError("too deep") from error
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(MAX_JSON_DEPTH):
+        entries = (inner for entry in level for inner in (entry.values() if isinstance(entry, dict) else entry))
+        level = [inner for inner in entries if isinstance(inner, (dict, list))]
+    if level:
+        raise ValueError("too deep")
+    if not surrogates and _SURROGATE.search(text):
+        json.dumps(value, ensure_ascii=False).encode()  # raises for half of a pair
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name twice in one object")
+    return found
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS + digits.startswith("-"):
+        raise ValueError(f"an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError(f"a number that is not finite: {digits[:20]}")
+    return number
+
+
+_JSON = json.JSONDecoder(object_pairs_hook=_unique, parse_int=_integer, parse_float=_finite, parse_constant=_finite)
+
+
+def check_types(value: Any, expected: Any, name: str = "") -> None:
+    """Check the types of decoded JSON.
+
+    Args:
+        expected: a type (``float`` admits integers); ``[expected]``, a list; a tuple of them, a list of that length;
+            or a dict of them by name, an object, in which names that end in ``?`` may be missing and others may be
+            added, and ``str`` stands for all names.
+        name: of the value, for messages.
+
+    Raises:
+        ValueError: a type differs, or a name is missing; the message names the place.
+    """
+    kind: Any = expected if isinstance(expected, type) else list if isinstance(expected, tuple) else type(expected)
+    if type(value) is not kind and not (kind is float and type(value) is int):
+        raise ValueError(f"{name or 'it'} must be {_NAMES.get(kind, kind.__name__)}, got {reprlib.repr(value)}")
+    if type(expected) is tuple:
+        if len(value) != len(expected):
+            raise ValueError(f"{name} must have {len(expected)} entries, got {len(value)}")
+        for number, (entry, inner) in enumerate(zip(value, expected, strict=True)):
+            check_types(entry, inner, f"{name}[{number}]")
+    elif type(expected) is list:
+        for number, entry in enumerate(value):
+            check_types(entry, expected[0], f"{name}[{number}]")
+    elif type(expected) is dict:
+        for key, inner in expected.items():
+            if key is str:
+                for other, entry in value.items():
+                    check_types(entry, inner, f"{name}.{other}".lstrip("."))
+            elif key.removesuffix("?") in value:
+                check_types(value[key.removesuffix("?")], inner, f"{name}.{key.removesuffix('?')}".lstrip("."))
+            elif not key.endswith("?"):
+                raise ValueError(f"{name}.{key} is missing".lstrip("."))
+
+
+_NAMES = {
+    str: "a string",
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+}
 
 
 def decode_npy(raw: bytes | bytearray) -> np.ndarray:

@@ -104,8 +104,8 @@ def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
             f"{folder.path} holds a run with other settings (saved -> given now):\n  {listed}\n"
             "give the same settings and model files to resume it, or another --out to start a new one"
         )
-    if folder.record["software"] != software():
-        changed = ", ".join(differences(folder.record["software"], software()))
+    if folder.record.get("software") != software():
+        changed = ", ".join(differences(folder.record.get("software", {}), software()))
         logger.warning("software changed since the run began (%s): last bits may differ between shards", changed)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.ledger import (
     LEDGER_FOLDER,
@@ -42,6 +43,13 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
+_RECORD = {
+    "config": {"corpus?": {"corpus?": str, "layout?": str}, "face?": {"face_model?": str}, "decode?": dict},
+    "plan_sha256": str,
+    "models": {str: {"name?": str, "model?": str, "licence?": str, "sha256?": str}},
+    "device_type": str,
+    "software?": {str: str},
+}
 
 
 class RunFolder:
@@ -98,15 +106,16 @@ class RunFolder:
         """
         store = store_at(path)
         try:
-            record = json.loads(store.read(RECORD_FILE))
-            digest = record["plan_sha256"]
-            run_hash(record)
+            record = decode_json(store.read(RECORD_FILE))
+            check_types(record, _RECORD)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError) as error:
             raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
         with store.local_copy(MANIFEST_FILE) as folder:
-            return cls(path, record, open_manifest(folder / MANIFEST_FILE, digest, store.where(MANIFEST_FILE)))
+            return cls(
+                path, record, open_manifest(folder / MANIFEST_FILE, record["plan_sha256"], store.where(MANIFEST_FILE))
+            )
 
     @property
     def run_hash(self) -> str:
@@ -165,9 +174,14 @@ class RunFolder:
         run = self.run_hash
         return [
             found
-            for found in self._index.summaries()
+            for found in self._index.summaries(self.shards.names)
             if found.run == run and sizes.get(tar_name(found.shard, found.generation)) == found.num_bytes
         ]
+
+    @property
+    def ledger_errors(self) -> list[str]:
+        """What is wrong with the ledgers that the last ``summaries`` passed over."""
+        return list(self._index.errors.values())
 
     def published(self) -> set[str]:
         """Return the names of the published shards."""
@@ -211,7 +225,7 @@ class RunFolder:
         self.store.create([TAR_FOLDER, LEDGER_FOLDER])
         self.store.clear_scratch()
         current = {name: tar_name(name) for name in self.shards.names}
-        current |= {found.shard: tar_name(found.shard, found.generation) for found in self._index.summaries()}
+        current |= {found.shard: tar_name(found.shard, found.generation) for found in self._index.summaries(self.shards.names)}
         for file_name in self.store.listing(TAR_FOLDER):
             name = f"{TAR_FOLDER}/{file_name}"
             if name != current.get(shard_of_tar(file_name), name):

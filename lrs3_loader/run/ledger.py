@@ -10,6 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Store
 
 REPAIR = "run the extraction again with --repair"
@@ -17,6 +18,24 @@ LEDGER_FOLDER = "ledger"
 TAR_FOLDER = "shards"
 _DIGITS = 8  # of a checksum
 _NO_MEMBER = "-" * _DIGITS
+_LEDGER = {
+    "shard": str,
+    "run": str,
+    "sha256": str,
+    "num_bytes": int,
+    "samples": [(str, int)],
+    "rejects": [(str, str, str)],
+    "timings": {str: float},
+    "provenance": {
+        "software?": {str: str},
+        "device?": str,
+        "rank?": int,
+        "started_at?": str,
+        "finished_at?": str,
+    },
+    "generation?": int,
+    "checksums?": {str: str},
+}
 
 
 @dataclass(frozen=True)
@@ -59,31 +78,31 @@ class Ledger:
         return json.dumps(asdict(self), indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
     @classmethod
-    def parse(cls, data: bytes, where: str) -> Ledger:
-        """Parse the contents of a ledger file, which messages call ``where``.
+    def parse(cls, data: bytes, where: str, shard: str | None = None) -> Ledger:
+        """Parse the contents of the ledger of a shard (None: of any), which messages call ``where``.
 
         Raises:
             RunError: the contents are not a ledger.
         """
         try:
-            plain = json.loads(data)
-            ledger = cls(
-                shard=str(plain["shard"]),
-                run=str(plain["run"]),
-                sha256=str(plain["sha256"]),
-                num_bytes=int(plain["num_bytes"]),
-                samples=tuple((str(key), int(frames)) for key, frames in plain["samples"]),
-                rejects=tuple((str(key), str(reason), str(text)) for key, reason, text in plain["rejects"]),
-                timings=dict(plain["timings"]),
-                provenance=dict(plain["provenance"]),
-                generation=int(plain.get("generation", 0)),
-                checksums={str(extension): str(digits) for extension, digits in plain.get("checksums", {}).items()},
-            )
-            if any(len(digits) != _DIGITS * len(ledger.samples) for digits in ledger.checksums.values()):
+            plain = decode_json(data)
+            check_types(plain, _LEDGER)
+            if shard is not None and plain["shard"] != shard:
+                raise ValueError(f"it is of {plain['shard']!r:.100}")
+            sizes = [plain["num_bytes"], plain.get("generation", 0), *(frames for _, frames in plain["samples"])]
+            if min(sizes) < 0:
+                raise ValueError("a size or length below 0")
+            if any(not 0 <= seconds < 1e12 for seconds in plain["timings"].values()):
+                raise ValueError("a timing that is no time")
+            if any(key.count("/") != 2 for key, *_ in plain["samples"] + plain["rejects"]):
+                raise ValueError("a sample that is not named SPLIT/SPEAKER/UTTERANCE")
+            if any(len(digits) != _DIGITS * len(plain["samples"]) for digits in plain.get("checksums", {}).values()):
                 raise ValueError(f"its checksums are not {_DIGITS} digits for each sample")
-        except (AttributeError, KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(f"{where} is not a ledger ({error}); {REPAIR}") from error
-        return ledger
+        fields = {name: plain[name] for name in (name.rstrip("?") for name in _LEDGER) if name in plain}
+        samples, rejects = (tuple(map(tuple, plain[name])) for name in ("samples", "rejects"))
+        return cls(**fields | {"samples": samples, "rejects": rejects})
 
 
 def join_checksums(samples: list[dict[str, str]]) -> dict[str, str]:
@@ -111,4 +130,4 @@ def shard_of_tar(name: str) -> str:
 def read_ledger(store: Store, shard: str) -> Ledger:
     """Read the ledger of a shard; ``FileNotFoundError`` if it is not published."""
     name = ledger_name(shard)
-    return Ledger.parse(store.read(name), store.where(name))
+    return Ledger.parse(store.read(name), store.where(name), shard)

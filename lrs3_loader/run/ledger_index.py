@@ -10,8 +10,11 @@ import dataclasses
 import json
 import logging
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import FileState, Store
 from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger
 
@@ -58,17 +61,22 @@ class LedgerIndex:
         self._store = store
         self._known: dict[str, tuple[FileState, LedgerSummary]] | None = None  # by the ledger's file name
         self._num_unsaved = 0
+        self.errors: dict[str, str] = {}  # by file name: why the last ``summaries`` passed over a ledger
 
-    def summaries(self) -> list[LedgerSummary]:
-        """Return a summary of every ledger, sorted by shard.
+    def summaries(self, shards: Iterable[str]) -> list[LedgerSummary]:
+        """Return a summary of the ledgers of these shards, sorted by shard.
 
-        Lists the folder, reads the index at the first call, and reads each new ledger once.
-
-        Raises:
-            RunError: a file in the folder is not a ledger.
+        Lists the folder, reads the index at the first call, and reads each new ledger once. A ledger that is damaged,
+        and one of another shard, counts as none: it is named in the log, and in ``errors``.
         """
-        files = self._store.listing(LEDGER_FOLDER)
-        files = {name: files[name] for name in sorted(files) if name.endswith(".json")}
+        listed = self._store.listing(LEDGER_FOLDER)
+        planned = {f"{shard}.json" for shard in shards}
+        files = {name: listed[name] for name in sorted(listed) if name in planned}
+        errors = {
+            name: f"{self._store.where(f'{LEDGER_FOLDER}/{name}')} is of no shard of this run; it is ignored"
+            for name in listed
+            if name.endswith(".json") and name not in planned
+        }
         if self._known is None:
             self._known = self._load() if len(files) >= SAVE_FROM else {}
         old = self._known
@@ -76,10 +84,17 @@ class LedgerIndex:
         new = [name for name in files if name not in known]
         for name, data in self._store.read_many([f"{LEDGER_FOLDER}/{name}" for name in new]):
             file_name = name.rpartition("/")[2]
-            ledger = Ledger.parse(data, self._store.where(name))
+            try:
+                ledger = Ledger.parse(data, self._store.where(name), file_name.removesuffix(".json"))
+            except RunError as error:
+                errors[file_name] = str(error)
+                continue
             known[file_name] = files[file_name], LedgerSummary.of(ledger)
         self._num_unsaved += len(new) + len(old.keys() - files.keys())
         self._known = known
+        for name in errors.keys() - self.errors.keys():
+            logger.warning("%s", errors[name])
+        self.errors = errors
         return [known[name][1] for name in files if name in known]  # one may have been removed since it was listed
 
     def save(self) -> None:
@@ -99,14 +114,19 @@ class LedgerIndex:
             return {}
         try:
             return dict(_parse(line) for line in lines)
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             logger.warning("%s is damaged (%s): reading the ledgers", self._store.where(INDEX_FILE), error)
             return {}
 
 
+_LINE = (str, int, str, str, str, int, int, int, [(str, str, str)])
+
+
 def _parse(line: bytes) -> tuple[str, tuple[FileState, LedgerSummary]]:
+    plain = decode_json(line)
+    check_types(plain, _LINE if isinstance(plain, list) and len(plain) < 10 else (*_LINE, int), "line")
     # Indexes of older versions have no generation.
-    name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects, *generation = json.loads(line)
+    name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects, *generation = plain
     found = tuple((key, reason, message) for key, reason, message in rejects)
     counts = num_bytes, num_samples, num_frames
     return name, (FileState(size, stamp), LedgerSummary(shard, run, *counts, found, *generation))

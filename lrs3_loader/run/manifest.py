@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import mmap
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,21 +16,22 @@ from pathlib import Path
 from typing import Any, overload
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.types import Clip, Shard
 
-_TYPES: dict[str, type] = {
+_TYPES = {
     "shard": str,
     "key": str,
     "video_path": str,
     "num_bytes": int,
-    "sound_path": str,
-    "transcript_path": str,
-    "text": str,
-    "start_seconds": float,
-    "end_seconds": float,
+    "sound_path?": str,
+    "transcript_path?": str,
+    "text?": str,
+    "start_seconds?": float,
+    "end_seconds?": float,
 }
+_CLIP_FIELDS = [name.rstrip("?") for name in _TYPES]
 _SHARD_NAME = re.compile(r"[^/\0]+-\d{6,}")
-_REQUIRED = ("shard", "key", "video_path", "num_bytes")
 _START = b'{"shard":"'  # start of every line
 
 
@@ -40,7 +40,7 @@ def manifest_lines(shards: Iterable[Shard]) -> Iterator[str]:
     encode = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
     for shard in shards:
         for clip in shard.clips:
-            values = {name: getattr(clip, name) for name in _TYPES if name != "shard"}
+            values = {name: getattr(clip, name) for name in _CLIP_FIELDS if name != "shard"}
             known = {name: value for name, value in values.items() if value is not None}
             yield encode({"shard": shard.name, **known}) + "\n"
 
@@ -131,7 +131,7 @@ def open_manifest(path: Path, digest: str, where: str) -> Manifest:
             key = _parse_line(line.decode("ascii"))[1].key
             if key <= last:
                 raise ValueError(f"key {key} does not sort after {last}")
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise RunError(f"{where}, line {number}: not a manifest line: {error}") from error
         last = key
     raise RunError(f"{where} was changed since the run began; begin another run")
@@ -142,25 +142,17 @@ def _shard_of(line: bytes) -> tuple[str, bytes]:
     end = line.find(b'",', len(_START))
     if not line.startswith(_START) or end < 0:
         raise ValueError(f"not a manifest line: {line[:80]!r}")
-    return json.loads(line[len(_START) - 1 : end + 1]), line[: end + 2]
+    return decode_json(line[len(_START) - 1 : end + 1], surrogates=True), line[: end + 2]
 
 
 def _parse_line(line: str) -> tuple[str, Clip]:
     if not line.endswith("\n"):
         raise ValueError("cut off before its end")
-    values: Any = json.loads(line)
-    if not isinstance(values, dict):
-        raise ValueError("not an object")
-    for name in _REQUIRED:
-        if name not in values:
-            raise ValueError(f"no {name}")
-    for name, value in values.items():
-        if name not in _TYPES:
-            raise ValueError(f"unknown field {name}")
-        if type(value) is not _TYPES[name]:
-            raise ValueError(f"{name} must be {_TYPES[name].__name__}, got {value!r}")
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} must be finite, got {value}")
+    values: Any = decode_json(line.encode("ascii"), surrogates=True)
+    check_types(values, _TYPES)
+    unknown = sorted(values.keys() - _CLIP_FIELDS)
+    if unknown:
+        raise ValueError(f"unknown field {unknown[0]!r:.100}")
     if not _SHARD_NAME.fullmatch(values["shard"]):  # it becomes the name of a file
         raise ValueError(f"{values['shard']!r:.200} is not the name of a shard")
     return values.pop("shard"), Clip(**values)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.run.folder import RunFolder
 
 OFFSETS_FILE = "sync.jsonl"
@@ -16,11 +16,15 @@ def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
     """Read the offsets of a run; None if they were not measured, ``RunError`` if the file is damaged."""
     path = folder.store.where(OFFSETS_FILE)
     try:
-        lines = [json.loads(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
+        lines = [decode_json(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
         for line in lines:
-            _ = (line["key"], line["offset_frames"], line["confidence"], line["in_training"])
+            measured = isinstance(line, dict) and line.get("offset_frames") is not None
+            check_types(line, {"key": str, "in_training": bool})
+            check_types(
+                line, {"offset_frames": int, "confidence": float} if measured else {"offset_frames": type(None)}
+            )
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError) as error:
         raise RunError(f"{path} is damaged ({error}); delete it, or measure again with verify.py --sync") from error
     return lines

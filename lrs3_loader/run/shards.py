@@ -19,6 +19,7 @@ import webdataset
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
+from lrs3_loader.io.safe_load import check_types
 from lrs3_loader.io.storage import Store
 from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, read_ledger, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
@@ -82,7 +83,7 @@ def publish_shard(
     """
     try:
         old = read_ledger(store, shard.name)
-    except FileNotFoundError:
+    except (FileNotFoundError, RunError):  # there is none, or it is damaged
         old = None
     sound = old if old is not None and old.run == run and _is_sound(store, old) else None
     generation = 0 if sound is None else sound.generation + 1
@@ -159,7 +160,7 @@ def read_shard(path: Path, ledger: Ledger | None = None) -> Iterator[Sample]:
             if unexpected := tar.ignored + unknown:
                 raise DamagedError(f"{path}: unexpected member {unexpected[0]!r}")
             for index in range(len(tar.samples)):
-                yield tar.read(index, None)
+                yield check_sample(str(path), tar.read(index, None))
     except DamagedError as error:
         raise RunError(str(error)) from error
 
@@ -200,19 +201,38 @@ def _check_contents(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
     if recorded != planned:
         problems.append(f"ledger of {shard.name} records {len(recorded)} clips, not the {len(planned)} of the plan")
     try:
-        found = tuple((sample["__key__"], _check_sample(sample)) for sample in read_shard(tar_path))
+        found = tuple((sample["__key__"], sample["json"]["num_frames"]) for sample in read_shard(tar_path))
         if found != ledger.samples:
             problems.append(f"{tar_path} holds other samples than its ledger names")
-    except (RunError, ValueError) as error:
+    except RunError as error:
         problems.append(str(error))
     return problems
 
 
-def _check_sample(sample: dict[str, Any]) -> int:
-    if "json" not in sample:
-        raise ValueError(f"sample {sample['__key__']} has no .json")
-    num_frames = int(sample["json"]["num_frames"])
-    for name, array in sample.items():
-        if name not in ("__key__", "json"):
-            check_field(name, array, num_frames)
-    return num_frames
+_META = {
+    "num_frames": int,
+    "num_rows?": {str: int},
+    "quality?": {"relative_error?": float},
+    "source?": {"height?": int, "width?": int},
+    "models?": {"speech?": {"model?": str}},
+}
+
+
+def check_sample(where: str, sample: Sample) -> Sample:
+    """Return a sample whose json and arrays keep the contract of a run (see ``types.FIELDS``).
+
+    Raises:
+        DamagedError: they do not; the message names the tar, which it calls ``where``, and the field.
+    """
+    try:
+        check_types(sample.get("json"), _META, "json")
+        num_frames = sample["json"]["num_frames"]
+        source = sample["json"].get("source", {})
+        if num_frames < 0 or not all(0 < source.get(side, 1) < 1 << 16 for side in ("height", "width")):
+            raise ValueError("json has a length or size that cannot be")
+        for name, array in sample.items():
+            if name not in ("__key__", "json"):
+                check_field(name, array, num_frames)
+    except ValueError as error:
+        raise DamagedError(f"{where}: {sample['__key__']}: {error}") from error
+    return sample

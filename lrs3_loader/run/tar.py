@@ -6,7 +6,6 @@ compared with its checksum. Nothing is ever unpickled.
 
 from __future__ import annotations
 
-import json
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from lrs3_loader.io.safe_load import decode_npy
+from lrs3_loader.io.safe_load import decode_json, decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
 
 MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
@@ -177,10 +176,10 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     for extension, raw in data.items():
         try:
             if extension == "json":
-                sample["json"] = json.loads(raw)
+                sample["json"] = decode_json(raw)
             elif extension.endswith(".npy"):
                 sample[extension.removesuffix(".npy")] = decode_npy(raw)
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise DamagedError(f"{where}: {key}.{extension} is damaged: {error}") from error
     missing = [name for name in fields or () if name not in sample]
     if missing:

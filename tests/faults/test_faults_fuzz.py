@@ -289,13 +289,70 @@ def test_ledgers(folder: Path, run: RunFolder, data: st.DataObject) -> None:
         assert sum(ledger.reasons.values()) == len(ledger.rejects)
 
 
-@pytest.mark.parametrize("text", ["[" * 100_000, '{"num_bytes": 1e999}', "null", '{"samples": 1}', "\ufeff{}"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 100_000,
+        '{"num_bytes": 1e999}',
+        "null",
+        '{"samples": 1}',
+        "\ufeff{}",
+        '{"num_bytes": 9e30}',
+        '{"num_bytes": ' + "9" * 5000 + "}",
+        '{"num_bytes": -1}',
+        '{"num_bytes": true}',
+        '{"timings": {"fit": NaN}}',
+        '{"timings": {"fit": -1}}',
+        '{"provenance": []}',
+        '{"provenance": {"software": {"torch": []}}}',
+        '{"samples": [["no slashes", 3]]}',
+        '{"samples": [["a/b/c", 3, 4]]}',
+        '{"rejects": [["a/b/c", "\\ud800", ""]]}',
+        '{"extra": ' + "[" * 40 + "]" * 40 + "}",
+    ],
+)
 def test_files_that_are_no_ledgers(tmp_path: Path, run: RunFolder, text: str) -> None:
     plain = json.loads((run.path / ledger_name(run.shards[0].name)).read_bytes())
     path = tmp_path / "ledger.json"
-    path.write_text(json.dumps(plain).rstrip("}") + ", " + text[1:] if text.startswith('{"') else text)
+    if text.startswith('{"'):
+        name = text.split('"')[1]
+        plain.pop(name, None)
+        text = json.dumps(plain)[:-1] + ", " + text[1:]
+    path.write_text(text)
     with pytest.raises(RunError, match="is not a ledger"):
         Ledger.parse(path.read_bytes(), str(path))
+
+
+def test_a_name_twice_in_one_object_is_refused(tmp_path: Path, run: RunFolder) -> None:
+    text = (run.path / ledger_name(run.shards[0].name)).read_text()
+    path = tmp_path / "ledger.json"
+    path.write_text(text.rstrip()[:-1] + ', "num_bytes": 1}')
+    with pytest.raises(RunError, match="a name twice"):
+        Ledger.read(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("config", [], "config must be an object"),
+        ("config", {"corpus": []}, r"config\.corpus must be an object"),
+        ("config", {"face": {"face_model": 3}}, r"config\.face\.face_model must be a string, got 3"),
+        ("models", {"speech": "x"}, r"models\.speech must be an object"),
+        ("models", {"speech": {"sha256": 5}}, r"models\.speech\.sha256 must be a string"),
+        ("software", {"torch": [1]}, r"software\.torch must be a string"),
+        ("plan_sha256", None, "plan_sha256 must be a string, got None"),
+        ("device_type", 1e308, "device_type must be a string"),
+    ],
+)
+def test_records_with_other_types(tmp_path: Path, run: RunFolder, name: str, value: object, message: str) -> None:
+    plain = json.loads((run.path / "run.json").read_bytes())
+    (tmp_path / "manifest.jsonl").write_bytes((run.path / "manifest.jsonl").read_bytes())
+    (tmp_path / "run.json").write_text(json.dumps(plain | {name: value}))
+    with pytest.raises(RunError, match=rf"run\.json is damaged \({message}"):
+        RunFolder.open(tmp_path)
+    plain.pop("software", None)
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+    assert RunFolder.open(tmp_path).run_hash == run.run_hash
 
 
 @small_fuzz

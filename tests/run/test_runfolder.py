@@ -134,3 +134,28 @@ def test_run_hash_ignores_software_but_not_models() -> None:
     base = record()
     assert run_hash({**base, "software": {"torch": "2"}}) == run_hash(base)
     assert run_hash({**base, "models": {"speech": "other"}}) != run_hash(base)
+
+
+def test_stray_and_damaged_ledgers_are_named_and_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = RunFolder.create(tmp_path, record(), SHARDS)
+    for shard in SHARDS:
+        folder.publish(shard, map(make_features, shard.clips), {}, {})
+    whole = folder.totals()
+    first, second = (tmp_path / ledger_name(shard.name) for shard in SHARDS[:2])
+    (tmp_path / "ledger" / "other-000009.json").write_bytes(first.read_bytes())
+    (tmp_path / "ledger" / "notes.json").write_text("{")
+    assert folder.totals() == whole
+    assert sorted(folder.ledger_errors) == [
+        f"{tmp_path}/ledger/notes.json is of no shard of this run; it is ignored",
+        f"{tmp_path}/ledger/other-000009.json is of no shard of this run; it is ignored",
+    ]
+    second.write_bytes(first.read_bytes())
+    first.write_text('{"num_bytes": 1e400}')
+    with caplog.at_level("WARNING", logger="lrs3_loader"):
+        assert folder.pending() == [0, 1]
+    assert caplog.text.count("is not a ledger") == 2
+    assert [bool(problems) for _, problems in folder.check()][:2] == [True, True]
+    for shard in SHARDS[:2]:
+        folder.publish(shard, map(make_features, shard.clips), {}, {})
+    assert folder.totals() == whole
+    assert [problems for _, problems in folder.check()] == [[] for _ in SHARDS]

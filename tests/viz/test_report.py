@@ -66,6 +66,7 @@ class Checker(HTMLParser):
         values = dict(attrs)
         assert tag not in ("script", "link", "iframe")
         assert "href" not in values
+        assert not any(name.startswith("on") for name in values)
         if tag == "img":
             source = values["src"]
             assert source is not None
@@ -199,6 +200,38 @@ def test_names_and_messages_cannot_break_the_page(tmp_path: Path) -> None:
     text = words(report(run)[0])
     assert "test/<b>/&1" in text
     assert '<script>alert("\\udcff")</script>' in text  # a name's stray byte, made printable
+
+
+def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
+    """Of models, clips, rejects, settings, software, devices and offsets."""
+    attack = "'\"><script>alert(1)</script>{{ 7 * 7 }}<img onerror=alert(1)>"
+    key = f"test/a{attack.replace('/', '')}/1"
+    shard = Shard("test-000000", (make_clip(key), make_clip("test/b/2")))
+    made = record([shard]) | {
+        "config": {"corpus": {"corpus": attack}, attack: {attack: attack}},
+        "models": {attack: dict.fromkeys(("name", "licence", "sha256", "layer", "width", "untrained"), attack)},
+        "device_type": attack,
+        "software": {attack: attack},
+    }
+    run = RunFolder.create(tmp_path / "'><script>", made, (shard,))
+    features = full_features(shard.clips[0], 9)
+    features.meta["quality"] = {"relative_error": 0.01}
+    reject = dataclasses.replace(make_reject(shard.clips[1]), reason=attack, message=attack)
+    now = BEGIN.isoformat()
+    provenance = {"software": {attack: "1"}, "device": attack, "rank": 0, "started_at": now}
+    run.publish(shard, [features, reject], {attack: 1.0}, provenance)
+    offset = {"key": attack, "offset_frames": 1, "confidence": 0.5, "in_training": True}
+    (run.path / "sync.jsonl").write_text(json.dumps(offset) + "\n")
+
+    def no_model() -> FaceModel:
+        raise RunError(attack)
+
+    page, _ = report(run, load_model=no_model)
+    text = words(page)
+    assert text.count(attack) > 10
+    assert f"No meshes: {attack}" in text
+    assert key in text
+    assert attack in page.replace("&#39;", "'").replace("&#34;", '"').replace("&lt;", "<").replace("&gt;", ">")
 
 
 def test_offsets_are_shown_where_they_were_measured(tmp_path: Path) -> None:

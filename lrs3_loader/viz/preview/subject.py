@@ -216,16 +216,16 @@ def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, f
 def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video | None:
     """The sample's video; None, and a word in the log, where the corpus is gone or has changed."""
     settings = upgrade_saved(folder.record["config"])
-    layout = settings["corpus"]["layout"]
-    place = corpus or Path(settings["corpus"]["corpus"])
+    saved = settings.get("corpus", {})
+    place = corpus or Path(saved.get("corpus", "of an imported set"))
     if corpus is None and not place.exists():
         logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
         return None
-    root = local_path(corpus_root(CorpusConfig(corpus=place, layout=layout)), "showing a clip")
+    root = local_path(corpus_root(CorpusConfig(corpus=place, layout=saved.get("layout", "auto"))), "showing a clip")
     if not (root / clip.video_path).is_file():
         logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
         return None
-    video = Video(clip, root, DecodeConfig(**settings["decode"]))
+    video = Video(clip, root, DecodeConfig(**settings.get("decode", {})))
     if video.num_frames != num_frames:
         logger.warning("%s has changed since the run: showing features alone", clip.video_path)
         return None

@@ -15,6 +15,7 @@ import numpy as np
 from lrs3_loader.run.folder import RunFolder, Totals
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.offsets import read_offsets
+from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
@@ -62,11 +63,12 @@ def collect(folder: RunFolder, *, sample: int | None, num_picks: int, progress: 
         progress: told of every clip read.
 
     Raises:
-        RunError: a ledger or ``sync.jsonl`` is damaged.
+        RunError: ``sync.jsonl`` is damaged.
     """
     done = folder.published()
     ledgers = {shard.name: folder.ledger(shard) for shard in folder.shards if shard.name in done}
     findings = _from_ledgers(folder, list(ledgers.values()))
+    findings.damaged += folder.ledger_errors
     num_samples = findings.totals.num_samples
     chosen = evenly_spread(num_samples, num_samples if sample is None else sample)
     chooser = _Chooser(num_picks, len(chosen))
@@ -135,7 +137,8 @@ def _samples(
 def read_fields(index: TarIndex, number: int, wanted: frozenset[str]) -> dict[str, Any]:
     """One sample's json and those of the ``wanted`` fields that it has. Raises ``DamagedError``."""
     members = (name.removesuffix(".npy") for name in index.samples[number].members)
-    return index.read(number, tuple(sorted(wanted.intersection(members))))
+    sample = index.read(number, tuple(sorted(wanted.intersection(members))))
+    return check_sample(str(index.path), sample)
 
 
 class _Chooser:

@@ -28,6 +28,7 @@ from lrs3_loader.viz.report.collect import Pick, read_fields
 
 ModelLoader = Callable[[], FaceModel]
 PANEL_PX = 200
+MAX_PX = 1e6  # landmarks further out are damage
 MAX_MEL_COLUMNS = 1200  # longer clips are averaged down to this many
 _FIELDS = frozenset({"mel", "f0", "lm68", "valid", "id", "exp", "pose"})
 _NUM_SHADES = 64  # of the mel spectrogram
@@ -90,6 +91,8 @@ def _draw_face(card: Card, sample: dict[str, Any], model: FaceModel | None) -> N
     found = sample.get("valid", np.ones(len(sample["lm68"]), dtype=bool))
     frame = int(np.argmax(np.where(found, mouth_opening(sample["lm68"]), -1.0)))
     card.facts.append(f"frame {frame}")
+    if np.abs(sample["lm68"][frame]).max() > MAX_PX:
+        return
     view = View.around(sample["lm68"][frame], PANEL_PX)
     card.landmarks = view.to_panel(sample["lm68"][frame])
     source = sample["json"].get("source", {})

@@ -15,6 +15,7 @@ from lrs3_loader.viz.preview.measures import face_size, mouth_opening
 
 Sample = Mapping[str, Any]
 MIN_BARS = 9
+_MAX_BIN = 1e12
 
 
 class Histogram:
@@ -27,7 +28,7 @@ class Histogram:
 
     def add(self, values: np.ndarray) -> None:
         """Count ``values`` [n]; those that are not finite are left out."""
-        bins = np.rint(values[np.isfinite(values)] / self.step).astype(np.int64)
+        bins = np.rint(np.clip(values[np.isfinite(values)] / self.step, -_MAX_BIN, _MAX_BIN)).astype(np.int64)
         self._counts.update(bins.tolist())
         self.total += len(bins)
 
