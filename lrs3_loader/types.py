@@ -236,8 +236,8 @@ class ClipFeatures:
             check_field(name, array, self.num_frames)
 
 
-def check_field(name: str, array: np.ndarray, num_frames: int) -> None:
-    """Raise ``ValueError`` if an array violates the contract of its field (shape, dtype, finite values)."""
+def check_field(name: str, array: np.ndarray, num_frames: int, *, finite: bool = True) -> None:
+    """Raise ``ValueError`` if an array violates the contract of its field: shape, dtype, ``finite`` values."""
     if name not in FIELDS:
         raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
     spec = FIELDS[name]
@@ -250,5 +250,5 @@ def check_field(name: str, array: np.ndarray, num_frames: int) -> None:
             f"{name} must be {spec.dtype} [{', '.join(map(str, spec.shape))}] with T = {num_frames}, "
             f"got {array.dtype} {list(array.shape)}"
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if finite and array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(f"{name} holds values that are not finite")

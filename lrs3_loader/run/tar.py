@@ -13,8 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
+
 from lrs3_loader.io.safe_load import decode_json, decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
+from lrs3_loader.types import FIELDS, check_field
 
 MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
 MAX_MEMBER_BYTES = 2 << 30  # two hours of a 1024-wide speech encoder are 1.5 GB
@@ -170,7 +173,8 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
         fields: arrays that must be there; None: any.
 
     Raises:
-        DamagedError: a member cannot be decoded, or a field is missing.
+        DamagedError: a member cannot be decoded, a field is missing, or one in ``fields`` has not the shape and type
+            that ``types.FIELDS`` says.
     """
     sample: Sample = {"__key__": key}
     for extension, raw in data.items():
@@ -184,7 +188,20 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     missing = [name for name in fields or () if name not in sample]
     if missing:
         raise DamagedError(f"{where}: {key} has no {', '.join(missing)}")
+    try:
+        _check_shapes({name: sample[name] for name in fields or () if name in FIELDS})
+    except ValueError as error:
+        raise DamagedError(f"{where}: {key}: {error}") from error
     return sample
+
+
+def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
+    rows = {name: FIELDS[name].shape[0] for name, array in arrays.items() if array.ndim}
+    frames = {len(arrays[name]) / (2 if size == "2T" else 1) for name, size in rows.items() if size in ("T", "2T")}
+    if len(frames) > 1:
+        raise ValueError(f"no single length in frames, found {sorted(frames)}")
+    for name, array in arrays.items():
+        check_field(name, array, int(max(frames, default=0)), finite=False)
 
 
 class TarMember(NamedTuple):

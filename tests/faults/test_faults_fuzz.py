@@ -328,7 +328,7 @@ def test_a_name_twice_in_one_object_is_refused(tmp_path: Path, run: RunFolder) -
     path = tmp_path / "ledger.json"
     path.write_text(text.rstrip()[:-1] + ', "num_bytes": 1}')
     with pytest.raises(RunError, match="a name twice"):
-        Ledger.read(path)
+        Ledger.parse(path.read_bytes(), str(path))
 
 
 @pytest.mark.parametrize(
