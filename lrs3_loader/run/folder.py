@@ -225,7 +225,9 @@ class RunFolder:
         self.store.create([TAR_FOLDER, LEDGER_FOLDER])
         self.store.clear_scratch()
         current = {name: tar_name(name) for name in self.shards.names}
-        current |= {found.shard: tar_name(found.shard, found.generation) for found in self._index.summaries(self.shards.names)}
+        current |= {
+            found.shard: tar_name(found.shard, found.generation) for found in self._index.summaries(self.shards.names)
+        }
         for file_name in self.store.listing(TAR_FOLDER):
             name = f"{TAR_FOLDER}/{file_name}"
             if name != current.get(shard_of_tar(file_name), name):

@@ -23,7 +23,7 @@ from lrs3_loader.io.safe_load import check_types
 from lrs3_loader.io.storage import Store
 from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, read_ledger, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
-from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field
+from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, printable
 
 
 class _HashingFile:
@@ -234,5 +234,5 @@ def check_sample(where: str, sample: Sample) -> Sample:
             if name not in ("__key__", "json"):
                 check_field(name, array, num_frames)
     except ValueError as error:
-        raise DamagedError(f"{where}: {sample['__key__']}: {error}") from error
+        raise DamagedError(f"{where}: {printable(sample['__key__'])}: {error}") from error
     return sample

@@ -1,7 +1,7 @@
 """Reads samples of WebDataset tars: ``TarIndex`` gives any sample of a local tar, ``decode_sample`` its arrays.
 
-Opening a ``TarIndex`` reads only headers (512 bytes per member). With a ledger, the bytes of each member that is read are
-compared with its checksum. Nothing is ever unpickled.
+Opening a ``TarIndex`` reads only headers (512 bytes per member). With a ledger, the bytes of each member that is read
+are compared with its checksum. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 
 from lrs3_loader.io.safe_load import decode_json, decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
-from lrs3_loader.types import FIELDS, check_field
+from lrs3_loader.types import FIELDS, check_field, printable
 
 MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
 MAX_MEMBER_BYTES = 2 << 30  # two hours of a 1024-wide speech encoder are 1.5 GB
@@ -109,7 +109,7 @@ class TarIndex:
         try:
             data = {name: self._bytes(*span) for name, span in sample.members.items() if is_selected(name, fields)}
         except OSError as error:
-            raise DamagedError(f"{self.path}: {sample.key}: {error}") from error
+            raise DamagedError(f"{self.path}: {printable(sample.key)}: {error}") from error
         if self.ledger is not None:
             check_members(str(self.path), sample.key, data, self.ledger)
         return decode_sample(str(self.path), sample.key, data, fields)
@@ -160,7 +160,9 @@ def check_members(where: str, key: str, members: Mapping[str, bytearray], ledger
     """
     for extension, digits in ledger.checksums_of(key).items():
         if extension in members and checksum(members[extension]) != digits:
-            raise DamagedError(f"{where}: {key}.{extension} is damaged: its checksum is not the one in the ledger")
+            raise DamagedError(
+                f"{where}: {printable(key)}.{extension} is damaged: its checksum is not the one in the ledger"
+            )
 
 
 def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[str, ...] | None) -> Sample:
@@ -184,14 +186,14 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
             elif extension.endswith(".npy"):
                 sample[extension.removesuffix(".npy")] = decode_npy(raw)
         except ValueError as error:
-            raise DamagedError(f"{where}: {key}.{extension} is damaged: {error}") from error
+            raise DamagedError(f"{where}: {printable(f'{key}.{extension}')} is damaged: {error}") from error
     missing = [name for name in fields or () if name not in sample]
     if missing:
-        raise DamagedError(f"{where}: {key} has no {', '.join(missing)}")
+        raise DamagedError(f"{where}: {printable(key)} has no {', '.join(missing)}")
     try:
         _check_shapes({name: sample[name] for name in fields or () if name in FIELDS})
     except ValueError as error:
-        raise DamagedError(f"{where}: {key}: {error}") from error
+        raise DamagedError(f"{where}: {printable(key)}: {error}") from error
     return sample
 
 

@@ -16,9 +16,17 @@ from typing import IO, Any, NamedTuple
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, file_sha256, reading
+from lrs3_loader.io.safe_load import check_types, decode_json
 
 MANIFEST_FORMAT = "lrs3_loader bundle 1"
 MANIFEST_SUFFIX = ".manifest.json"
+_MANIFEST = {
+    "format": str,
+    "archive": str,
+    "top": str,
+    "num_files": int,
+    "parts": [{"name": str, "num_bytes": int, "sha256": str}],
+}
 MAX_READ_BYTES = 256 << 20  # the directory of a zip with a million members takes about 100 MB
 _BLOCK = 1 << 20
 
@@ -50,12 +58,15 @@ class BundleManifest:
     def read(cls, path: Path) -> BundleManifest:
         """Read a manifest. Raises ``RunError`` for a file that cannot be read, or is none."""
         try:
-            plain = json.loads(path.read_bytes())
+            plain = decode_json(path.read_bytes())
+            check_types(plain, _MANIFEST)
             if plain["format"] != MANIFEST_FORMAT:
-                raise ValueError(f"format {plain['format']!r}")
-            parts = tuple(Part(str(p["name"]), int(p["num_bytes"]), str(p["sha256"])) for p in plain["parts"])
-            return cls(str(plain["archive"]), str(plain["top"]), int(plain["num_files"]), parts)
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+                raise ValueError(f"format {plain['format']!r:.100}")
+            parts = tuple(Part(part["name"], part["num_bytes"], part["sha256"]) for part in plain["parts"])
+            if not all(part.name == Path(part.name).name for part in parts):
+                raise ValueError("a part in another folder")
+            return cls(plain["archive"], plain["top"], plain["num_files"], parts)
+        except (OSError, ValueError) as error:
             raise RunError(f"{path} is not a manifest of parts ({error})") from error
 
 

@@ -7,7 +7,6 @@ extraction, an import that was interrupted goes on where it stopped, and an item
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 from collections import Counter
@@ -29,6 +28,7 @@ from lrs3_loader.interop.geneface.indexed import IndexedReader
 from lrs3_loader.interop.geneface.item import ANGLES, BFM_EXP, BFM_ID, EXP, ID, NUM_COEFF, TRANSLATION, five_landmarks
 from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.io.files import reading
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.run.folder import RunFolder, differences
 from lrs3_loader.run.lock import RunLock
 from lrs3_loader.run.manifest import plan_sha256
@@ -121,17 +121,16 @@ def _coeff_layout(source: Path) -> dict[str, Any]:
         return layout
     try:
         with reading(path):
-            record = json.loads(path.read_bytes())
+            record = decode_json(path.read_bytes())
+        check_types(record, {"format": str, "models": dict, "coeff": {"layout?": str, "num_id?": int, "num_exp?": int}})
         if record["format"] != EXPORT_FORMAT:
-            raise ValueError(f"format {record['format']!r}")
+            raise ValueError(f"format {record['format']!r:.100}")
         for name in ("face_model", "speech"):
             layout[name] = str(record["models"].get(name, "unknown"))
         if record["coeff"].get("layout") == "fit":
-            sizes = {name: int(record["coeff"][name]) for name in ("num_id", "num_exp")}
-            if min(sizes.values()) < 0:
-                raise ValueError(f"{sizes}")
-            layout |= {"layout": "fit", **sizes}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+            check_types(record["coeff"], {"num_id": int, "num_exp": int}, "coeff")
+            layout |= {name: record["coeff"][name] for name in ("layout", "num_id", "num_exp")}
+    except (OSError, ValueError) as error:
         raise RunError(
             f"{path} is not an export record ({error}); remove it to import the set as GeneFace's"
         ) from error
