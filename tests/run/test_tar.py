@@ -69,7 +69,8 @@ def test_streams_give_the_same_compressed_or_not(pack, tmp_path: Path) -> None: 
         for key, members in tar_samples(f"file://{path}", None)
     }
     assert found == {"a/b/c": {"f0.npy": b""}, NAMES[1][:-5]: {"json": b"\1" * 700}, "x" * 300: {"npy": b"\2" * 1400}}
-    path.write_bytes(pack(make_tar(tarfile.PAX_FORMAT))[:-1100])
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
     with pytest.raises(DamagedError, match=r"a\.tar\.gz is damaged"):
         list(tar_samples(f"file://{path}", None))
 
@@ -86,7 +87,7 @@ def header(kind: bytes, data: bytes, size: int | None = None) -> bytes:
         (header(b"x", b"1" * 60_000), "bad header at byte 0"),
         (header(b"x", b"", MAX_HEADER_BYTES + 1), r"a header of 1048577 bytes at byte 0, 1048576 are allowed"),
         (header(b"L", b"", 8_000_000_000), "are allowed"),
-        (header(b"x", b"11 size=-1\n"), "bad header"),
+        (header(b"x", b"11 size=-1\n") + header(b"0", b""), "bad header"),
         (header(b"x", b"99 size=1\n"), "bad header"),
         (header(b"x", b"0 \n"), "bad header"),
         (header(b"x", b"25 size=99999999999999999\n") + header(b"0", b""), "bad header|cut off"),
