@@ -58,10 +58,14 @@ class Manifest(Sequence[Shard]):
 
     Args:
         data: contents of a manifest file, or a memory map of it, whose hash has been checked.
+        where: what messages call it.
+
+    Raises:
+        RunError: a line is not one of a manifest; the same on access.
     """
 
-    def __init__(self, data: bytes | mmap.mmap):
-        self._data = data
+    def __init__(self, data: bytes | mmap.mmap, where: str = "the manifest"):
+        self._data, self._where = data, where
         names: list[str] = []
         starts: list[int] = []
         counts: list[int] = []
@@ -69,13 +73,18 @@ class Manifest(Sequence[Shard]):
         while start < size:
             end = data.find(b"\n", start) + 1 or size
             if not prefix or data[start : start + len(prefix)] != prefix:
-                name, prefix = _shard_of(data[start:end])
+                try:
+                    name, prefix = _shard_of(data[start:end])
+                except ValueError as error:
+                    raise RunError(f"{where}, byte {start}: {error}") from error
                 names.append(name)
                 starts.append(start)
                 counts.append(0)
             counts[-1] += 1
             start = end
         self.names = tuple(names)
+        if len(set(names)) < len(names):
+            raise RunError(f"{where}: the lines of one shard are not together")
         self.counts = tuple(counts)  # clips of each shard
         self._bounds = tuple(pairwise([*starts, size]))
         self._last: tuple[int, Shard] | None = None  # the shard accessed last, often the next one as well
@@ -85,8 +94,8 @@ class Manifest(Sequence[Shard]):
         """Make the manifest of a plan."""
         return cls("".join(manifest_lines(shards)).encode("ascii"))
 
-    def __reduce__(self) -> tuple[type[Manifest], tuple[bytes]]:
-        return Manifest, (bytes(self._data),)
+    def __reduce__(self) -> tuple[type[Manifest], tuple[bytes, str]]:
+        return Manifest, (bytes(self._data), self._where)
 
     @property
     def num_clips(self) -> int:
@@ -105,8 +114,12 @@ class Manifest(Sequence[Shard]):
             return tuple(self[number] for number in range(*index.indices(len(self))))
         if self._last is None or self._last[0] != index:
             start, stop = self._bounds[index]
-            lines = self._data[start:stop].decode("ascii").splitlines(keepends=True)
-            self._last = index, Shard(self.names[index], tuple(_parse_line(line)[1] for line in lines))
+            name = self.names[index]
+            try:
+                lines = self._data[start:stop].decode("ascii").splitlines(keepends=True)
+                self._last = index, Shard(name, tuple(_parse_line(line)[1] for line in lines))
+            except ValueError as error:
+                raise RunError(f"{self._where}, {name}: not a manifest line: {error}") from error
         return self._last[1]
 
 
@@ -124,7 +137,7 @@ def open_manifest(path: Path, digest: str, where: str) -> Manifest:
     except OSError as error:
         raise RunError(f"cannot read the manifest {where}: {error.strerror}") from error
     if hashlib.sha256(data).hexdigest() == digest:
-        return Manifest(data)
+        return Manifest(data, where)
     last = ""
     for number, line in enumerate(bytes(data).splitlines(keepends=True), 1):
         try:
@@ -142,7 +155,10 @@ def _shard_of(line: bytes) -> tuple[str, bytes]:
     end = line.find(b'",', len(_START))
     if not line.startswith(_START) or end < 0:
         raise ValueError(f"not a manifest line: {line[:80]!r}")
-    return decode_json(line[len(_START) - 1 : end + 1], surrogates=True), line[: end + 2]
+    name = decode_json(line[len(_START) - 1 : end + 1], surrogates=True)
+    if not _SHARD_NAME.fullmatch(name):  # it becomes the name of a file
+        raise ValueError(f"{name!r:.200} is not the name of a shard")
+    return name, line[: end + 2]
 
 
 def _parse_line(line: str) -> tuple[str, Clip]:
@@ -153,6 +169,6 @@ def _parse_line(line: str) -> tuple[str, Clip]:
     unknown = sorted(values.keys() - _CLIP_FIELDS)
     if unknown:
         raise ValueError(f"unknown field {unknown[0]!r:.100}")
-    if not _SHARD_NAME.fullmatch(values["shard"]):  # it becomes the name of a file
+    if not _SHARD_NAME.fullmatch(values["shard"]):
         raise ValueError(f"{values['shard']!r:.200} is not the name of a shard")
     return values.pop("shard"), Clip(**values)

@@ -231,7 +231,7 @@ def check_sample(where: str, sample: Sample) -> Sample:
         if num_frames < 0 or not all(0 < source.get(side, 1) < 1 << 16 for side in ("height", "width")):
             raise ValueError("json has a length or size that cannot be")
         for name, array in sample.items():
-            if name not in ("__key__", "json"):
+            if name != "json" and not name.startswith("__"):
                 check_field(name, array, num_frames)
     except ValueError as error:
         raise DamagedError(f"{where}: {printable(sample['__key__'])}: {error}") from error

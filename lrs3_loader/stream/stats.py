@@ -17,6 +17,8 @@ import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, clear_unfinished
+from lrs3_loader.run.shards import check_sample
+from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.types import FIELDS
 
@@ -117,7 +119,9 @@ def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
     """
     stream = ShardStream(run, "raw", shuffle=False, partial=partial, rank=0, world_size=1)
     try:
-        stats = compute_stats(stream)
+        stats = compute_stats(check_sample(str(run), sample) for sample in stream)
+    except DamagedError as error:
+        raise RunError(str(error)) from error
     except ValueError as error:
         raise RunError(f"{run}: its samples do not match: {error}") from error
     path = run / FILE_NAME

@@ -11,6 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from benchmarks import cluster
+from lrs3_loader.errors import RunError
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.run import ledger_index
 from lrs3_loader.run.folder import RunFolder
@@ -124,7 +125,7 @@ def test_a_manifest_is_the_plan_it_was_made_of() -> None:
     assert len(Manifest(b"")) == 0
     with pytest.raises(IndexError):
         manifest[4]
-    with pytest.raises(ValueError, match="not a manifest line"):
+    with pytest.raises(RunError, match="the manifest, byte 0: not a manifest line"):
         Manifest("".join(manifest_lines(shards)).encode().replace(b'"shard"', b'"shred"', 1))
 
 

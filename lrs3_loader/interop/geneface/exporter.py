@@ -87,6 +87,10 @@ def export_geneface(
             notes = notes or _notes(sample, folder)
             key = sample["__key__"]
             speaker = key.split("/")[1]
+            if speaker not in speaker_index:
+                raise RunError(
+                    f"{key} is not in the plan of {folder.path}; lrs3-loader verify lists what does not match"
+                )
             try:
                 item = maker(sample, speaker_index[speaker])
             except NotExportedError as reason:
