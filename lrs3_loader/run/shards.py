@@ -228,7 +228,7 @@ def check_sample(where: str, sample: Sample) -> Sample:
         check_types(sample.get("json"), _META, "json")
         num_frames = sample["json"]["num_frames"]
         source = sample["json"].get("source", {})
-        if num_frames < 0 or not all(0 < source.get(side, 1) < 1 << 16 for side in ("height", "width")):
+        if num_frames < 1 or not all(0 < source.get(side, 1) < 1 << 16 for side in ("height", "width")):
             raise ValueError("json has a length or size that cannot be")
         for name, array in sample.items():
             if name != "json" and not name.startswith("__"):

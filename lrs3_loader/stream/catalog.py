@@ -56,7 +56,7 @@ class Catalog:
         """Return a hash of the selected samples, their lengths and their order."""
         digest = hashlib.sha256(self._frames.tobytes())
         for sample_id in range(len(self)):
-            digest.update(f"{self.key(sample_id)}\n".encode())
+            digest.update(f"{self.key(sample_id)}\n".encode(errors="surrogateescape"))
         return digest.hexdigest()
 
     def key(self, sample_id: int) -> str:

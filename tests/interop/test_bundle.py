@@ -323,7 +323,18 @@ def refused(path: Path, text: str) -> None:
     assert {found.name for found in path.parent.iterdir()} == {path.name}
 
 
-BAD_PATHS = ["../evil", "a/../../evil", "/etc/evil", "a//b", "..", "a\\..\\b", "a\nb", "x/" * 40 + "y", "n" * 1100]
+BAD_PATHS = [
+    "ü" * 130,
+    "../evil",
+    "a/../../evil",
+    "/etc/evil",
+    "a//b",
+    "..",
+    "a\\..\\b",
+    "a\nb",
+    "x/" * 40 + "y",
+    "n" * 1100,
+]
 
 
 @pytest.mark.parametrize("name", BAD_PATHS)

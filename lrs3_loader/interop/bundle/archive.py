@@ -22,7 +22,7 @@ from lrs3_loader.run.tar import DamagedError, TarMember, tar_members
 MAX_MEMBERS = 1_000_000
 MAX_RATIO = 100  # unpacked to packed: features shrink to half at best, but a set may hold 16 MiB of zeros
 _MIN_ALLOWED = 1 << 30  # small archives may unpack to this whatever the ratio
-_MAX_DEPTH, _MAX_NAME = 32, 1024
+_MAX_DEPTH, _MAX_NAME, _MAX_PART = 32, 1024, 255
 _BLOCK = 1 << 20
 _DAMAGE = (zipfile.BadZipFile, zlib.error, ValueError, EOFError, IndexError)
 
@@ -137,6 +137,6 @@ def _safe_path(text: str, name: str) -> PurePosixPath:
     parts = text.rstrip("/").split("/")
     parts = parts[1:] if parts[0] == "." and len(parts) > 1 else parts
     is_wrong = len(text) > _MAX_NAME or len(parts) > _MAX_DEPTH or "\\" in text or not text.isprintable()
-    if is_wrong or any(part in ("", "..") for part in parts):
+    if is_wrong or any(part in ("", "..") or len(part.encode()) > _MAX_PART for part in parts):
         raise RunError(f"refused: the path {text!r:.200} in {name} leads elsewhere or is no plain path")
     return PurePosixPath(*parts)

@@ -157,7 +157,13 @@ def from_run(
     if missing:
         raise RunError(f"{key} has no {', '.join(missing)}: nothing to draw a fit from")
     model = model_of_run(folder, face_model, assets)
+    if (len(sample["id"]), sample["exp"].shape[1]) != (model.num_id, model.num_exp):
+        raise RunError(
+            f"{key} was fitted with another face model than {model.name}: name the right one with --face-model"
+        )
     meta = sample.pop("json")
+    if not meta.get("source", {}).keys() >= {"height", "width"}:
+        raise RunError(f"{key} does not say how large its frames are: its fit cannot be drawn")
     found = _video_of_run(folder, clip, corpus, int(meta["num_frames"])) if video else None
     return Subject(sample.pop("__key__"), sample, meta, model, found)
 

@@ -96,9 +96,11 @@ def _draw_face(card: Card, sample: dict[str, Any], model: FaceModel | None) -> N
     view = View.around(sample["lm68"][frame], PANEL_PX)
     card.landmarks = view.to_panel(sample["lm68"][frame])
     source = sample["json"].get("source", {})
-    if model is not None and sample.keys() >= {"id", "exp", "pose"} and "height" in source:
+    if model is not None and sample.keys() >= {"id", "exp", "pose"} and source.keys() >= {"height", "width"}:
         id, exp, pose = (torch.from_numpy(np.array(sample[name], np.float32)) for name in ("id", "exp", "pose"))
-        camera = Camera.for_frame(int(source["height"]), int(source["width"]))
+        if (len(id), exp.shape[1]) != (model.num_id, model.num_exp):
+            return
+        camera = Camera.for_frame(source["height"], source["width"])
         card.fitted = view.to_panel(project(model.landmarks(id, exp[frame]), pose[frame], camera).numpy())
         image = blank_panel(PANEL_PX)
         MeshPainter(model, id, camera, view).draw(image, exp[frame], pose[frame], 1.0)
