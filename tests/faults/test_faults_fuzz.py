@@ -6,6 +6,7 @@ its own beside each.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import pickle
@@ -384,6 +385,73 @@ def test_manifests_that_lead_elsewhere(tmp_path: Path, run: RunFolder, field: st
     (tmp_path / "run.json").write_bytes((run.path / "run.json").read_bytes())
     with pytest.raises(RunError, match="line 1: not a manifest line"):
         RunFolder.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("place", "damage"),
+    [
+        (1, b'{"key":"a/b/c","shard":"pretrain-000000","video_path":"v","num_bytes":1}\n'),
+        (0, b'{"shard":"../outside-000000","key":"a/b/c","video_path":"v","num_bytes":1}\n'),
+        (0, b'{"shard":"pretrain-000000","key":"a/b/c","video_path":"\xff","num_bytes":1}\n'),
+        (1, b'{"shard":"pretrain-000000","key":"no slashes","video_path":"v","num_bytes":1}\n'),
+        (2, b'{"shard":"pretrain-000000","key":"a/b/c","video_path":"v","num_bytes":1e400}\n'),
+        (2, b'{"shard":"pretrain-000000","key":"a/b/c"'),
+    ],
+    ids=["order", "outside", "bytes", "key", "number", "cut off"],
+)
+def test_manifests_with_the_hash_of_their_run(tmp_path: Path, run: RunFolder, place: int, damage: bytes) -> None:
+    """Whoever changes the manifest can change its hash in ``run.json`` as well."""
+    lines = (run.path / "manifest.jsonl").read_bytes().splitlines(keepends=True)
+    lines[place] = damage
+    (tmp_path / "manifest.jsonl").write_bytes(b"".join(lines))
+    plain = json.loads((run.path / "run.json").read_bytes())
+    plain["plan_sha256"] = hashlib.sha256(b"".join(lines)).hexdigest()
+    (tmp_path / "run.json").write_text(json.dumps(plain))
+    with pytest.raises(RunError, match=r"manifest\.jsonl"):
+        list(RunFolder.open(tmp_path).shards)
+
+
+@pytest.mark.parametrize(
+    ("meta", "arrays", "message"),
+    [
+        ([], {}, "json must be an object"),
+        ({}, {}, r"json\.num_frames is missing"),
+        ({"num_frames": 0}, {}, "cannot be"),
+        ({"num_frames": 9, "quality": []}, {}, r"json\.quality must be an object"),
+        ({"num_frames": 9, "quality": {"relative_error": "x"}}, {}, r"relative_error must be a number"),
+        ({"num_frames": 9, "source": {"height": 1 << 40, "width": 1}}, {}, "cannot be"),
+        ({"num_frames": 9}, {"lm68": np.zeros((8, 68, 2), np.float32)}, "lm68 must be"),
+        ({"num_frames": 9}, {"valid": np.zeros(9, np.float32)}, "valid must be bool"),
+        ({"num_frames": 9}, {"mel": np.full((18, 80), np.nan, np.float32)}, "not finite"),
+        ({"num_frames": 9}, {"other": np.zeros(3)}, "unknown field"),
+    ],
+)
+def test_samples_that_break_the_contract(
+    tmp_path: Path, meta: object, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    path = tmp_path / "a.tar"
+    members = {f"a/b/c.{name}.npy": npy(array) for name, array in arrays.items()}
+    path.write_bytes(make_tar({"a/b/c.json": json.dumps(meta).encode()} | members))
+    with pytest.raises(RunError, match=rf"a\.tar: a/b/c: .*{message}"):
+        list(read_shard(path))
+
+
+def test_fields_of_a_task_have_their_shape(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    members = {
+        "f0": np.zeros(6, np.float32),
+        "mel": np.zeros((6, 80), np.float32),
+        "lm68": np.zeros((4, 68, 2), np.float32),
+    }
+    path.write_bytes(make_tar({f"a/b/c.{name}.npy": npy(array) for name, array in members.items()}))
+    with TarIndex(path) as index:
+        assert len(index.read(0, ("f0", "mel"))["mel"]) == 6
+        with pytest.raises(DamagedError, match="no single length"):
+            index.read(0, ("f0", "lm68"))
+        assert len(index.read(0, None)["lm68"]) == 4
+    path.write_bytes(make_tar({"a/b/c.f0.npy": npy(np.zeros((6, 2), np.float32))}))
+    with TarIndex(path) as index, pytest.raises(DamagedError, match="f0 must be float32"):
+        index.read(0, ("f0",))
 
 
 # Binarised sets -------------------------------------------------------------------------------------------------------
