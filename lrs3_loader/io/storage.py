@@ -30,6 +30,7 @@ SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
 _BATCH = 2_000  # small files requested at once; fsspec keeps about a hundred requests in flight
 _BEAT_SECONDS = 1.0
+MAX_FILE_BYTES = 1 << 30  # of a file that is read whole: the index of a million ledgers has 200 MB
 
 
 class Url(str):
@@ -92,8 +93,11 @@ class LocalStore:
 
     def read(self, name: str) -> bytes:
         """Return the contents of a file (``FileNotFoundError`` if there is none)."""
-        with reading(self.root / name):
-            return (self.root / name).read_bytes()
+        path = self.root / name
+        with reading(path):
+            if (size := path.stat().st_size) > MAX_FILE_BYTES:
+                raise RunError(f"{path} has {size} bytes, {MAX_FILE_BYTES} are allowed")
+            return path.read_bytes()
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         """Yield (name, contents) of small files in order, many requests at a time; missing files are left out."""

@@ -16,11 +16,12 @@ from dataclasses import dataclass
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import FileState, Store
-from lrs3_loader.run.ledger import LEDGER_FOLDER, Ledger
+from lrs3_loader.run.ledger import LEDGER_FOLDER, REPAIR, Ledger
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "index.jsonl"
+MAX_LEDGER_BYTES = 64 << 20  # some have 100 kB
 SAVE_FROM = 1_000  # ledgers; fewer are read as quickly without an index
 
 
@@ -71,12 +72,15 @@ class LedgerIndex:
         """
         listed = self._store.listing(LEDGER_FOLDER)
         planned = {f"{shard}.json" for shard in shards}
-        files = {name: listed[name] for name in sorted(listed) if name in planned}
-        errors = {
-            name: f"{self._store.where(f'{LEDGER_FOLDER}/{name}')} is of no shard of this run; it is ignored"
-            for name in listed
-            if name.endswith(".json") and name not in planned
-        }
+        files, errors = {}, {}
+        for name in sorted(listed):
+            where = self._store.where(f"{LEDGER_FOLDER}/{name}")
+            if name not in planned and name.endswith(".json"):
+                errors[name] = f"{where} is of no shard of this run; it is ignored"
+            elif listed[name].num_bytes > MAX_LEDGER_BYTES:
+                errors[name] = f"{where} is not a ledger ({listed[name].num_bytes} bytes); {REPAIR}"
+            elif name in planned:
+                files[name] = listed[name]
         if self._known is None:
             self._known = self._load() if len(files) >= SAVE_FROM else {}
         old = self._known
@@ -109,12 +113,10 @@ class LedgerIndex:
 
     def _load(self) -> dict[str, tuple[FileState, LedgerSummary]]:
         try:
-            lines = self._store.read(INDEX_FILE).splitlines()
+            return dict(_parse(line) for line in self._store.read(INDEX_FILE).splitlines())
         except FileNotFoundError:
             return {}
-        try:
-            return dict(_parse(line) for line in lines)
-        except ValueError as error:
+        except (ValueError, RunError) as error:
             logger.warning("%s is damaged (%s): reading the ledgers", self._store.where(INDEX_FILE), error)
             return {}
 
@@ -127,6 +129,8 @@ def _parse(line: bytes) -> tuple[str, tuple[FileState, LedgerSummary]]:
     check_types(plain, _LINE if isinstance(plain, list) and len(plain) < 10 else (*_LINE, int), "line")
     # Indexes of older versions have no generation.
     name, size, stamp, shard, run, num_bytes, num_samples, num_frames, rejects, *generation = plain
+    if name != f"{shard}.json":
+        raise ValueError(f"{name!r:.100} is not the ledger of {shard!r:.100}")
     found = tuple((key, reason, message) for key, reason, message in rejects)
     counts = num_bytes, num_samples, num_frames
     return name, (FileState(size, stamp), LedgerSummary(shard, run, *counts, found, *generation))

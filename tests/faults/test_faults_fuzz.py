@@ -10,6 +10,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 import struct
 import tarfile
 import time
@@ -434,6 +435,17 @@ def test_samples_that_break_the_contract(
     path.write_bytes(make_tar({"a/b/c.json": json.dumps(meta).encode()} | members))
     with pytest.raises(RunError, match=rf"a\.tar: a/b/c: .*{message}"):
         list(read_shard(path))
+
+
+@pytest.mark.parametrize("name", ["run.json", "ledger/pretrain-000000.json", "index.jsonl", "sync.jsonl"])
+def test_huge_files_are_not_read(tmp_path: Path, run: RunFolder, name: str) -> None:
+    shutil.copytree(run.path, tmp_path / "run")
+    with open(tmp_path / "run" / name, "ab") as file:
+        file.truncate(1 << 40)
+    with bounded(), pytest.raises(RunError, match="has 1099511627776 bytes"):
+        RunFolder.open(tmp_path / "run").store.read(name)
+    if name.startswith("ledger"):
+        assert RunFolder.open(tmp_path / "run").pending() == [0]
 
 
 def test_fields_of_a_task_have_their_shape(tmp_path: Path) -> None:
