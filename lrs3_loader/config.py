@@ -88,11 +88,15 @@ class DecodeConfig:
     """Videos with larger frames (height x width) are rejected (too_large)."""
     max_av_mismatch_seconds: float = 0.5
     """Audio and video may differ in length by this much (filled with zeros, or cut); otherwise: length_mismatch."""
+    max_damaged_fraction: float = 0.2
+    """Clips with a larger share of damaged frames are rejected (damaged); others count as frames without a face."""
     chunk_mebibytes: int = 256
     """Frames of a long clip are decoded in chunks of at most this size (a frame at least)."""
 
     def __post_init__(self) -> None:
         _positive(self, "min_frames", "max_frames", "max_pixels", "chunk_mebibytes")
+        if not 0 <= self.max_damaged_fraction <= 1:
+            raise ValueError(f"max_damaged_fraction must lie in 0..1, got {self.max_damaged_fraction}")
 
 
 @dataclass(frozen=True)
@@ -280,8 +284,10 @@ _RENAMED_FIELDS = (("decode", "max_sound_gap_seconds", "max_av_mismatch_seconds"
 
 
 def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Rename the fields of a config from the ``run.json`` of an earlier version to their present names."""
+    """Bring a config from the ``run.json`` of an earlier version to the present names, and add what it did not have."""
     upgraded = dict(saved)
+    if "decode" in upgraded:
+        upgraded["decode"] = {"max_damaged_fraction": DecodeConfig.max_damaged_fraction, **upgraded["decode"]}
     for section, old, new in _RENAMED_FIELDS:
         if old in upgraded.get(section, {}):
             upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}

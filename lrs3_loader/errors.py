@@ -50,6 +50,10 @@ class BadTranscriptError(ClipError, reason="bad_transcript"):
     """The transcript file is damaged or has another format."""
 
 
+class DamagedError(ClipError, reason="damaged"):
+    """Too many frames could not be decoded faithfully."""
+
+
 class DecoderHungError(ClipError, reason="decoder_hung"):
     """The decoder made no progress within the deadline."""
 

@@ -141,6 +141,7 @@ class DecodedChunk:
     start: int  # index of the first frame of this chunk
     frames: torch.Tensor  # [n, H, W, 3] u8, RGB, the source's own size
     head: ClipHead | None  # present exactly when start == 0
+    damaged: tuple[int, ...] = ()  # indices in the clip of its frames that could not be decoded faithfully
 
     __repr__ = shape_repr
 
@@ -216,7 +217,7 @@ FIELDS: dict[str, FieldSpec] = {
     "idexp_lm3d": FieldSpec(
         ("T", 68, 3), "float32", "centimetres (decimetres x 10)", "landmark offsets from the mean face"
     ),
-    "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame"),
+    "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame, which is not damaged"),
 }
 
 

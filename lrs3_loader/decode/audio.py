@@ -20,6 +20,7 @@ from torchaudio.functional import resample
 
 from lrs3_loader.decode.video import open_container
 from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableError
+from lrs3_loader.io.media_file import MEDIA_ERRORS
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, shape_repr
 
 JUMP_SECONDS = Fraction(1, 10)  # smaller steps of the timestamps are ignored: libswresample's min_hard_comp
@@ -69,8 +70,8 @@ def read_audio(path: Path, name: str, time_range: TimeRange, max_mismatch_second
     with open_container(path, name) as container:
         try:
             placed = _place(container, name, time_range, Fraction(max_mismatch_seconds))
-        except av.error.FFmpegError as error:
-            raise UnreadableError(f"{name}: damaged audio ({error.strerror})") from error
+        except MEDIA_ERRORS as error:
+            raise UnreadableError(f"{name}: damaged audio ({getattr(error, 'strerror', error)})") from error
     rate, wanted = placed.sample_rate, time_range.num_frames * SAMPLES_PER_FRAME
     missing = round(placed.num_missing * Fraction(SAMPLE_RATE, rate))
     excess = round(placed.num_excess * Fraction(SAMPLE_RATE, rate)) if time_range.open_end else 0

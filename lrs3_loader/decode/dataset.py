@@ -93,7 +93,7 @@ class ClipDataset:
     def _read(self, request: ChunkRequest, reader: FrameReader, head: ClipHead | None) -> DecodedChunk:
         max_bytes = self.config.chunk_mebibytes << 20 if request.max_bytes is None else request.max_bytes
         size = max(1, max_bytes // (reader.track.height * reader.track.width * 3))
-        frames = reader.read(min(size, reader.num_left), self.allocate)
+        frames, damaged = reader.read(min(size, reader.num_left), self.allocate)
         if reader.num_left:
             self._readers[request.clip, request.start + len(frames)] = reader
             if len(self._readers) > PREFETCH:
@@ -101,7 +101,7 @@ class ClipDataset:
         if head is not None:  # a file may ask to be rotated
             shown = dataclasses.replace(head.source, height=frames.shape[1], width=frames.shape[2])
             head = dataclasses.replace(head, source=shown)
-        return DecodedChunk(request.clip, reader.num_frames, request.start, frames, head)
+        return DecodedChunk(request.clip, reader.num_frames, request.start, frames, head, damaged)
 
     def _head(self, clip: Clip, root: Path, track: VideoTrack, sources: np.ndarray, skip: Fraction) -> ClipHead:
         transcript = read_transcript(root / clip.transcript_path) if clip.transcript_path else None

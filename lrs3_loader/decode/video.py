@@ -6,7 +6,8 @@ exactly or not at all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,13 +20,14 @@ from av.video.reformatter import VideoReformatter
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
-from lrs3_loader.io.media_file import check_regular, open_input
+from lrs3_loader.io.media_file import MEDIA_ERRORS, check_regular, open_input
 from lrs3_loader.types import FRAMES_PER_SECOND, shape_repr
 
 av.logging.set_level(None)
 
 MIN_SIDE = 2  # pixels: smaller frames cannot be resampled
 MAX_SOURCE_RATE = 1_000  # frames per second; with more packets than this times its allowed length a video is rejected
+MAX_REORDERED = 16  # frames that H.264 may show before one that was decoded earlier
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a part
 
 Allocate = Callable[[tuple[int, ...]], torch.Tensor]
@@ -107,6 +109,10 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         packets = _demux_timestamps(container, stream, name, max_packets)
         time_base = Fraction(stream.time_base or 1)
         promised = _promised_seconds(stream)
+        if container.format.name == "avi":  # it has no timestamps: a lost packet would shift all that follow
+            num_listed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # newer PyAV
+            if num_listed > len(packets.pts):
+                raise UnreadableError(f"{name}: damaged: {len(packets.pts)} of {num_listed} video packets found")
 
     order = np.argsort(packets.pts, kind="stable")
     pts = packets.pts[order]
@@ -196,8 +202,9 @@ def _demux_timestamps(
             if key_pts and not packet.is_discard:
                 pts.append(time)
                 durations.append(packet.duration or 0)
-    except av.error.FFmpegError as error:
-        raise UnreadableError(f"{name}: damaged after {num_packets} video packets ({error.strerror})") from error
+    except MEDIA_ERRORS as error:
+        why = getattr(error, "strerror", error)
+        raise UnreadableError(f"{name}: damaged after {num_packets} video packets ({why})") from error
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
     return _Packets(*(np.array(values, dtype=np.int64) for values in (pts, durations, key_pts)))
@@ -223,7 +230,7 @@ def _promised_seconds(stream: av.VideoStream) -> Fraction:
 
 def read_frames(track: VideoTrack, sources: np.ndarray) -> torch.Tensor:
     """Decode all of these frames at once; see :class:`FrameReader`."""
-    return FrameReader(track, sources).read(len(sources))
+    return FrameReader(track, sources).read(len(sources))[0]
 
 
 class FrameReader:
@@ -244,30 +251,36 @@ class FrameReader:
         self._convert = VideoReformatter()  # keeps its tables, which cost more than the conversion of a small frame
         self._time: int | None = None  # of the last frame that was decoded
         self._pixels: np.ndarray | None = None  # of the last frame that was wanted
+        self._is_damaged = False
 
     @property
     def num_left(self) -> int:
         return self.num_frames - self._num_read
 
-    def read(self, num_frames: int, allocate: Allocate = allocate_private) -> torch.Tensor:
+    def read(self, num_frames: int, allocate: Allocate = allocate_private) -> tuple[torch.Tensor, tuple[int, ...]]:
         """Decode the next ``num_frames`` frames.
 
         Args:
             allocate: makes the tensor that is returned, from its shape.
 
         Returns:
-            [num_frames, H, W, 3] u8, RGB, rotated as the file asks.
+            [num_frames, H, W, 3] u8, RGB, rotated as the file asks, and the indices in ``sources`` of those that are
+            damaged (see :func:`_with_damage`).
 
         Raises:
             UnreadableError: one of them cannot be decoded.
         """
-        first = self._next()
-        frames = allocate((num_frames, *first.shape))
-        rows = frames.numpy()
-        rows[0] = first
-        for row in rows[1:]:
-            row[:] = self._next()
-        return frames
+        start, damaged = self._num_read, []
+        rows = np.empty(0, dtype=np.uint8)
+        for i in range(num_frames):
+            pixels = self._next()
+            if i == 0:
+                frames = allocate((num_frames, *pixels.shape))
+                rows = frames.numpy()
+            rows[i] = pixels
+            if self._is_damaged:
+                damaged.append(start + i)
+        return frames, tuple(damaged)
 
     def _next(self) -> np.ndarray:
         """Decode up to the next wanted frame; returns its pixels [H, W, 3]."""
@@ -282,15 +295,15 @@ class FrameReader:
 
     def _find(self, wanted: int) -> av.VideoFrame:
         try:
-            for frame in self._decoded:
+            for frame, is_damaged in self._decoded:
                 time = frame.pts if frame.pts is not None else frame.dts
                 if time == wanted:
-                    self._time = time
+                    self._time, self._is_damaged = time, is_damaged
                     return frame
                 if time is not None and time > wanted:
                     break
-        except av.error.FFmpegError as error:
-            raise self._lost(str(error.strerror)) from error
+        except MEDIA_ERRORS as error:
+            raise self._lost(str(getattr(error, "strerror", error))) from error
         raise self._lost("no frame at its time")
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
@@ -306,8 +319,12 @@ class FrameReader:
         return UnreadableError(f"{self.track.name}: {message}")
 
 
-def _frames_from(track: VideoTrack, pts: int) -> Iterator[av.VideoFrame]:
-    """Decode from the last key frame at or before ``pts``, or from an earlier one if the seek misses it."""
+def _frames_from(track: VideoTrack, pts: int) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Decode from the last key frame at or before ``pts``, or from an earlier one if the seek misses it.
+
+    Yields:
+        Each frame, and whether it is damaged.
+    """
     first_key = max(0, int(np.searchsorted(track.key_pts, pts, side="right")) - 1)
     for key in (*range(first_key, max(0, first_key - 2), -1), None):
         with open_container(track.path, track.name) as container:
@@ -319,9 +336,26 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[av.VideoFrame]:
             first = next(frames, None)
             if first is None or (key is not None and (first.pts is None or first.pts > pts)):
                 continue
-            assert isinstance(first, av.VideoFrame)
-            yield first
-            for frame in frames:
-                assert isinstance(frame, av.VideoFrame)
-                yield frame
+            yield from _with_damage(itertools.chain([first], frames))
             return
+
+
+def _with_damage(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+    """Tell which frames are damaged: of which the decoder had to conceal parts, or that are predicted from such frames.
+
+    Damage lasts until the next key frame. B frames are also predicted from the frame that is shown after them, and from
+    one another.
+    """
+    waiting: list[av.VideoFrame] = []  # B frames
+    is_damaged = False
+    for frame in frames:
+        waiting.append(frame)
+        if frame.pict_type == av.video.frame.PictureType.B and len(waiting) < MAX_REORDERED:
+            continue
+        for other in waiting[:-1]:
+            yield other, is_damaged or any(each.is_corrupt for each in waiting)
+        is_damaged = frame.is_corrupt or (is_damaged and not frame.key_frame)
+        yield frame, is_damaged
+        waiting.clear()
+    for frame in waiting:
+        yield frame, is_damaged or any(each.is_corrupt for each in waiting)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.config import RunConfig
-from lrs3_loader.errors import ClipError, PoorFitError
+from lrs3_loader.errors import ClipError, DamagedError, NoFaceError, PoorFitError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
@@ -48,6 +48,7 @@ class _ClipState:
     clip: Clip
     num_frames: int
     head: ClipHead
+    damaged: list[int] = field(default_factory=list)  # frames that could not be decoded faithfully
     track: FaceTrack = field(default_factory=FaceTrack)
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
@@ -168,6 +169,7 @@ class Extractor:
                 assert item.head is not None, "the first chunk of a clip carries its head"
                 current = _ClipState(clip, item.num_frames, item.head)
                 states.append(current)
+            current.damaged += item.damaged
             yield FrameSpan(current, item.start, to_device(item.frames, self.device))
             if item.is_last:
                 shard.count(clips=1, frames=item.num_frames)
@@ -224,22 +226,34 @@ class Extractor:
                     tensor.record_stream(stream)
 
     def _finish_track(self, state: _ClipState) -> None:
-        """Join a clip's landmarks and fill short gaps; raises ``ClipError`` if too many frames show no face."""
-        config = self.config.landmarks
-        found = fill_track_gaps(
-            FrameLandmarks.cat(state.landmarks),
-            min_valid_fraction=config.min_valid_fraction,
-            max_gap_frames=config.max_gap_frames,
-        )
+        """Join a clip's landmarks and fill short gaps; raises ``ClipError`` if too many frames show no face.
+
+        Damaged frames count as gaps.
+        """
+        config, num_damaged = self.config.landmarks, len(state.damaged)
+        bounds: dict[str, Any] = {
+            "min_valid_fraction": config.min_valid_fraction,
+            "max_gap_frames": config.max_gap_frames,
+        }
+        if num_damaged > self.config.decode.max_damaged_fraction * state.num_frames:
+            raise DamagedError(f"{num_damaged} of {state.num_frames} frames are damaged")
+        track = FrameLandmarks.cat(state.landmarks)
         state.landmarks.clear()
-        if state.coefficients:
-            filled = fill_coefficient_gaps(
-                torch.cat(state.coefficients),
-                min_valid_fraction=config.min_valid_fraction,
-                max_gap_frames=config.max_gap_frames,
-            )
-            state.coefficients.clear()
-            state.arrays["coeff"] = filled.cpu().numpy()
+        coefficients = torch.cat(state.coefficients) if state.coefficients else None
+        state.coefficients.clear()
+        found = fill_track_gaps(track, **bounds)
+        if state.damaged:
+            intact = track.found.clone()
+            intact[state.damaged] = False
+            try:
+                found = fill_track_gaps(dataclasses.replace(track, found=intact), **bounds)
+            except NoFaceError as error:
+                message = f"{num_damaged} of {state.num_frames} frames are damaged; without them: {error}"
+                raise DamagedError(message) from error
+            if coefficients is not None:
+                coefficients[state.damaged] = torch.nan
+        if coefficients is not None:
+            state.arrays["coeff"] = fill_coefficient_gaps(coefficients, **bounds).cpu().numpy()
         state.arrays["lm68"] = to_ibug68(found.points)[..., :2].cpu().numpy()
         state.arrays["valid"] = found.found.cpu().numpy()
         if self.models.fitter.config.dense:
@@ -249,6 +263,7 @@ class Extractor:
         if found.blendshapes is not None:
             state.arrays["blendshapes"] = found.blendshapes.to(torch.float16).cpu().numpy()
         state.quality |= {
+            "damaged_fraction": round(num_damaged / state.num_frames, 4),
             "valid_fraction": _rounded(found.found.float().mean()),
             "face_score": _rounded(found.score[found.found].mean()),
             "num_frames_with_several_faces": state.track.num_frames_with_several_faces,

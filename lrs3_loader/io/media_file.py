@@ -18,6 +18,8 @@ FORMATS = (
     *("h264", "hevc", "m4v", "mpegvideo"),
     *("wav", "w64", "aiff", "caf", "au", "flac", "mp3", "aac", "ac3", "eac3", "amr"),
 )
+#: What reading a damaged file raises. IndexError: PyAV, at the end of a file with tracks that its header does not have.
+MEDIA_ERRORS = (av.error.FFmpegError, IndexError)
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 # Titles and comments may not be UTF-8. PyAV 19 always accepts that, older versions only with this option.
 _ACCEPT_ANY_TEXT: dict[str, Any] = (

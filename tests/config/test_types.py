@@ -30,5 +30,8 @@ def test_payloads_print_shapes_instead_of_values() -> None:
 def test_the_payloads_of_a_run_do() -> None:
     clip = Clip("a/b/c", "c.mp4", 1)
     chunk = DecodedChunk(clip, 200, 100, torch.zeros(4, 6, 8, 3, dtype=torch.uint8), None)
-    assert repr(chunk) == f"DecodedChunk(clip={clip!r}, num_frames=200, start=100, frames=u8[4, 6, 8, 3], head=None)"
+    assert (
+        repr(chunk)
+        == f"DecodedChunk(clip={clip!r}, num_frames=200, start=100, frames=u8[4, 6, 8, 3], head=None, damaged=tuple())"
+    )
     assert "mel: f32[" in repr(make_features(clip))

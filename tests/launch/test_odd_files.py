@@ -12,11 +12,13 @@ import pytest
 from lrs3_loader import demo
 from lrs3_loader.launch import runner
 from lrs3_loader.run.shards import read_shard
-from support.media_files import truncated, write_media
+from support.media_files import struck, truncated, write_media
 from support.whole_runs import config_for, extract
 
 SECONDS = 1.0
 EXPECTED = {
+    "damaged_early": "damaged",
+    "damaged_late": 25,
     "empty": "unreadable",
     "good": 25,
     "late_sound": 25,
@@ -66,6 +68,8 @@ def write_odd_files(folder: Path, face: Callable[[int, int, int], np.ndarray]) -
 
     good = write("good")
     truncated(good, folder / "truncated.mp4", 0.6)
+    struck(good, folder / "damaged_early.mp4", 3)  # a key frame every 12 frames
+    struck(good, folder / "damaged_late.mp4", 20)
     (folder / "empty.mp4").write_bytes(b"")
     (folder / "text.mp4").write_text("This is no video.\n" * 100)
     write("no_sound", sound=None)
@@ -109,6 +113,20 @@ def test_every_reject_says_why_in_words(outcome: runner.Outcome) -> None:
     for key, reason, message in outcome.totals.rejects:
         assert len(message) > 10, key
         assert message != reason
+
+
+def test_damaged_frames_are_not_valid(outcome: runner.Outcome) -> None:
+    found = samples(outcome)
+    late = found["damaged_late"]
+    broken = np.flatnonzero(~late["valid"])
+    assert set(broken) <= {19, 20, 21, 22, 23}
+    assert 20 in broken
+    assert late["json"]["quality"]["damaged_fraction"] == len(broken) / 25
+    assert late["json"]["quality"]["valid_fraction"] == 1 - len(broken) / 25
+    before = late["lm68"][broken[0] - 1]
+    assert np.abs(late["lm68"][broken] - before).max() < 10  # filled, linearly
+    assert found["good"]["valid"].all()
+    assert found["good"]["json"]["quality"]["damaged_fraction"] == 0
 
 
 def test_late_sound_is_late_and_said_to_be(outcome: runner.Outcome) -> None:

@@ -204,3 +204,15 @@ def oversized(source: Path, path: Path, height: int, width: int) -> Path:
     struct.pack_into(">II", data, at, (width << 16) & 0xFFFFFFFF, (height << 16) & 0xFFFFFFFF)
     path.write_bytes(bytes(data))
     return path
+
+
+def struck(source: Path, path: Path, number: int, seed: int = 0) -> Path:
+    """A copy of a file in which most bytes of the video packet of frame ``number`` are noise."""
+    with av.open(str(source)) as container:
+        packets = sorted((p for p in container.demux(video=0) if p.size), key=lambda packet: packet.pts)
+        at, size = packets[number].pos, packets[number].size
+    data = bytearray(source.read_bytes())
+    first, last = at + size // 4, at + size * 3 // 4
+    data[first:last] = np.random.default_rng(seed).bytes(last - first)
+    path.write_bytes(bytes(data))
+    return path
