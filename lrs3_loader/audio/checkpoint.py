@@ -217,4 +217,4 @@ def _sha256_of_weights(model: PreTrainedModel) -> str:
 
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return lines[0][:300] if lines else type(error).__name__

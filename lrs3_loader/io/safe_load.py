@@ -226,4 +226,4 @@ def load_plain(path: Path) -> Any:
             return torch.load(path, map_location="cpu", weights_only=True)
     except _DAMAGE as error:
         lines = str(error).strip().splitlines()
-        raise ValueError(lines[0] if lines else type(error).__name__) from error
+        raise ValueError(lines[0][:300] if lines else type(error).__name__) from error

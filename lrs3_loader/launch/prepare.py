@@ -50,7 +50,7 @@ def prepare(
         warn_if_short_of_space(config, shards, launch.out, assets)
     assets.ensure(config.face.face_model)
     extractor = Extractor(config, Models.load(config, assets, device), device)
-    now = {"config": as_json(config), "models": extractor.models.record, "device_type": device.type}
+    now = what_decides_bytes(extractor)
     if begun is not None:
         folder = begun
         check_compatible(folder, now)
@@ -80,11 +80,17 @@ def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.de
     return resolve(config, device.type, free_bytes)
 
 
-def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
-    """Check that this launch would write the same bytes as the launch that started the run.
+def what_decides_bytes(extractor: Extractor) -> dict[str, Any]:
+    """Return what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``."""
+    return {
+        "config": as_json(extractor.config),
+        "models": extractor.models.record,
+        "device_type": extractor.device.type,
+    }
 
-    Args:
-        now: what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``.
+
+def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
+    """Check that this launch (see ``what_decides_bytes``) would write the same bytes as the one that started the run.
 
     Raises:
         RunError: they differ from those of the run; the message lists each difference.

@@ -23,7 +23,7 @@ from lrs3_loader.extract.models import Models
 from lrs3_loader.extract.upload import upload
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.prepare import finalize_config, prepare, software
+from lrs3_loader.launch.prepare import check_compatible, finalize_config, prepare, software, what_decides_bytes
 from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock
@@ -118,7 +118,9 @@ def _follow(
         raise SystemExit(1)  # rank 0 reports the error
     folder = RunFolder.open(launch.out)
     config = finalize_config(config, folder, device)
-    return folder, Extractor(config, Models.load(config, Assets(launch.assets), device), device), message["pending"]
+    extractor = Extractor(config, Models.load(config, Assets(launch.assets), device), device)
+    check_compatible(folder, what_decides_bytes(extractor))  # model files may differ from node to node
+    return folder, extractor, message["pending"]
 
 
 def extract_shards(

@@ -70,6 +70,10 @@ def test_metadata_is_read_in_both_encodings(packed: bool) -> None:
         (metadata_bytes(CANONICAL, vertex_type=1), "of another type"),
         (metadata_bytes(dataclasses.replace(CANONICAL, verts=CANONICAL.verts[:-1])), "holds 2335 floats"),
         (metadata_bytes(dataclasses.replace(CANONICAL, triangles=CANONICAL.triangles + 1)), "do not fit its vertices"),
+        (
+            metadata_bytes(dataclasses.replace(CANONICAL, triangles=np.uint64([[0, 1, 2**63]]))),
+            "do not fit its vertices",
+        ),
         (b"\x0b", "wire type 3"),
         (b"\x80" * 11, "ends inside a number"),
     ],

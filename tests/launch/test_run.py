@@ -123,6 +123,8 @@ def test_a_changed_model_file_is_named_and_earlier_runs_are_compared_by_what_the
     folder = RunFolder(undisturbed.folder.path, record, undisturbed.folder.shards)
     config = resolve(inherit_auto_values(config_for(corpus.folder), record["config"]), "cpu")
     models = copy.deepcopy(record["models"])
+    assert models["speech"]["files"] == {}  # the demo encoder has none
+    assert models["face_model"]["files"].keys() <= {"ict"}
     models["speech"]["files"] = {"config.json": "a" * 64, "model.safetensors": "b" * 64}
     models["face_model"]["files"] = {"mine.npz": "c" * 64}
     record["models"] = copy.deepcopy(models)

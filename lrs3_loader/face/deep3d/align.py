@@ -19,12 +19,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 from torch import Tensor
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.image.resample import resize_crop
+from lrs3_loader.io.mat_files import read_mat
 from lrs3_loader.runtime.transfer import to_device
 
 CROP_SIZE = 224
@@ -52,7 +51,10 @@ def load_standard_face(path: Path) -> Tensor:
     file that is damaged or another one.
     """
     try:
-        landmarks = np.asarray(loadmat(path, appendmat=False)["lm"], dtype=np.float32)
+        arrays = read_mat(path, ("lm",))
+        if "lm" not in arrays:
+            raise ValueError("it has no lm")
+        landmarks = arrays["lm"].astype(np.float32)
         if landmarks.shape != (68, 3):
             raise ValueError(f"its lm is {list(landmarks.shape)}, not [68, 3]")
         points = five_points(torch.from_numpy(landmarks))
@@ -61,9 +63,8 @@ def load_standard_face(path: Path) -> Tensor:
         spread = torch.linalg.svdvals((points - points.mean(0)).double())
         if spread[2] <= 1e-3 * spread[0]:
             raise ValueError("the points of the standard face lie in one plane")
-    except (OSError, ValueError, KeyError, TypeError, NotImplementedError, MatReadError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else error
-        raise RunError(f"{path} is not Deep3DFaceRecon's similarity_Lm3D_all.mat: {detail}") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{path} is not Deep3DFaceRecon's similarity_Lm3D_all.mat: {error}") from error
     return points
 
 

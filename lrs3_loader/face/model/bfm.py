@@ -16,18 +16,16 @@ Guo et al., "CNN-based Real-time Dense Face Reconstruction" (TPAMI 2018); for th
 from __future__ import annotations
 
 import hashlib
-import zlib
 from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.surface import orient_outwards
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 from lrs3_loader.io.files import file_sha256
+from lrs3_loader.io.mat_files import read_mat
 
 FRONT = "BFM_model_front.mat"
 ORIGINAL = "01_MorphableModel.mat"
@@ -108,15 +106,13 @@ def _check_exists(path: Path, where: str) -> None:
 def _read_mat(path: Path, name: str, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     _check_exists(path, _ORIGINALS.get(name, _MADE))
     try:
-        arrays = loadmat(str(path), variable_names=keys, appendmat=False)
-    except NotImplementedError as error:
-        raise RunError(f"{path} is in MATLAB's format 7.3; save it again with -v7") from error
-    except (OSError, ValueError, TypeError, MatReadError, zlib.error) as error:  # raised by scipy for other files
+        arrays = read_mat(path, keys)
+    except (OSError, ValueError) as error:
         raise RunError(f"cannot read {path} as a MATLAB file: {error}") from error
     missing = [key for key in keys if key not in arrays]
     if missing:
         raise RunError(f"{path} is not {name}: it lacks {', '.join(missing)}")
-    return {key: np.asarray(arrays[key]) for key in keys}
+    return arrays
 
 
 def _read_expressions(folder: Path, num_vertices: int) -> np.ndarray:
