@@ -16,6 +16,8 @@ python tools/bench.py scan                        # finding and planning 151,819
 python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
 
 python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
+
+python tools/bench.py faults                      # failing file calls, kills, power cuts, unlucky timing
 """
 
 from __future__ import annotations
@@ -169,6 +171,41 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Faults:
+    """Fail every file call of every command, kill it, cut the power, and draw schedules of ranks, launches and readers.
+
+    Without models: decoding is replaced, and all the rest is what a run does. Exit code 1 if anything was found that is
+    not known.
+    """
+
+    points: int = 1_000_000
+    """File calls that fail, at most, of each scenario; 0: none."""
+    states: int = 1_000_000
+    """States of the disk after a power cut, at most, of each scenario; 0: none."""
+    schedules: int = 2_000
+    """Schedules; 0: none. Of a single one, what happens is printed."""
+    seed: int = 0
+    """Of the first schedule, and of what is chosen of points and states."""
+    scenario: tuple[str, ...] = ()
+    """Only these scenarios: fresh, resumed, export..."""
+    scratch: Path | None = None
+    """Folder to work in (memory when not given)."""
+
+    def __call__(self) -> int:
+        from benchmarks.faults import report, scenarios
+
+        if unknown := set(self.scenario) - set(scenarios.SCENARIOS):
+            raise cli.UsageError(f"no scenario {', '.join(unknown)}; there are {', '.join(scenarios.SCENARIOS)}")
+        num_defects = 0
+        for line, count in report.run_benchmark(
+            self.scratch, self.points, self.states, self.schedules, self.seed, self.scenario
+        ):
+            print(line, flush=True)
+            num_defects += count
+        return cli.EXIT_PROBLEM if num_defects else cli.EXIT_OK
+
+
+@dataclass(frozen=True)
 class Fit:
     """Landmark fitting: against Adam on GeneFace++'s objective, on small faces, with dense points, and on truth."""
 
@@ -237,10 +274,11 @@ COMMANDS = {
     "scan": Scan(),
     "fit": Fit(),
     "cluster": Cluster(),
+    "faults": Faults(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Cluster
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Cluster | Faults
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

@@ -10,9 +10,9 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch.distributed as dist
@@ -23,6 +23,8 @@ from lrs3_loader.errors import RunError
 START_TIMEOUT_SECONDS = 1800.0  # for all ranks to start
 UNRESPONSIVE_SECONDS = 900.0  # a rank without progress for this long counts as lost; no clip takes a tenth of it
 _POLL_SECONDS = 0.2
+
+Answer = TypeVar("Answer")
 
 
 class WorkQueue:
@@ -47,12 +49,12 @@ class WorkQueue:
             indices = np.array(message["pending"], dtype=int)
             runs = np.split(indices, np.flatnonzero(np.diff(indices) != 1) + 1)
             message = {**message, "pending": [(int(run[0]), int(run[-1]) + 1) for run in runs if len(run)]}
-        self._store.set("launch", json.dumps(message))
+        self._ask(lambda: self._store.set("launch", json.dumps(message)))
 
     def announcement(self) -> dict[str, Any]:
         """Wait for rank 0's announcement, for hours if need be: it may be scanning a large corpus."""
-        self._store.wait(["launch"], timedelta(hours=6))
-        message: dict[str, Any] = json.loads(self._store.get("launch"))
+        self._ask(lambda: self._store.wait(["launch"], timedelta(hours=6)))
+        message: dict[str, Any] = json.loads(self._ask(lambda: self._store.get("launch")))
         if "pending" in message:
             message["pending"] = [index for start, stop in message["pending"] for index in range(start, stop)]
         return message
@@ -69,7 +71,7 @@ class WorkQueue:
 
     def leave(self) -> None:
         """Report that this rank has nothing left to do."""
-        self._store.set(f"left/{self.rank}", "")
+        self._ask(lambda: self._store.set(f"left/{self.rank}", ""))
         self._add("ranks_left", 1)
 
     def wait_for_all(self, unresponsive_seconds: float = UNRESPONSIVE_SECONDS) -> list[int]:
@@ -86,7 +88,7 @@ class WorkQueue:
             if now - looked < min(10.0, unresponsive_seconds / 4):
                 continue
             looked = now
-            others = [rank for rank in range(self.world_size) if not self._store.check([f"left/{rank}"])]
+            others = [rank for rank in range(self.world_size) if not self._has_left(rank)]
             for rank in others:
                 count = self._add(f"beat/{rank}", 0)
                 if rank not in seen or seen[rank][0] != count:
@@ -96,13 +98,19 @@ class WorkQueue:
                 return unresponsive
         return []
 
+    def _has_left(self, rank: int) -> bool:
+        return self._ask(lambda: self._store.check([f"left/{rank}"]))
+
     def add(self, counter: str, amount: int) -> int:
         """Add to a counter that all ranks share; returns its new value (``amount=0`` reads it)."""
         return self._add(f"count/{counter}", amount)
 
     def _add(self, name: str, amount: int) -> int:
+        return self._ask(lambda: self._store.add(name, amount))
+
+    def _ask(self, request: Callable[[], Answer]) -> Answer:
         try:
-            return self._store.add(name, amount)
+            return request()
         except dist.DistError as error:
             raise RunError(
                 f"rank {self.rank} has lost the store of this launch ({str(error).splitlines()[0]}): the machine that "

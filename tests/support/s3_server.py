@@ -16,6 +16,7 @@ import pytest
 
 _NUMBERS = itertools.count()
 _REQUEST = re.compile(rb"(?:^|\r\n)(GET|HEAD|PUT|POST|DELETE) (/\S*) HTTP/1\.1\r\n")
+_BUSY = b"HTTP/1.1 503 Slow Down\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Proxy:
@@ -27,6 +28,9 @@ class Proxy:
         self.port = self._server.getsockname()[1]
         self.requests: list[str] = []  # "PUT /bucket/key?query"
         self.cut_after: int | None = None  # bytes that a connection may send before it is reset; 0: refuse
+        self.fail_from: int | None = None  # number of the first request (see ``requests``) that fails
+        self.fail_to: int | None = None  # and of the first that does not any more
+        self.failure = "refused"  # refused, busy (an answer of 503), or unanswered (done, but its answer is lost)
         threading.Thread(target=self._accept, daemon=True).start()
 
     def count(self, method: str, pattern: str) -> int:
@@ -34,6 +38,11 @@ class Proxy:
 
     def close(self) -> None:
         self._server.close()
+
+    def _fails(self) -> bool:
+        """Tell whether the request that was counted last fails."""
+        number = len(self.requests) - 1
+        return self.fail_from is not None and self.fail_from <= number < (self.fail_to or number + 1)
 
     def _accept(self) -> None:
         with contextlib.suppress(OSError):
@@ -43,23 +52,31 @@ class Proxy:
                     client.close()
                     continue
                 upstream = socket.create_connection(self._target)
+                unanswered = threading.Event()
                 for pump, ends in ((self._send, (client, upstream)), (self._answer, (upstream, client))):
-                    threading.Thread(target=pump, args=ends, daemon=True).start()
+                    threading.Thread(target=pump, args=(*ends, unanswered), daemon=True).start()
 
-    def _send(self, client: socket.socket, upstream: socket.socket) -> None:
+    def _send(self, client: socket.socket, upstream: socket.socket, unanswered: threading.Event) -> None:
         num_sent = 0
         with contextlib.suppress(OSError):
             while data := client.recv(1 << 16):
-                self.requests += [f"{method.decode()} {path.decode()}" for method, path in _REQUEST.findall(data)]
+                found = [f"{method.decode()} {path.decode()}" for method, path in _REQUEST.findall(data)]
+                self.requests += found
+                if found and self._fails():
+                    if self.failure != "unanswered":
+                        if self.failure == "busy":
+                            client.sendall(_BUSY)
+                        break
+                    unanswered.set()
                 num_sent += len(data)
                 if self.cut_after is not None and num_sent > self.cut_after:
                     break
                 upstream.sendall(data)
         _close(client, upstream)
 
-    def _answer(self, upstream: socket.socket, client: socket.socket) -> None:
+    def _answer(self, upstream: socket.socket, client: socket.socket, unanswered: threading.Event) -> None:
         with contextlib.suppress(OSError):
-            while data := upstream.recv(1 << 16):
+            while (data := upstream.recv(1 << 16)) and not unanswered.is_set():
                 client.sendall(data)
         _close(client, upstream)
 

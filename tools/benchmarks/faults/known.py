@@ -5,3 +5,8 @@ from __future__ import annotations
 from benchmarks.faults.sweep import Known
 
 KNOWN: tuple[Known, ...] = ()
+
+#: Problems of schedules, by pattern (``*``), and why they are there.
+KNOWN_SCHEDULES = {
+    "* publishes * although * has the run lock": "ranks go on while their rank 0 is suspended and has lost the lock",
+}
