@@ -7,6 +7,7 @@ smaller steps are ignored, so that rounded timestamps leave no holes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,7 +28,7 @@ JUMP_SECONDS = Fraction(1, 10)  # smaller steps of the timestamps are ignored: l
 PREROLL_SECONDS = 1  # decoded and discarded after a seek, until the decoder is in a steady state
 SAMPLE_RATES = range(4_000, 768_001)
 MAX_KERNEL = 4_000_000  # taps of torchaudio's resampling kernel; FFmpeg resamples rates that need more
-INTEGER_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
+_INTEGER_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
 
 
 @dataclass(frozen=True)
@@ -116,11 +117,11 @@ def _place(
     first = next(frames, None)
     if first is None:
         raise NoAudioError(f"{name}: the audio track holds no samples")
-    rate, num_channels = first.frame.sample_rate, first.frame.layout.nb_channels
+    rate, num_channels, track_start = first[0].sample_rate, first[0].layout.nb_channels, first[2]
     if rate not in SAMPLE_RATES:
         raise UnreadableError(f"{name}: audio of {rate} samples per second")
 
-    origin = first.track_start if time_range.start_seconds is None else time_range.start_seconds
+    origin = track_start if time_range.start_seconds is None else time_range.start_seconds
     origin += time_range.skip_seconds
     margin = -(-rate // FRAMES_PER_SECOND)
     length = -(-time_range.num_frames * rate // FRAMES_PER_SECOND)
@@ -129,45 +130,37 @@ def _place(
     covered = np.zeros(length, dtype=bool)
     position: int | None = None
     num_samples = 0
-    item: _Frame | None = first
-    while item is not None and (position is None or position < limit):
-        if (item.frame.sample_rate, item.frame.layout.nb_channels) != (rate, num_channels):
+    for frame, seconds, _ in itertools.chain([first], frames):
+        if position is not None and position >= limit:
+            break
+        if (frame.sample_rate, frame.layout.nb_channels) != (rate, num_channels):
             raise UnreadableError(f"{name}: sample rate or channels change in the middle of the audio")
-        block = mono(item.frame)
+        block = mono(frame)
         num_samples += len(block)
-        at = round((item.seconds - origin) * rate) if item.seconds is not None else position or 0
+        at = round((seconds - origin) * rate) if seconds is not None else position or 0
         if position is None:
             position = at
         elif abs(at - position) > JUMP_SECONDS * rate:
             block = block[max(0, position - at) :]
             position = max(at, position)
-        _place_block(samples, position + margin, block)
+        start = position + margin
+        inside = block[max(0, -start) : max(0, len(samples) - start)]
+        samples[max(0, start) :][: len(inside)] = inside
         covered[max(0, position) : max(0, position + len(block))] = True
         position += len(block)
-        item = next(frames, None)
     assert position is not None
     num_missing = length - int(covered.sum())
-    return _Placed(samples, rate, num_channels, num_samples, first.track_start, num_missing, max(0, position - length))
-
-
-def _place_block(samples: np.ndarray, at: int, block: np.ndarray) -> None:
-    """Copy ``block`` to ``samples[at:]``, except for what lies outside on either side."""
-    first, last = max(0, at), min(len(samples), at + len(block))
-    if first < last:
-        samples[first:last] = block[first - at : last - at]
-
-
-@dataclass
-class _Frame:
-    frame: av.AudioFrame
-    seconds: Fraction | None  # on the container's timeline; None: right after its predecessor
-    track_start: Fraction
+    return _Placed(samples, rate, num_channels, num_samples, track_start, num_missing, max(0, position - length))
 
 
 def _frames(
     container: av.container.InputContainer, stream: av.AudioStream, name: str, time_range: TimeRange
-) -> Iterator[_Frame]:
-    """Decode the track, from shortly before the time range on."""
+) -> Iterator[tuple[av.AudioFrame, Fraction | None, Fraction]]:
+    """Decode the track, from shortly before the time range on.
+
+    Yields:
+        A frame, its time on the container's timeline (None: right after its predecessor), and when the track begins.
+    """
     time_base = Fraction(stream.time_base or 1)
     stream.codec_context.thread_count = 1
     track_start: Fraction | None = None
@@ -184,7 +177,7 @@ def _frames(
         if track_start is None:
             track_start = seconds or Fraction(0)
         if frame.samples > 0:
-            yield _Frame(frame, seconds, track_start)
+            yield frame, seconds, track_start
 
 
 def mono(frame: av.AudioFrame) -> np.ndarray:
@@ -197,9 +190,9 @@ def mono(frame: av.AudioFrame) -> np.ndarray:
     if not frame.format.is_planar:  # [1, n * channels]
         data = data.reshape(-1, frame.layout.nb_channels).T
     kind = frame.format.name.removesuffix("p")
-    if kind in INTEGER_SCALES:
+    if kind in _INTEGER_SCALES:
         zero = 128 if kind == "u8" else 0
-        return ((data.astype(np.float64).mean(axis=0) - zero) / INTEGER_SCALES[kind]).astype(np.float32)
+        return ((data.astype(np.float64).mean(axis=0) - zero) / _INTEGER_SCALES[kind]).astype(np.float32)
     return data.mean(axis=0, dtype=np.float64 if kind == "dbl" else None).astype(np.float32)
 
 

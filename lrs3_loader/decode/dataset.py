@@ -63,7 +63,9 @@ class ClipDataset:
         try:
             if reader is not None:
                 return self._read(request, reader, None)
-            with self.files.local_copy(*_files_for(request), beat=self.beat) as root:
+            heads = (clip.sound_path, clip.transcript_path) if request.start == 0 else ()
+            names = [clip.video_path, *(name for name in heads if name is not None)]
+            with self.files.local_copy(*names, beat=self.beat) as root:
                 try:
                     return self._begin(request, root)
                 except ClipError as error:
@@ -136,12 +138,6 @@ def _identity(root: Location) -> tuple[int, int] | None:
     except OSError:
         return None
     return state.st_dev, state.st_ino
-
-
-def _files_for(request: ChunkRequest) -> list[str]:
-    clip = request.clip
-    first_only = [clip.sound_path, clip.transcript_path] if request.start == 0 else []
-    return [clip.video_path, *(name for name in first_only if name is not None)]
 
 
 def select_frames(track: VideoTrack, clip: Clip, config: DecodeConfig) -> tuple[np.ndarray, Fraction]:

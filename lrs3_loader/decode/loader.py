@@ -16,7 +16,7 @@ from lrs3_loader.config import DecodeConfig, WorkerConfig
 from lrs3_loader.decode.clip_queue import PREFETCH, ChunkRequest, ClipQueue, Tag, Ticket
 from lrs3_loader.decode.dataset import ClipDataset, Pitch
 from lrs3_loader.decode.shared_memory import Channel
-from lrs3_loader.decode.workers import StartMethod, WorkerPool, WorkTable, prepare_parent
+from lrs3_loader.decode.workers import BEATS, StartMethod, WorkerPool, WorkTable, prepare_parent
 from lrs3_loader.errors import ClipError, DecoderCrashedError, DecoderHungError, RunError, TooLargeError
 from lrs3_loader.io.storage import Location
 from lrs3_loader.runtime.free_memory import available_bytes
@@ -49,7 +49,10 @@ class _DecodeService:
     dataset: ClipDataset
 
     def __call__(self, worker: int, channel: Channel, table: WorkTable) -> None:
-        self.dataset.beat = lambda: table.beat(worker)
+        def beat() -> None:
+            table.rows[worker, BEATS] += 1
+
+        self.dataset.beat = beat
         self.dataset.allocate = channel.allocate
         try:
             while True:
@@ -210,17 +213,14 @@ class ClipLoader(Generic[Tag]):
         """Count a worker's failure on this request; reject the clip after the last attempt."""
         ticket.part.num_failures += 1
         failures, clip = ticket.part.num_failures, ticket.job.clip
+        times = f"{failures} of {self.workers.attempts} times"
         error: ClipError
         if hung:
-            error = DecoderHungError(
-                f"{clip.video_path}: nothing decoded for {self.workers.deadline_seconds:g} s, "
-                f"{failures} of {self.workers.attempts} times"
-            )
+            seconds = self.workers.deadline_seconds
+            error = DecoderHungError(f"{clip.video_path}: nothing decoded for {seconds:g} s, {times}")
         else:
             ended = f"signal {-exit_code}" if exit_code is not None and exit_code < 0 else f"exit code {exit_code}"
-            error = DecoderCrashedError(
-                f"{clip.video_path}: the decode process ended with {ended}, {failures} of {self.workers.attempts} times"
-            )
+            error = DecoderCrashedError(f"{clip.video_path}: the decode process ended with {ended}, {times}")
         logger.warning("%s", error)
         if failures >= self.workers.attempts:
             self._queue.accept(number, Reject(clip, error.reason, str(error)))

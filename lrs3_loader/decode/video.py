@@ -106,17 +106,19 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         if height * width > config.max_pixels:
             raise TooLargeError(f"{name}: frames of {width}x{height}, more than {config.max_pixels} pixels")
         max_packets = config.max_frames * MAX_SOURCE_RATE // FRAMES_PER_SECOND
-        packets = _demux_timestamps(container, stream, name, max_packets)
+        unsorted, durations, key_pts = _demux_timestamps(container, stream, name, max_packets)
         time_base = Fraction(stream.time_base or 1)
         promised = _promised_seconds(stream)
         if container.format.name == "avi":  # it has no timestamps: a lost packet would shift all that follow
             num_listed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # newer PyAV
-            if num_listed > len(packets.pts):
-                raise UnreadableError(f"{name}: damaged: {len(packets.pts)} of {num_listed} video packets found")
+            if num_listed > len(unsorted):
+                raise UnreadableError(f"{name}: damaged: {len(unsorted)} of {num_listed} video packets found")
 
-    order = np.argsort(packets.pts, kind="stable")
-    pts = packets.pts[order]
-    end_pts = int(pts[-1]) + (int(packets.durations[order[-1]]) or _usual_step(pts, time_base))
+    order = np.argsort(unsorted, kind="stable")
+    pts = unsorted[order]
+    # If the container does not say how long the last frame is shown: as the others, or 1/25 s.
+    usual = int(np.median(np.diff(pts))) if len(pts) > 1 else round(1 / (FRAMES_PER_SECOND * time_base))
+    end_pts = int(pts[-1]) + (int(durations[order[-1]]) or usual)
     seconds = (end_pts - int(pts[0])) * time_base
     if seconds * FRAMES_PER_SECOND > MAX_SLOTS:
         raise UnreadableError(f"{name}: damaged timestamps: frames {float(seconds):.0f} s apart")
@@ -124,16 +126,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         raise UnreadableError(
             f"{name}: cut short: {float(promised):.2f} s promised, {float(seconds):.2f} s of video there"
         )
-    return VideoTrack(
-        path,
-        name,
-        pts,
-        end_pts,
-        time_base,
-        height,
-        width,
-        key_pts=np.unique(packets.key_pts),
-    )
+    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts))
 
 
 def open_container(path: Path, name: str) -> av.container.InputContainer:
@@ -163,18 +156,10 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
     return stream
 
 
-@dataclass
-class _Packets:
-    """The packets of a video track, in the order of the file."""
-
-    pts: np.ndarray  # [n] i64: the frames shown
-    durations: np.ndarray  # [n] i64, 0 where unknown
-    key_pts: np.ndarray  # [k] i64, including hidden frames
-
-
 def _demux_timestamps(
     container: av.container.InputContainer, stream: av.VideoStream, name: str, max_packets: int
-) -> _Packets:
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Read the times [n] of the frames that are shown, their durations [n] (0: unknown) and those of key frames [k]."""
     pts: list[int] = []
     durations: list[int] = []
     key_pts: list[int] = []
@@ -207,14 +192,7 @@ def _demux_timestamps(
         raise UnreadableError(f"{name}: damaged after {num_packets} video packets ({why})") from error
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
-    return _Packets(*(np.array(values, dtype=np.int64) for values in (pts, durations, key_pts)))
-
-
-def _usual_step(pts: np.ndarray, time_base: Fraction) -> int:
-    """Estimate how long the last frame is shown if the container does not say: as the others, or 1/25 s."""
-    if len(pts) > 1:
-        return int(np.median(np.diff(pts)))
-    return round(1 / (FRAMES_PER_SECOND * time_base))
+    return np.array(pts), np.array(durations), np.array(key_pts)
 
 
 def _promised_seconds(stream: av.VideoStream) -> Fraction:

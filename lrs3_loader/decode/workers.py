@@ -17,7 +17,6 @@ import os
 import resource
 import select
 import signal
-import sys
 import tempfile
 import threading
 import time
@@ -25,7 +24,6 @@ from collections.abc import Callable, Iterator
 from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
-from types import TracebackType
 from typing import Any, Literal
 
 import torch
@@ -62,10 +60,6 @@ class WorkTable:
             yield
         finally:
             self.rows[worker, NUMBER] = IDLE
-
-    def beat(self, worker: int) -> None:
-        """In a worker: report progress on the current item."""
-        self.rows[worker, BEATS] += 1
 
     def read(self, worker: int) -> tuple[int, int]:
         number, beats = self.rows[worker].tolist()
@@ -170,24 +164,13 @@ def _has_ended(process: BaseProcess) -> bool:
 
 
 def _work(serve: Serve, worker: int, channel: Channel, table: WorkTable, lifeline: Connection) -> None:
-    init_worker(lifeline)
-    serve(worker, channel, table)
-
-
-def init_worker(lifeline: Connection) -> None:
-    """Initialize a worker: it ignores Ctrl-C, is killed when its parent exits, and uses one thread."""
+    """Be a worker that ignores Ctrl-C, is killed when its parent exits, and uses one thread."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    sys.excepthook = _quiet_about_the_parent
     kill_on_parent_exit(lifeline)
     torch.set_num_threads(1)
     limit_malloc_cache()
-
-
-def _quiet_about_the_parent(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Print uncaught exceptions other than those caused by an exit of the parent."""
-    if not issubclass(kind, (ConnectionError, EOFError)):
-        sys.__excepthook__(kind, error, trace)
+    serve(worker, channel, table)
 
 
 def kill_on_parent_exit(lifeline: Connection) -> None:
@@ -209,7 +192,7 @@ def kill_on_parent_exit(lifeline: Connection) -> None:
 def prepare_parent(start_method: StartMethod, preload: list[str]) -> None:
     """Prepare this process for workers. Call it before the first one is created.
 
-    It raises the soft limit of open files (each tensor in flight holds one), and starts the fork server with the
+    It raises the soft limit of open files (each chunk in flight holds one), and starts the fork server with the
     ``preload`` modules imported and Ctrl-C ignored, both of which workers inherit.
 
     Raises:

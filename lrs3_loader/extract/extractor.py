@@ -27,7 +27,6 @@ from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
-from lrs3_loader.face.fit.types import PhotometricQuality
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
 from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks, fill_track_gaps
@@ -138,13 +137,18 @@ class Extractor:
         self._wait_for_frames(shard)
         alive = [state for state in shard.states if isinstance(state, _ClipState) and state.reject is None]
         with clock("landmarks"):
-            alive = _keep(alive, self._finish_track)
+            for state in alive:
+                try:
+                    self._finish_track(state)
+                except ClipError as error:
+                    state.fail(error)
+            alive = [state for state in alive if state.reject is None]
         with clock("sound"):
             self._audio_features(alive, shard.count)
         with clock("fit"):
             self._fit(alive)
-        for state in shard.states:
-            result = state if isinstance(state, Reject) else self._result(state)
+        for each in shard.states:
+            result = each if isinstance(each, Reject) else each.reject or self._features(each)
             if isinstance(result, Reject):
                 shard.count(rejects=1)
             yield result
@@ -303,7 +307,10 @@ class Extractor:
         for name in ("id", "exp", "pose", "idexp_lm3d"):
             state.arrays[name] = getattr(fit, name).numpy()
         if self.config.regression.idexp != "fit":
-            state.arrays["idexp_lm3d"] = self._regressed_idexp(state.arrays["coeff"])
+            coefficients = torch.from_numpy(state.arrays["coeff"]).to(self.models.face_model.device)
+            off_by_one = self.config.regression.idexp == "geneface"
+            offsets = idexp_lm3d(self.models.face_model, coefficients, off_by_one=off_by_one)
+            state.arrays["idexp_lm3d"] = offsets.cpu().numpy()
         state.quality |= {
             "reprojection_px": _rounded(fit.reprojection_px.nanmean()),
             "mouth_reprojection_px": _rounded(fit.mouth_reprojection_px.nanmean()),
@@ -313,22 +320,16 @@ class Extractor:
             "converged": fit.converged,
         }
         if fit.photometric is not None:
-            state.quality |= _photometric_quality(fit.photometric)
+            state.quality |= {  # mean absolute colour difference (0..1) between rendered face and frames
+                "photometric_error_landmark_fit": _rounded(fit.photometric.error_before, 5),
+                "photometric_error": _rounded(fit.photometric.error, 5),
+                "photometric_refined": fit.photometric.refined,
+            }
         bound = self.config.face.max_reprojection
         if bound is not None and fit.relative_error > bound:
             state.fail(PoorFitError(f"landmarks are {fit.relative_error:.4f} face sizes off, {bound:.4f} allowed"))
 
-    def _regressed_idexp(self, coefficients: np.ndarray) -> np.ndarray:
-        on_device = torch.from_numpy(coefficients).to(self.models.face_model.device)
-        off_by_one = self.config.regression.idexp == "geneface"
-        return idexp_lm3d(self.models.face_model, on_device, off_by_one=off_by_one).cpu().numpy()
-
-    def _result(self, state: _ClipState) -> ClipFeatures | Reject:
-        if state.reject is not None:
-            return state.reject
-        return ClipFeatures(state.clip, state.num_frames, state.arrays, self._meta(state))
-
-    def _meta(self, state: _ClipState) -> dict[str, Any]:
+    def _features(self, state: _ClipState) -> ClipFeatures:
         clip, head = state.clip, state.head
         true_rows = ROWS_PER_FRAME * state.num_frames - 1
         meta: dict[str, Any] = {
@@ -354,28 +355,7 @@ class Extractor:
                 "words": [list(word) for word in transcript.words],
                 "boxes": transcript.boxes.tolist(),
             }
-        return meta
-
-
-def _photometric_quality(found: PhotometricQuality) -> dict[str, Any]:
-    """Mean absolute colour difference (0..1) between rendered face and frames, before and after refinement."""
-    return {
-        "photometric_error_landmark_fit": _rounded(found.error_before, 5),
-        "photometric_error": _rounded(found.error, 5),
-        "photometric_refined": found.refined,
-    }
-
-
-def _keep(states: list[_ClipState], stage: Callable[[_ClipState], None]) -> list[_ClipState]:
-    """Apply a stage to each clip; clips for which it raises ``ClipError`` are marked as rejects and left out."""
-    kept = []
-    for state in states:
-        try:
-            stage(state)
-            kept.append(state)
-        except ClipError as error:
-            state.fail(error)
-    return kept
+        return ClipFeatures(clip, state.num_frames, state.arrays, meta)
 
 
 def _rounded(value: float | torch.Tensor, digits: int = 4) -> float:

@@ -25,31 +25,6 @@ from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
 
 
-@dataclass(frozen=True)
-class ModelPaths:
-    """The files of all models that a config needs."""
-
-    landmarker: Path
-    face_model: Path | None  # None: the demo model, which is generated
-    speech_encoder: str  # a folder, or a name on the Hugging Face hub
-    deep3d: tuple[Path, Path] | None  # checkpoint and standard face, if the config asks for the regression
-
-    @classmethod
-    def find(cls, config: RunConfig, assets: Assets) -> ModelPaths:
-        """Find all files before any is loaded.
-
-        Raises:
-            RunError: one is missing or damaged; the message tells how to get it.
-        """
-        checkpoint = config.regression.checkpoint
-        return cls(
-            landmarker=assets.landmarker(),
-            face_model=None if config.face.face_model == "demo" else assets.face_model_path(config.face.face_model),
-            speech_encoder=assets.speech_encoder(config.speech.model),
-            deep3d=None if checkpoint is None else assets.deep3d(checkpoint),
-        )
-
-
 @dataclass(frozen=True, eq=False)
 class Models:
     """All models that turn frames and audio into features."""
@@ -71,28 +46,33 @@ class Models:
             RunError: a model file is missing, damaged, or does not match the others; the message says what to do.
         """
         require_extras(config.face)
-        paths = ModelPaths.find(config, assets)
-        files = load_landmarker_files(paths.landmarker)
+        # All files are found before any is loaded.
+        landmarker_path, name = assets.landmarker(), config.face.face_model
+        face_path = None if name == "demo" else assets.face_model_path(name)
+        speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
+        checkpoint = config.regression.checkpoint
+        deep3d_paths = None if checkpoint is None else assets.deep3d(checkpoint)
+        files = load_landmarker_files(landmarker_path)
         try:
-            landmarker = make_landmarker(files, config.landmarks, device)
+            landmarker = _make_landmarker(files, config.landmarks, device)
         except ValueError as error:
             raise RunError(
-                f"{paths.landmarker} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
+                f"{landmarker_path} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
             ) from error
-        speech_config = dataclasses.replace(config.speech, model=paths.speech_encoder)
         try:
-            face_model = (FaceModel.load(paths.face_model) if paths.face_model else demo.demo_head()).to(device)
+            face_model = (FaceModel.load(face_path) if face_path else demo.demo_head()).to(device)
             if config.regression.idexp != "fit":
                 check_face_model(face_model)
+            fitter = PhotometricFitter if config.face.fit == "photometric" else LandmarkFitter
             return cls(
                 landmarker_files=files,
                 landmarker=landmarker,
                 mel=MelSpectrogram().to(device),
                 speech=SpeechEncoder.load(speech_config, device),
                 face_model=face_model,
-                fitter=make_fitter(config.face, face_model),
-                regressor=load_regressor(config.regression, paths.deep3d, device),
-                face_model_file=Path(config.face.face_model).name if paths.face_model else None,
+                fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
+                regressor=_load_regressor(config.regression, deep3d_paths, device),
+                face_model_file=face_path.name if face_path else None,
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error
@@ -148,7 +128,7 @@ class Models:
         return conventions
 
 
-def make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torch.device) -> FaceLandmarker:
+def _make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torch.device) -> FaceLandmarker:
     """Build the landmarker with those of its networks that the config needs."""
     assert config.frame_batch is not None, "the config was not resolved"
     if not config.store_blendshapes:
@@ -162,21 +142,16 @@ def require_extras(config: FaceConfig) -> None:
         require_pytorch3d("--fit photometric")
 
 
-def make_fitter(config: FaceConfig, model: FaceModel) -> LandmarkFitter:
-    """Build the fitter that the config names."""
-    kind = PhotometricFitter if config.fit == "photometric" else LandmarkFitter
-    return kind(model, FitConfig.named(config.fit, model))
-
-
-def load_regressor(
+def _load_regressor(
     config: RegressionConfig, paths: tuple[Path, Path] | None, device: torch.device
 ) -> Deep3DRegressor | None:
     """Load Deep3DFaceRecon's regression from its checkpoint and standard face, if there is one."""
     if paths is None:
         return None
     assert config.batch is not None, "the config was not resolved"
-    files = load_deep3d_files(*paths)
-    return Deep3DRegressor(files, device, batch_size=config.batch, dtype=getattr(torch, config.dtype))
+    return Deep3DRegressor(
+        load_deep3d_files(*paths), device, batch_size=config.batch, dtype=getattr(torch, config.dtype)
+    )
 
 
 def load_face_model(config: FaceConfig, assets: Assets) -> FaceModel:

@@ -74,7 +74,7 @@ def worker_config(num_workers: int) -> WorkerConfig:
 
 
 def numbers_in(chunk: DecodedChunk) -> list[int]:
-    return [files.frame_number(picture) for picture in chunk.frames.numpy()]
+    return [files.frame_number(frame) for frame in chunk.frames.numpy()]
 
 
 def decode(root: Path, clip: Clip, config: DecodeConfig = CONFIG, start: int = 0) -> Result:

@@ -68,12 +68,12 @@ def numbers_by_ffmpeg(exe: str, path: Path, size: tuple[int, int]) -> list[int]:
 
 
 def sound_by_ffmpeg(exe: str, path: Path) -> np.ndarray:
-    """FFmpeg's own timeline, shifted to the first picture; at the source's rate, one channel."""
+    """FFmpeg's own timeline, shifted to the first frame; at the source's rate, one channel."""
     track = probe(path)
     with av.open(str(path)) as container:
         rate = container.streams.audio[0].rate
         lead = track.start_seconds - Fraction(container.start_time or 0, 1_000_000)
-    # The pieces ahead of the first picture are cut with it.
+    # The pieces ahead of the first frame are cut with it.
     options = ("-vn", "-af", "aresample=async=1:first_pts=0,pan=mono|c0=c0", "-f", "f32le")
     return np.frombuffer(run_ffmpeg(exe, path, *options), dtype=np.float32)[round(lead * rate) :]
 
@@ -91,7 +91,7 @@ def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> No
     assert probe_frames(path) == pytest.approx(50, abs=5)
 
 
-# Which picture is shown when ---------------------------------------------------------------------------------------
+# Which frame is shown when -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("time_base", [Fraction(1, 25), Fraction(1, 12_800), Fraction(1, 90_000), Fraction(1, 1000)])
@@ -104,9 +104,9 @@ def test_constant_25_fps_is_the_identity(time_base: Fraction) -> None:
 def test_resampling_by_hand() -> None:
     # 15 fps: frames at 0, 66.7, 133.3 ms take slots 0, 2 (1.67), 3 (3.33); 200 ms is the end, 5 slots.
     assert resample_to_25fps(np.array([0, 1, 2]), 3, Fraction(1, 15)).tolist() == [0, 0, 1, 2, 2]
-    # 50 fps: each odd picture lies half a slot further and rounds up; the later one of a slot is shown.
+    # 50 fps: each odd frame lies half a slot further and rounds up; the later one of a slot is shown.
     assert resample_to_25fps(np.arange(6), 6, Fraction(1, 50)).tolist() == [0, 2, 4]
-    # A gap is filled with the picture before it.
+    # A gap is filled with the frame before it.
     assert resample_to_25fps(np.array([0, 1, 5]), 6, Fraction(1, 25)).tolist() == [0, 1, 1, 1, 1, 2]
 
 
@@ -142,7 +142,7 @@ def test_sixty_frames_a_second(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.mov", "a.avi", "a.ts"])
-def test_every_picture_once_in_every_container(tmp_path: Path, name: str) -> None:
+def test_every_frame_once_in_every_container(tmp_path: Path, name: str) -> None:
     codec = "mpeg4" if name.endswith("avi") else "libx264"
     path = files.write_media(tmp_path / name, num_frames=60, video_codec=codec)
     track = probe(path)
@@ -160,7 +160,7 @@ def test_odd_sizes(tmp_path: Path, size: tuple[int, int]) -> None:
 
 def test_an_edit_list_hides_frames(tmp_path: Path) -> None:
     # Five frames lie before time zero: they are decoded for others' sake, and not shown.
-    path = files.write_media(tmp_path / "a.mp4", num_frames=50, picture_offset=-0.2)
+    path = files.write_media(tmp_path / "a.mp4", num_frames=50, frame_offset=-0.2)
     assert frame_numbers(path) == list(range(5, 50))
 
 
@@ -209,14 +209,14 @@ OFFSETS = [(0.0, 0.0), (0.0, 0.2), (0.2, 0.0), (0.0, -0.2), (0.3, 0.1), (0.1, 0.
 
 
 @pytest.mark.parametrize("options", [{}, NO_EDIT_LIST], ids=["edit list", "no edit list"])
-@pytest.mark.parametrize(("picture_offset", "sound_offset"), OFFSETS)
+@pytest.mark.parametrize(("frame_offset", "sound_offset"), OFFSETS)
 def test_tracks_that_start_apart_as_ffmpeg(
-    tmp_path: Path, ffmpeg: str, picture_offset: float, sound_offset: float, options: dict[str, str]
+    tmp_path: Path, ffmpeg: str, frame_offset: float, sound_offset: float, options: dict[str, str]
 ) -> None:
     path = files.write_media(
         tmp_path / "a.mp4",
         sound=files.noise(2.1, 16_000),
-        picture_offset=picture_offset,
+        frame_offset=frame_offset,
         sound_offset=sound_offset,
         container_options=options,
     )
@@ -235,13 +235,13 @@ def lag_between(first: np.ndarray, second: np.ndarray, reach: int = 8_000) -> in
 
 
 @pytest.mark.parametrize("name", ["a.mp4", "a.mkv", "a.ts", "a.mov"])
-@pytest.mark.parametrize(("picture_offset", "sound_offset"), OFFSETS[:3])
+@pytest.mark.parametrize(("frame_offset", "sound_offset"), OFFSETS[:3])
 def test_clicks_are_heard_when_they_are_shown(
-    tmp_path: Path, name: str, picture_offset: float, sound_offset: float
+    tmp_path: Path, name: str, frame_offset: float, sound_offset: float
 ) -> None:
     sound = files.clicks(2, 16_000, CLICKS)
-    path = files.write_media(tmp_path / name, sound=sound, picture_offset=picture_offset, sound_offset=sound_offset)
-    wanted = [at + sound_offset - picture_offset for at in CLICKS]
+    path = files.write_media(tmp_path / name, sound=sound, frame_offset=frame_offset, sound_offset=sound_offset)
+    wanted = [at + sound_offset - frame_offset for at in CLICKS]
     # MPEG-TS has no place to say that the encoder primes with 1024 samples: FFmpeg's own writer puts them ahead.
     heard = files.click_times(audio_of(path).waveform.numpy())
     assert heard == pytest.approx(wanted, abs=ONE_MS)

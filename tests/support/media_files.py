@@ -28,15 +28,15 @@ def numbered_frame(number: int, height: int, width: int) -> np.ndarray:
     return np.repeat(grey[..., None], 3, axis=2).astype(np.uint8)
 
 
-def frame_number(picture: np.ndarray) -> int:
-    """The number that ``numbered_frame`` drew into a picture [H, W, 3] u8."""
-    height, width = picture.shape[:2]
+def frame_number(frame: np.ndarray) -> int:
+    """The number that ``numbered_frame`` drew into a frame [H, W, 3] u8."""
+    height, width = frame.shape[:2]
     number = 0
     for k in range(16):
         row, column = divmod(k, GRID[1])
         y = (2 * row + 1) * height // (2 * GRID[0])
         x = (2 * column + 1) * width // (2 * GRID[1])
-        number |= int(picture[y, x].mean() > 128) << k
+        number |= int(frame[y, x].mean() > 128) << k
     return number
 
 
@@ -72,7 +72,7 @@ def write_media(
     sound: np.ndarray | None = None,
     sample_rate: int = 16_000,
     sound_gap: tuple[float, float] | None = None,
-    picture_offset: float = 0.0,
+    frame_offset: float = 0.0,
     sound_offset: float = 0.0,
     video_codec: str = "libx264",
     sound_codec: str = "aac",
@@ -84,14 +84,14 @@ def write_media(
     """Write numbered frames and a sound to ``path``; the suffix chooses the container.
 
     Args:
-        num_frames: pictures to write; 0 for a file without a video track.
+        num_frames: frames to write; 0 for a file without a video track.
         frame_times: timestamps in seconds of a variable frame rate (else ``i / frames_per_second``).
         size: height, width.
         sound: [channels, n] f32; None for a file without a sound track.
         sound_gap: (at, length) in seconds: a jump of the sound's timestamps, nothing written in between.
-        picture_offset, sound_offset: seconds added to every timestamp of the track.
+        frame_offset, sound_offset: seconds added to every timestamp of the track.
         container_options: muxer options, for example ``{"use_editlist": "0"}``.
-        draw: (number, height, width) -> picture [height, width, 3] u8.
+        draw: (number, height, width) -> frame [height, width, 3] u8.
     """
     with av.open(str(path), "w", options=container_options or {}) as out:
         packets: list[av.Packet] = []
@@ -102,7 +102,7 @@ def write_media(
         audio = _sound_stream(out, sound_codec, sample_rate, len(sound)) if sound is not None else None
         if video is not None:
             times = frame_times or [float(Fraction(i) / frames_per_second) for i in range(num_frames)]
-            packets += _encode_frames(video, [t + picture_offset for t in times], size, draw)
+            packets += _encode_frames(video, [t + frame_offset for t in times], size, draw)
         if audio is not None and sound is not None:
             packets += _encode_sound(audio, sound, sample_rate, sound_offset, sound_gap)
         packets.sort(key=lambda p: float(p.dts * p.time_base))
@@ -196,7 +196,7 @@ def promising(source: Path, path: Path, num_samples: int) -> Path:
 
 
 def oversized(source: Path, path: Path, height: int, width: int) -> Path:
-    """A copy of an mp4 whose headers (``tkhd`` and ``avc1``) claim another picture size."""
+    """A copy of an mp4 whose headers (``tkhd`` and ``avc1``) claim another frame size."""
     data = bytearray(source.read_bytes())
     at = data.index(b"avc1") + 4 + 24
     struct.pack_into(">HH", data, at, min(width, 65_535), min(height, 65_535))
