@@ -167,7 +167,7 @@ class Assets:
     def _check_task(self, path: Path) -> None:
         remedy = f"delete it and run: {FETCH_COMMAND}"
         try:
-            if file_sha256(path) == self.catalogue.task_sha256:
+            if path.is_file() and file_sha256(path) == self.catalogue.task_sha256:
                 return
             missing = sorted(set(self.catalogue.task_members) - set(read_zip(path)))
             if missing:

@@ -7,21 +7,21 @@ from __future__ import annotations
 
 import json
 import math
+import mmap
 import pickle
 import pickletools
 import re
 import reprlib
-import struct
 import warnings
 import zipfile
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-from lrs3_loader.io.zip_files import check_zip, read_zip
+from lrs3_loader.io.zip_files import ZIP_DAMAGE, check_zip, read_zip
 
 _MAGIC = b"\x93NUMPY"
 OBJECT_HEADER = b"{'descr': '|O'"  # how the header of an array of Python objects begins
@@ -176,11 +176,10 @@ def _parse_header(text: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...]]:
 
 def _check_pickles(path: Path) -> None:
     """Raise ``ValueError`` if a ``torch.save`` file is compressed, or has pickles that take long or much to load."""
-    with open(path, "rb") as file:
-        if file.read(4) != b"PK\x03\x04":  # the format before torch 1.6 begins with five pickles
-            file.seek(0)
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[:4] != b"PK\x03\x04":  # the format before torch 1.6 begins with five pickles
             for _ in range(5):
-                _check_opcodes(file)
+                _check_opcodes(data)
             return
     with zipfile.ZipFile(path) as archive:
         check_zip(archive, path.stat().st_size)  # torch compresses nothing
@@ -189,26 +188,21 @@ def _check_pickles(path: Path) -> None:
                 _check_opcodes(archive.open(member))
 
 
-def _check_opcodes(stream: IO[bytes]) -> None:
+def _check_opcodes(stream: Any) -> None:
     for number, _ in enumerate(pickletools.genops(stream)):
         if number > _MAX_OPCODES:
             raise ValueError(f"a pickle of more than {_MAX_OPCODES} opcodes")
 
 
-#: torch's restricted unpickler lets through whatever error the instructions of a damaged file cause.
+#: What torch's restricted unpickler raises over damaged files: it lets through the errors of their instructions.
 _DAMAGE = (
-    RuntimeError,
-    EOFError,
-    LookupError,
-    TypeError,
-    ValueError,
-    AttributeError,
     AssertionError,
-    ArithmeticError,
+    AttributeError,
+    LookupError,
     MemoryError,
+    TypeError,
     pickle.UnpicklingError,
-    struct.error,
-    zipfile.BadZipFile,
+    *ZIP_DAMAGE,
 )
 
 

@@ -20,6 +20,8 @@ def read_zip(path: Path, names: Collection[str] | None = None, max_bytes: int = 
         OSError: it cannot be read.
         ValueError: it is damaged, lacks a file, or is refused.
     """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")  # opening a pipe would wait for ever
     try:
         with zipfile.ZipFile(path) as archive:
             check_zip(archive, max_bytes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import time
 import zipfile
@@ -50,6 +51,16 @@ def test_sound_archives_are_read(tmp_path: Path, compression: int) -> None:
         read_zip(path, ("a", "e"))
     with pytest.raises(OSError, match="No such file"):
         read_zip(tmp_path / "none.zip")
+
+
+def test_pipes_and_folders_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "face_landmarker.task")
+    for path in (tmp_path, tmp_path / "face_landmarker.task"):
+        with pytest.raises(ValueError, match="no regular file"):
+            read_zip(path)
+    with pytest.raises(RunError, match=r"face_landmarker\.task is damaged .*no regular file"):
+        Assets(tmp_path).landmarker()
+    assert Assets(tmp_path).canonical_task() is None
 
 
 def test_what_unpacks_to_too_much_is_refused(tmp_path: Path) -> None:
