@@ -165,9 +165,9 @@ def _load_model(folder: Path) -> PreTrainedModel:
         tensors |= _read_tensors(path)
     tensors = {_current_name(name, family.lower()): tensor for name, tensor in tensors.items()}
     config = getattr(transformers, f"{family}Config")(**settings, mask_time_prob=0.0, mask_feature_prob=0.0)
-    numbers = [int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d{1,6})\.", name))]
-    if config.num_hidden_layers > max(numbers, default=-1) + 1:
-        raise RunError(f"the weights in {folder} lack all tensors of layer {max(numbers, default=-1) + 1} and above")
+    layers = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d{1,6})\.", name))}
+    if absent := set(range(config.num_hidden_layers)) - layers:
+        raise RunError(f"the weights in {folder} lack all tensors of {len(absent)} layers, such as {min(absent)}")
     with torch.device("meta"):
         model = getattr(transformers, f"{family}Model")(config)
     wanted = model.state_dict()

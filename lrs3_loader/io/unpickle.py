@@ -290,7 +290,8 @@ class _Machine:
         if full in self.placeholders:
             return partial(Placeholder, full)
         if full not in _ADMITTED:
-            raise UnpickleError(f"refused: {full[:200]} (only numpy arrays and plain containers are admitted)")
+            shown = " ".join(full[:200].split())
+            raise UnpickleError(f"refused: {shown} (only numpy arrays and plain containers are admitted)")
         return _ADMITTED[full]
 
     def since_mark(self) -> list[Any]:

@@ -266,14 +266,14 @@ def folder(sound_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_every_hostile_folder_ends_in_one_line(folder: Path, name: str) -> None:
     HOSTILE[name](folder)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     with pytest.raises(RunError) as caught:
         load_checkpoint(str(folder))
     message = str(caught.value)
     assert str(folder) in message
     assert len(message.splitlines()) == 1
     assert len(message) < 1000
-    assert time.monotonic() - started < MAX_SECONDS
+    assert time.process_time() - started < MAX_SECONDS
     assert (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 < MAX_GROWTH_BYTES
     assert not (folder.parent / "exploded").exists()
     rows = check_assets(Assets(folder.parent), face_model="demo", speech=str(folder))

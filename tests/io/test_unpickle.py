@@ -109,6 +109,7 @@ def test_byte_orders_are_told_apart_wherever_they_are_said() -> None:
         (b"T\xff\xff\xff\x7fabc.", "not a whole pickle"),
         (b"\xff.", "no opcode at byte 0"),
         (b"(i__main__\nA\n.", "opcode INST"),
+        (b"\x8c\x03a\nb\x8c\x01c\x93.", "refused: a b.c (only"),
     ],
 )
 def test_hostile_pickles_end_at_once(data: bytes, message: str | None) -> None:

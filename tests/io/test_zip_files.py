@@ -80,10 +80,10 @@ def test_a_landmarker_of_overlapping_files_ends_at_once(tmp_path: Path) -> None:
     """It took over a minute: each of its files was unpacked for its check sum."""
     names = [*Catalogue().task_members, *map(str, range(1000))]
     overlapping(tmp_path / "face_landmarker.task", names, 64 << 20)
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(RunError, match=r"face_landmarker\.task is damaged .* overlaps another file.*delete it"):
         Assets(tmp_path).landmarker()
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
