@@ -89,7 +89,9 @@ def clear_unfinished(folder: Path, is_own: Callable[[str], object]) -> None:
 
 
 @contextmanager
-def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+def atomic_write(
+    path: Path, scratch: Path | None = None, check: Callable[[], None] | None = None
+) -> Iterator[IO[bytes]]:
     """Open a file that appears under ``path`` only if the block ends without an exception.
 
     The file is written under a temporary name, flushed to disk, and renamed: readers see the old file or the new one,
@@ -97,6 +99,7 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]
 
     Args:
         scratch: folder for the temporary file, on the same file system as ``path`` (default: the folder of ``path``).
+        check: called when the file is on disk, right before it appears; an exception of it leaves the old file.
 
     Raises:
         RunError: the disk refuses; the message names ``path`` and the remedy.
@@ -114,6 +117,9 @@ def atomic_write(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]
                 os.fsync(file.fileno())
         with writing(path):
             os.chmod(temporary, 0o666 & ~_umask())
+        if check is not None:
+            check()
+        with writing(path):
             os.replace(temporary, path)
     except BaseException:
         with suppress(OSError):  # the disk may refuse this as well

@@ -10,27 +10,57 @@ Endpoints and keys are configured as for the service's own tools: for S3 by the 
 
 from __future__ import annotations
 
+import asyncio
+import errno
+import logging
+import math
 import os
 import re
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from concurrent.futures import TimeoutError as StillRunning
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 import fsspec
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, make_folder, output_file, reading, sync_folder, writing
 
+Result = TypeVar("Result")
+logger = logging.getLogger(__name__)
+
 SCRATCH = "tmp"  # folder of a local store for files that are being written
 _URL = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]*://|[a-z0-9+.-]+::)")
 _BATCH = 2_000  # small files requested at once; fsspec keeps about a hundred requests in flight
 _BEAT_SECONDS = 1.0
 MAX_FILE_BYTES = 1 << 30  # of a file that is read whole: the index of a million ledgers has 200 MB
+
+UPLOAD_SECONDS = 60.0  # for an upload, and more for each byte
+SLOWEST_UPLOAD = 256 << 10  # bytes per second
+RETRY_VARIABLE = "LRS3_LOADER_STORAGE_RETRY_SECONDS"
+DEFAULT_RETRY_SECONDS = 300.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0  # between two attempts; doubled each time
+#: For botocore: one request without an answer ends after 40 seconds.
+_S3_CONFIG = {
+    "connect_timeout": 10,
+    "read_timeout": 20,
+    "retries": {"mode": "standard", "total_max_attempts": 2},
+}
+#: Base classes of errors that may pass, of Python, fsspec, botocore, aiohttp and requests.
+_TEMPORARY_ERRORS = {
+    *("ConnectionError", "TimeoutError", "FSTimeoutError", "Timeout", "HTTPClientError", "IncompleteReadError"),
+    *("ResponseStreamingError", "ClientConnectionError", "ClientPayloadError"),
+}
+_TEMPORARY_ERRNOS = {
+    *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
+    getattr(errno, "EREMOTEIO", errno.EBUSY),
+}
 
 
 class Url(str):
@@ -68,6 +98,8 @@ class LocalStore:
 
     def __init__(self, root: Path):
         self.root = root
+        #: Called right before each file appears or goes; an exception of it prevents that.
+        self.guard: Callable[[], None] | None = None
 
     def where(self, name: str) -> str:
         """Return the path or URL of a file, for messages and for readers of tars."""
@@ -107,11 +139,13 @@ class LocalStore:
 
     def write(self, name: str) -> AbstractContextManager[IO[bytes]]:
         """Open a file that appears under its name only if the block ends without an exception."""
-        return atomic_write(self.root / name, self.root / SCRATCH)
+        return atomic_write(self.root / name, self.root / SCRATCH, self.guard)
 
     def delete(self, name: str) -> None:
         """Remove a file if it is there, durably."""
         path = self.root / name
+        if self.guard is not None:
+            self.guard()
         with writing(path), suppress(FileNotFoundError):
             path.unlink()
             sync_folder(path.parent)
@@ -138,31 +172,50 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A folder behind a URL, through fsspec, with the methods of ``LocalStore``; uploads come from temporary files."""
+    """A folder behind a URL, through fsspec. Files are written to a local temporary file and uploaded from there.
+
+    What fails for a while (no connection, no answer, a service that is busy) is tried again, with a line in the log
+    each time, for ``retry_seconds()`` in all.
+    """
 
     def __init__(self, root: Url):
         self.root = root
-        with self._reaching(""):
-            self._file_system()
+        self._call("", lambda fs, root: None)
 
     def _file_system(self) -> tuple[Any, str]:
         """Return (file system, root without its protocol), made on every call because no instance survives a fork."""
-        return fsspec.core.url_to_fs(str(self.root), use_listings_cache=False)
+        options: dict[str, Any] = {}
+        if self.root.startswith(("s3://", "s3a://")):
+            own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
+            options["config_kwargs"] = {**_S3_CONFIG, **own}
+        fs, root = fsspec.core.url_to_fs(str(self.root), use_listings_cache=False, **options)
+        if options:
+            fs.retries = 1  # of s3fs itself, which says nothing meanwhile
+        return fs, root
 
-    @contextmanager
-    def _reaching(self, name: str) -> Iterator[None]:
-        """Turn errors of the service into a ``RunError`` of one line."""
-        try:
-            yield
-        except (FileNotFoundError, RunError):
-            raise
-        except ImportError as error:
-            hint = "pip install 'lrs3_loader[s3]'" if self.root.startswith("s3:") else "pip install it"
-            raise RunError(f"{self.root} cannot be opened: {error} ({hint})") from error
-        # Each service raises its own errors and those of its network library: there is no common class.
-        except Exception as error:
-            text = (str(error) or type(error).__name__).splitlines()[0]
-            raise RunError(f"{self.where(name)} cannot be reached: {text}") from error
+    def _call(self, name: str, operation: Callable[[Any, str], Result]) -> Result:
+        """Return ``operation(file system, root)``. Errors of the service become a ``RunError`` of one line."""
+        deadline = time.monotonic() + retry_seconds()
+        pause = _FIRST_PAUSE_SECONDS
+        while True:
+            try:
+                return operation(*self._file_system())
+            except (FileNotFoundError, RunError):
+                raise
+            except ImportError as error:
+                hint = "pip install 'lrs3_loader[s3]'" if self.root.startswith("s3:") else "pip install it"
+                raise RunError(f"{self.root} cannot be opened: {error} ({hint})") from error
+            # Each service raises its own errors and those of its network library: there is no common class.
+            except Exception as error:
+                text = (str(error) or type(error).__name__).splitlines()[0]
+                left = deadline - time.monotonic()
+                if left <= 0 or not _is_temporary(error):
+                    raise RunError(f"{self.where(name)} cannot be reached: {text}") from error
+                logger.warning(
+                    "%s cannot be reached (%s): trying again for up to %.0f s more", self.where(name), text, left
+                )
+                time.sleep(min(pause, left))
+                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def where(self, name: str) -> str:
         return f"{self.root}/{name}" if name else str(self.root)
@@ -171,12 +224,10 @@ class RemoteStore:
         """On object storage folders are parts of names."""
 
     def listing(self, folder: str) -> dict[str, FileState]:
-        with self._reaching(folder):
-            fs, root = self._file_system()
-            try:
-                entries = fs.ls(f"{root}/{folder}", detail=True)
-            except FileNotFoundError:
-                return {}
+        try:
+            entries = self._call(folder, lambda fs, root: fs.ls(f"{root}/{folder}", detail=True))
+        except FileNotFoundError:
+            return {}
         return {
             name: FileState(int(entry["size"]), _stamp(entry))
             for entry in entries
@@ -185,37 +236,26 @@ class RemoteStore:
 
     def tree(self) -> dict[str, int]:
         """Return the size in bytes of every file below the root, without hidden ones: one request per 1000 names."""
-        with self._reaching(""):
-            fs, root = self._file_system()
-            found = fs.find(root, detail=True)
+        root, found = self._call("", lambda fs, root: (root, fs.find(root, detail=True)))
         start = len(root.rstrip("/")) + 1
         names = {path[start:]: int(entry["size"] or 0) for path, entry in found.items()}
         return {name: size for name, size in sorted(names.items()) if not _is_hidden(name)}
 
     def size(self, name: str) -> int:
-        with self._reaching(name):
-            fs, root = self._file_system()
-            return int(fs.info(f"{root}/{name}")["size"])
+        return int(self._call(name, lambda fs, root: fs.info(f"{root}/{name}")["size"]))
 
     def read(self, name: str) -> bytes:
         # Without ``start`` some of fsspec's services ask for the size first, which lists the folder needlessly.
-        with self._reaching(name):
-            fs, root = self._file_system()
-            return bytes(fs.cat_file(f"{root}/{name}", start=0))
+        return bytes(self._call(name, lambda fs, root: fs.cat_file(f"{root}/{name}", start=0)))
 
     def read_many(self, names: Sequence[str]) -> Iterator[tuple[str, bytes]]:
         for first in range(0, len(names), _BATCH):
             batch = names[first : first + _BATCH]
-            with self._reaching(batch[0]):
-                fs, root = self._file_system()
-                found = fs.cat_ranges([f"{root}/{name}" for name in batch], 0, None, on_error="return")
+            found = self._call(batch[0], partial(_read_each, batch))
             for name, data in zip(batch, found, strict=True):
                 if isinstance(data, FileNotFoundError):
                     continue
-                with self._reaching(name):
-                    if isinstance(data, BaseException):
-                        raise data
-                yield name, bytes(data)
+                yield name, self.read(name) if isinstance(data, BaseException) else bytes(data)
 
     @contextmanager
     def write(self, name: str) -> Iterator[IO[bytes]]:
@@ -226,9 +266,7 @@ class RemoteStore:
             with output_file(handle, local) as file:
                 yield file
             try:
-                with self._reaching(name):
-                    fs, root = self._file_system()
-                    fs.put_file(str(local), f"{root}/{name}")
+                self._call(name, partial(_upload, local, name, self.where(name)))
             except (FileNotFoundError, RunError) as error:
                 text = str(error).partition(" cannot be reached: ")[2] or str(error)
                 raise RunError(
@@ -237,10 +275,8 @@ class RemoteStore:
                 ) from error
 
     def delete(self, name: str) -> None:
-        with self._reaching(name):
-            fs, root = self._file_system()
-            with suppress(FileNotFoundError):
-                fs.rm_file(f"{root}/{name}")
+        with suppress(FileNotFoundError):
+            self._call(name, lambda fs, root: fs.rm_file(f"{root}/{name}"))
 
     @contextmanager
     def local_copy(self, *names: str, beat: Callable[[], None] | None = None) -> Iterator[Path]:
@@ -261,12 +297,10 @@ class RemoteStore:
                 raise RunError(f"{self.where(name)} leads out of {self.root}")
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            with self._reaching(name):
-                fs, root = self._file_system()
-                try:
-                    fs.get_file(f"{root}/{name}", str(target))
-                except FileNotFoundError:
-                    target.unlink(missing_ok=True)
+            try:
+                self._call(name, partial(_download, name, target))
+            except FileNotFoundError:
+                target.unlink(missing_ok=True)
 
     def clear_scratch(self) -> None:
         """An interrupted upload leaves no object."""
@@ -294,6 +328,53 @@ def local_path(where: Location, purpose: str) -> Path:
     if isinstance(where, Path):
         return where
     raise RunError(f"{where} is not a folder of this machine, which {purpose} needs")
+
+
+def retry_seconds() -> float:
+    """Return how long object storage that cannot be reached is tried again: ``$LRS3_LOADER_STORAGE_RETRY_SECONDS``.
+
+    Raises:
+        RunError: the variable is not a number of seconds.
+    """
+    text = os.environ.get(RETRY_VARIABLE, "")
+    try:
+        seconds = float(text) if text else DEFAULT_RETRY_SECONDS
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise RunError(f"${RETRY_VARIABLE} must be a number of seconds, got {text!r}")
+    return seconds
+
+
+def _is_temporary(error: Exception) -> bool:
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & _TEMPORARY_ERRORS) or getattr(error, "errno", None) in _TEMPORARY_ERRNOS
+
+
+def _read_each(names: Sequence[str], fs: Any, root: str) -> Any:
+    return fs.cat_ranges([f"{root}/{name}" for name in names], 0, None, on_error="return")
+
+
+def _upload(local: Path, name: str, where: str, fs: Any, root: str) -> None:
+    """Upload a file, in a limited time: aiohttp waits without end for a server that takes nothing."""
+    if not fs.async_impl:
+        fs.put_file(str(local), f"{root}/{name}")
+        return
+    num_bytes = local.stat().st_size
+    limit = UPLOAD_SECONDS + num_bytes / SLOWEST_UPLOAD
+    begun = time.monotonic()
+    upload = asyncio.run_coroutine_threadsafe(fs._put_file(str(local), f"{root}/{name}"), fs.loop)
+    while not wait([upload], min(UPLOAD_SECONDS / 2, limit)).done:
+        seconds = time.monotonic() - begun
+        if seconds >= limit:
+            upload.cancel()
+            raise TimeoutError(f"{num_bytes / 1e6:.1f} MB were not taken within {seconds:.0f} s")
+        logger.warning("%s: still uploading %.1f MB after %.0f s", where, num_bytes / 1e6, seconds)
+    upload.result()
+
+
+def _download(name: str, target: Path, fs: Any, root: str) -> None:
+    fs.get_file(f"{root}/{name}", str(target))
 
 
 def _stamp(entry: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.prepare import check_compatible, finalize_config, prepare, software, what_decides_bytes
 from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
-from lrs3_loader.run.lock import RunLock
+from lrs3_loader.run.lock import RunLock, guard_store
 from lrs3_loader.runtime.device import configure_torch, pick_device
 from lrs3_loader.runtime.pipelining import BackgroundTask
 from lrs3_loader.types import ClipFeatures, Reject, Shard
@@ -60,8 +60,9 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     configure_torch(config.threads)
     import_ahead(f0_praat)
     with contextlib.ExitStack() as held:
+        lock: RunLock | None = None
         if queue.rank == 0:
-            folder, extractor, pending = _lead(config, launch, queue, device, held)
+            folder, extractor, pending, lock = _lead(config, launch, queue, device, held)
         else:
             folder, extractor, pending = _follow(config, launch, queue, device)
         leases = queue.leases(pending)
@@ -80,8 +81,9 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
                     logger.warning("ranks %s stopped responding; re-running their shards", unresponsive)
                     extract_shards(folder, queue.leases(folder.pending(), "left"), launch, extractor, queue)
         except KeyboardInterrupt:
-            left = f"{len(folder.pending())} of {len(folder.shards)}"
-            logger.info("stopped, %s shards left; run the same command again to resume", left)
+            if lock is None or lock.lost is None:
+                left = f"{len(folder.pending())} of {len(folder.shards)}"
+                logger.info("stopped, %s shards left; run the same command again to resume", left)
             raise
         seconds = time.monotonic() - started
         counted = {name: queue.add(name, 0) for name in COUNTERS}
@@ -96,17 +98,20 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
 
 def _lead(
     config: RunConfig, launch: LaunchConfig, queue: WorkQueue, device: torch.device, held: contextlib.ExitStack
-) -> tuple[RunFolder, Extractor, list[int]]:
-    """Lock and prepare the run on rank 0, and tell the other ranks which shards are pending."""
+) -> tuple[RunFolder, Extractor, list[int], RunLock | None]:
+    """Lock and prepare the run on rank 0, and tell the other ranks which shards are pending, and the lock's token."""
+    lock: RunLock | None = None
     try:
         if isinstance(launch.out, Path):  # object storage has no locks
-            held.enter_context(RunLock(launch.out))
+            lock = held.enter_context(RunLock(launch.out))
         folder, extractor, pending = prepare(config, launch, Assets(launch.assets), device)
     except BaseException as error:
         queue.announce({"error": str(error)})
         raise
-    queue.announce({"pending": pending})
-    return folder, extractor, pending
+    token = lock.token if lock is not None else ""
+    queue.announce({"pending": pending, "token": token})
+    guard_store(folder.store, token)
+    return folder, extractor, pending, lock
 
 
 def _follow(
@@ -117,6 +122,7 @@ def _follow(
     if "error" in message:
         raise SystemExit(1)  # rank 0 reports the error
     folder = RunFolder.open(launch.out)
+    guard_store(folder.store, message["token"])
     config = finalize_config(config, folder, device)
     extractor = Extractor(config, Models.load(config, Assets(launch.assets), device), device)
     check_compatible(folder, what_decides_bytes(extractor))  # model files may differ from node to node

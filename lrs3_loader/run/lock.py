@@ -8,6 +8,9 @@ Rank 0 takes the lock for all ranks of its launch. A live holder is told from a 
 3. on another machine: the heartbeat. The holder increments a number in the file every few seconds, and whoever wants
    the folder watches that number for ``STALE_SECONDS`` of its own monotonic clock. Times of day are never compared, so
    clocks that jump or disagree do not matter.
+
+A holder that was suspended or cut off from the disk, and taken for dead, learns it from the token in the file: all
+ranks of its launch look at it before each change of the run (``check_holder``).
 """
 
 from __future__ import annotations
@@ -25,10 +28,12 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import cannot_write, make_durable_folder
+from lrs3_loader.io.files import cannot_write, make_durable_folder, reading
+from lrs3_loader.io.storage import LocalStore, Store
 
 logger = logging.getLogger(__name__)
 
@@ -97,15 +102,53 @@ class Holder:
         return f"process {self.pid} on {self.host}, begun {self.since}"
 
 
+class TakenOverError(RunError):
+    """Another launch holds the run folder, or has held it since."""
+
+
+def check_holder(folder: Path, token: str) -> None:
+    """Check that the launch whose lock has this token still holds a run folder.
+
+    Raises:
+        TakenOverError: another launch holds it, or has held and left it.
+        RunError: the lock file cannot be read.
+    """
+    path = folder / FILE_NAME
+    holder: Holder | None = None
+    try:
+        with reading(path):
+            holder = Holder.parse(path.read_bytes())
+    except FileNotFoundError:
+        pass
+    else:
+        if holder is None or holder.token == token:  # None: the file is just being written
+            return
+    other = holder or "another launch, which has ended"
+    raise TakenOverError(
+        f"{folder} was taken over by {other}: this launch was suspended or cut off from the disk for over "
+        f"{STALE_SECONDS:.0f} s; it changes nothing more, and what it published is kept"
+    )
+
+
+def guard_store(store: Store, token: str) -> None:
+    """Have this process change a run only while the launch whose lock has this token holds its folder.
+
+    Object storage has no locks, and is not guarded.
+    """
+    if isinstance(store, LocalStore):
+        store.guard = partial(check_holder, store.root, token)
+
+
 class RunLock:
     """A context manager that holds a run folder, and makes it if it does not exist.
 
     Args:
         on_lost: called in a thread if another launch has taken the folder, because this process was stopped or cut off
-            from the disk for more than ``stale_seconds``. Default: end this process by SIGTERM.
+            from the disk for more than ``stale_seconds``. Default: interrupt the main thread by SIGTERM.
 
     Raises:
         RunError: on entering, if another launch holds the folder, or it cannot be written.
+        TakenOverError: on leaving by a ``KeyboardInterrupt``, if another launch has taken the folder.
     """
 
     def __init__(
@@ -121,6 +164,8 @@ class RunLock:
         self._stale_seconds = stale_seconds
         self._on_lost = on_lost or _end_this_process
         self._holder = Holder.me()
+        self.token = self._holder.token
+        self.lost: TakenOverError | None = None
         self._handle = -1
         self._made_folder = False
         self._stop = threading.Event()
@@ -141,7 +186,7 @@ class RunLock:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, trace: object) -> None:
         self._stop.set()
         self._thread.join(timeout=2.0)
         with suppress(OSError):
@@ -151,6 +196,8 @@ class RunLock:
         if self._made_folder:
             with suppress(OSError):  # something is in it
                 self.path.parent.rmdir()
+        if self.lost is not None and isinstance(value, KeyboardInterrupt):
+            raise self.lost from value
 
     def _take(self) -> bool:
         """Try once to take the lock; return False if the file was removed or replaced meanwhile."""
@@ -238,14 +285,14 @@ class RunLock:
     def _heartbeat(self) -> None:
         while not self._stop.wait(self._heartbeat_seconds):
             try:
-                found = _read(self.path)
-                if found is not None and not self._is_ours(found):
-                    logger.error("%s was taken over by %s: this launch ends", self.path, found)
-                    self._on_lost()
-                    return
+                check_holder(self.path.parent, self.token)
                 self._holder = replace(self._holder, count=self._holder.count + 1)
                 self._write()
-            except OSError as error:  # writing a shard fails as well and stops the run
+            except TakenOverError as error:
+                self.lost = error
+                self._on_lost()
+                return
+            except (OSError, RunError) as error:  # writing a shard fails as well and stops the run
                 logger.debug("%s: %s", self.path, error)
 
     def _close(self) -> None:

@@ -86,7 +86,7 @@ def test_a_disk_that_fills_up_at_the_ledger(tmp_path: Path, whole: RunFolder, mo
 
 
 @contextmanager
-def refusing_ledgers(path: Path, scratch: Path | None = None) -> Iterator[object]:
+def refusing_ledgers(path: Path, scratch: Path | None = None, *_: object) -> Iterator[object]:
     with atomic_write(path, scratch) as file:
         if path.suffix != ".json":
             yield file

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run import lock as runlock
-from lrs3_loader.run.lock import FILE_NAME, Holder, RunLock
+from lrs3_loader.run.lock import FILE_NAME, Holder, RunLock, TakenOverError, check_holder
 from support.fault_tools import as_json, small_fuzz
 
 pytestmark = pytest.mark.faults
@@ -206,14 +206,80 @@ def test_an_elastic_restart_waits_for_its_predecessor_to_end(tmp_path: Path, mon
     timer.join()
 
 
-def test_a_holder_learns_that_it_was_taken_for_dead(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_holder_learns_that_it_was_taken_for_dead(tmp_path: Path, has_ended: bool) -> None:
     lost = threading.Event()
     with quick(tmp_path, lost.set) as lock:
         time.sleep(0.2)
         assert not lost.is_set()
+        check_holder(tmp_path, lock.token)
         left_by(tmp_path)
+        if has_ended:
+            lock.path.unlink()
         assert lost.wait(5)
-    assert lock.path.exists()  # it is the other's now
+        with pytest.raises(TakenOverError, match="which has ended: this launch" if has_ended else "on node7, begun"):
+            check_holder(tmp_path, lock.token)
+    assert lock.path.exists() is not has_ended  # it is the other's now
+
+
+def test_a_suspended_holder_ends_in_one_line_when_it_wakes(tmp_path: Path) -> None:
+    """By the heartbeat, while the main thread is at work."""
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from lrs3_loader.launch import cli\n"
+        "from lrs3_loader.run.lock import RunLock\n"
+        "def body():\n"
+        "    with RunLock(Path(sys.argv[1]), heartbeat_seconds=0.1):\n"
+        "        print('held', flush=True)\n"
+        "        time.sleep(60)\n"
+        "cli.main(body)\n"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path / "run")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert first_line(process) == "held"
+        process.send_signal(signal.SIGSTOP)
+        left_by(tmp_path / "run")
+        (tmp_path / "run" / FILE_NAME).unlink()
+        process.send_signal(signal.SIGCONT)
+        _, errors = process.communicate(timeout=20)
+    assert process.returncode == 1
+    assert len(errors.splitlines()) == 1
+    assert errors.startswith(f"error: {tmp_path}/run was taken over by another launch, which has ended")
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="file calls cannot be replaced before Python 3.11")
+@pytest.mark.parametrize("name", ["shards/pretrain-000001.tar", "ledger/pretrain-000001.json"])
+@pytest.mark.parametrize("has_ended", [False, True])
+def test_a_launch_that_was_taken_over_publishes_nothing_more(name: str, has_ended: bool) -> None:
+    """It is suspended when a file is complete under its temporary name, and goes on after another launch has ended."""
+    from benchmarks.faults.calls import Call, FileCalls, watched
+    from benchmarks.faults.scenarios import SCENARIOS, Laboratory
+
+    with Laboratory() as laboratory:
+        scenario = SCENARIOS["fresh"]
+        laboratory.restore(laboratory.start(scenario))
+        run = laboratory.world / "run"
+        taken: list[str] = []
+
+        def suspend(call: Call) -> None:
+            if not taken and call.kind == "fsync" and Path(name).name in call.name:
+                taken.append(call.name)
+                (run / FILE_NAME).unlink()
+                if not has_ended:
+                    left_by(run)
+
+        with watched(FileCalls(laboratory.world, before=suspend)):
+            ending = laboratory.run(scenario)
+        assert len(taken) == 1
+        assert (ending.code, ending.crash) == (1, "")
+        *_, line = ending.errors.splitlines()
+        assert line.startswith(f"error: {run} was taken over by ")
+        assert ending.errors.count("error") == 1
+        assert not (run / name).exists()
+        published = {path.stem for folder in ("shards", "ledger") for path in (run / folder).iterdir()}
+        assert published <= {"pretrain-000000", "pretrain-000001"}
+        assert list((run / "tmp").iterdir()) == []
 
 
 @pytest.mark.parametrize("has_locks", [True, False])

@@ -54,7 +54,7 @@ def test_they_find_folders_that_are_not_synced(laboratory: Laboratory, monkeypat
 
 
 @contextmanager
-def unsynced(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+def unsynced(path: Path, scratch: Path | None = None, *_: object) -> Iterator[IO[bytes]]:
     """Write a file and rename it, but sync only the folder."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
     with open(handle, "wb") as file:

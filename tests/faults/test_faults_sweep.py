@@ -62,14 +62,14 @@ def found(laboratory: Laboratory, name: str = "resumed") -> str:
 
 
 @contextmanager
-def in_place(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+def in_place(path: Path, *_: object) -> Iterator[IO[bytes]]:
     """Write a file under its own name."""
     with open(path, "wb") as file:
         yield file
 
 
 @contextmanager
-def untidy(path: Path, scratch: Path | None = None) -> Iterator[IO[bytes]]:
+def untidy(path: Path, scratch: Path | None = None, *_: object) -> Iterator[IO[bytes]]:
     """Leave the temporary file when writing fails."""
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=scratch or path.parent)
     with open(handle, "wb") as file:

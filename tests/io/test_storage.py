@@ -18,6 +18,7 @@ from lrs3_loader import ShardStream
 from lrs3_loader.config import CorpusConfig
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
+from lrs3_loader.io import storage
 from lrs3_loader.io.storage import Store, Url, is_url, location, store_at
 from lrs3_loader.run.folder import RunFolder
 from support.run_factory import begin_run, make_run, publish
@@ -39,6 +40,8 @@ def service() -> Iterator[Proxy]:
 def bucket(service: Proxy) -> Iterator[Bucket]:
     yield make_bucket(service)
     service.cut_after = None
+    service.busy_until = 0.0
+    service.flowing.set()
 
 
 @pytest.fixture(params=["folder", "memory", "s3"])
@@ -139,8 +142,7 @@ def test_paths_are_paths() -> None:
     assert not is_url(Path("s3://bucket/run"))
 
 
-def test_what_cannot_be_reached_is_one_line(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 1)
+def test_what_cannot_be_reached_is_one_line(bucket: Bucket) -> None:
     with pytest.raises(RunError, match=r"nosuch://bucket/run cannot be (opened|reached): [^\n]*$"):
         store_at("nosuch://bucket/run")
     with pytest.raises(RunError, match=r"s3://never-made/run/run\.json could not be uploaded[^\n]*$"):
@@ -249,7 +251,6 @@ def test_a_connection_cut_in_the_middle_of_an_upload(
     if parts > 1:
         # Older releases have no such function, and upload this much in one part.
         monkeypatch.setattr("s3fs.core.calculate_chunksize", lambda *args, **kwargs: 5 << 20, raising=False)
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
     store = store_at(f"{bucket.url}/run")
     data = bytes(range(256)) * (parts * (5 << 12))
     bucket.proxy.cut_after = len(data) // (2 * parts)
@@ -261,8 +262,7 @@ def test_a_connection_cut_in_the_middle_of_an_upload(
     assert store.read("shards/a.tar") == data
 
 
-def test_a_run_whose_upload_broke_is_resumed(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("s3fs.S3FileSystem.retries", 2)
+def test_a_run_whose_upload_broke_is_resumed(bucket: Bucket) -> None:
     run = begin_run(f"{bucket.url}/run", LENGTHS)
     publish(run, 0, LENGTHS[0])
     bucket.proxy.cut_after = 20_000
@@ -274,6 +274,84 @@ def test_a_run_whose_upload_broke_is_resumed(bucket: Bucket, monkeypatch: pytest
     for index in again.pending():
         publish(again, index, LENGTHS[index])
     assert [problems for _, problems in again.check()] == [[], [], []]
+
+
+# services that do not answer
+
+
+WAITING = "cannot be reached ("  # part of the line for each new attempt
+
+
+def test_a_busy_service_is_waited_for(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    store = store_at(f"{bucket.url}/run")
+    bucket.proxy.busy_until = time.monotonic() + 4
+    write(store, "shards/a.tar", b"some bytes")
+    assert WAITING in caplog.text
+    assert "run/shards/a.tar" in caplog.text
+    for read in (
+        lambda: store.read("shards/a.tar"),
+        lambda: dict(store.read_many(["shards/a.tar"]))["shards/a.tar"],
+        lambda: str(store.listing("shards")["a.tar"].num_bytes).encode(),
+    ):
+        caplog.clear()
+        bucket.proxy.busy_until = time.monotonic() + 4
+        assert read() in (b"some bytes", b"10")
+        assert WAITING in caplog.text
+
+
+def test_a_service_that_stays_busy_ends_in_one_line_in_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.RETRY_VARIABLE, "3")
+    store = store_at(f"{bucket.url}/run")
+    bucket.proxy.busy_until = time.monotonic() + 1000
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=r"a\.tar could not be uploaded, and nothing of it is there: [^\n]*$"):
+        write(store, "shards/a.tar", b"some bytes")
+    assert 3 <= time.monotonic() - begun < 20
+
+
+@pytest.mark.parametrize("num_bytes", [10, 20 << 20])
+def test_a_stalled_link_is_noticed_and_waited_for(
+    num_bytes: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(storage._S3_CONFIG, "read_timeout", 1)
+    monkeypatch.setattr(storage, "UPLOAD_SECONDS", 2.0)
+    monkeypatch.setattr(storage, "SLOWEST_UPLOAD", 20 << 20)
+    monkeypatch.setenv(storage.RETRY_VARIABLE, "5")
+    store = store_at(f"{bucket.url}/run")
+    bucket.proxy.flowing.clear()
+    begun = time.monotonic()
+    with pytest.raises(RunError, match=r"a\.tar could not be uploaded"):
+        write(store, "shards/a.tar", bytes(num_bytes))
+    assert time.monotonic() - begun < 30
+    assert WAITING in caplog.text
+    assert "still uploading" in caplog.text
+    with pytest.raises(RunError, match=r"a\.tar cannot be reached"):
+        store.read("shards/a.tar")
+    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    threading.Timer(3.0, bucket.proxy.flowing.set).start()
+    write(store, "shards/a.tar", bytes(num_bytes))
+    assert store.size("shards/a.tar") == num_bytes
+
+
+def test_what_will_not_pass_is_not_tried_again(
+    bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    with pytest.raises(RunError, match="could not be uploaded"):
+        write(store_at("s3://never-made/run"), "run.json", b"{}")
+    with pytest.raises(FileNotFoundError):
+        store_at(bucket.url).read("gone")
+    assert WAITING not in caplog.text
+
+
+@pytest.mark.parametrize("text", ["soon", "-1", "nan"])
+def test_the_time_for_trying_again_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(storage.RETRY_VARIABLE, text)
+    with pytest.raises(RunError, match=r"LRS3_LOADER_STORAGE_RETRY_SECONDS must be a number of seconds, got"):
+        store_at("memory://run")
 
 
 # corpora

@@ -1,4 +1,4 @@
-"""An S3 service of this machine, and a proxy before it that counts requests and cuts connections."""
+"""An S3 service of this machine, and a proxy before it that counts requests, cuts or stalls connections, or is busy."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import itertools
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Proxy:
         self.fail_from: int | None = None  # number of the first request (see ``requests``) that fails
         self.fail_to: int | None = None  # and of the first that does not any more
         self.failure = "refused"  # refused, busy (an answer of 503), or unanswered (done, but its answer is lost)
+        self.busy_until = 0.0  # requests before this (monotonic) time are answered by 503
+        self.flowing = threading.Event()  # nothing is passed on while it is not set
+        self.flowing.set()
         threading.Thread(target=self._accept, daemon=True).start()
 
     def count(self, method: str, pattern: str) -> int:
@@ -68,6 +72,10 @@ class Proxy:
                             client.sendall(_BUSY)
                         break
                     unanswered.set()
+                if found and time.monotonic() < self.busy_until:
+                    client.sendall(_BUSY)
+                    break
+                self.flowing.wait()
                 num_sent += len(data)
                 if self.cut_after is not None and num_sent > self.cut_after:
                     break
@@ -109,7 +117,7 @@ def s3_service() -> Iterator[Proxy]:
         "AWS_ACCESS_KEY_ID": "test",
         "AWS_SECRET_ACCESS_KEY": "test",
         "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_MAX_ATTEMPTS": "1",
+        "LRS3_LOADER_STORAGE_RETRY_SECONDS": "0",
         "AWS_CONFIG_FILE": "/dev/null",
         "AWS_EC2_METADATA_DISABLED": "true",
         "no_proxy": "127.0.0.1",

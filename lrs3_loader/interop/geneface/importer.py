@@ -30,7 +30,7 @@ from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.io.files import reading
 from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.run.folder import RunFolder, differences
-from lrs3_loader.run.lock import RunLock
+from lrs3_loader.run.lock import RunLock, guard_store
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipFeatures, Reject
 
@@ -71,8 +71,9 @@ def import_geneface(
         if not readers:
             raise RunError(f"{source} holds neither train.data nor val.data")
         coeff = _coeff_layout(source)
-        stack.enter_context(RunLock(out))
+        lock = stack.enter_context(RunLock(out))
         folder = _open_run(out, source, readers, options, coeff)
+        guard_store(folder.store, lock.token)
         convert = partial(_convert, readers=readers, hubert_store=options.hubert_store, coeff=coeff)
         for index in folder.pending():
             shard = folder.shards[index]
