@@ -21,7 +21,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
 from lrs3_loader.io.safe_load import check_types
 from lrs3_loader.io.storage import Store
-from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, read_ledger, tar_name
+from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, printable
 
@@ -81,10 +81,7 @@ def publish_shard(
     Raises:
         ValueError: the results are not exactly the shard's clips, in order.
     """
-    try:
-        old = read_ledger(store, shard.name)
-    except (FileNotFoundError, RunError):  # there is none, or it is damaged
-        old = None
+    old = _previous_ledger(shard, store)
     sound = old if old is not None and old.run == run and _is_sound(store, old) else None
     generation = 0 if sound is None else sound.generation + 1
     try:
@@ -115,6 +112,18 @@ def publish_shard(
     if old is not None and old.generation != generation:
         store.delete(tar_name(shard.name, old.generation))
     return ledger
+
+
+def _previous_ledger(shard: Shard, store: Store) -> Ledger | None:
+    """Read the ledger that a shard has; None if there is none or it is damaged. An unreadable one may be sound."""
+    try:
+        data = store.read(ledger_name(shard.name))
+    except FileNotFoundError:
+        return None
+    try:
+        return Ledger.parse(data, store.where(ledger_name(shard.name)))
+    except RunError:
+        return None
 
 
 def _is_sound(store: Store, ledger: Ledger) -> bool:

@@ -280,6 +280,7 @@ def run_command(words: Sequence[str]) -> Ending:
     handlers, level, propagate = list(package.handlers), package.level, package.propagate
     signals = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     errors, output = io.StringIO(), io.StringIO()
+    package.handlers = []
     try:
         with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
             cli.main(lambda: command.main(list(words[1:])))
