@@ -158,6 +158,8 @@ def check_members(where: str, key: str, members: Mapping[str, bytearray], ledger
     Raises:
         DamagedError: the bytes of a member, which is named with the tar ``where``, are not those that were written.
     """
+    if key not in ledger.places:
+        raise DamagedError(f"{where}: {printable(key)} is not in its ledger")
     for extension, digits in ledger.checksums_of(key).items():
         if extension in members and checksum(members[extension]) != digits:
             raise DamagedError(

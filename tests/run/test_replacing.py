@@ -233,6 +233,15 @@ def test_damage_reaches_no_batch(run: RunFolder, harm: Callable[[RunFolder], Non
     assert len(keys_in(followed)) == 8 - num_lost
 
 
+def test_a_sample_that_its_ledger_does_not_name(run: RunFolder) -> None:
+    stream = ShardStream(run.path, "raw", on_error="skip")
+    plain = json.loads(run.store.read(ledger_name("pretrain-000001")))
+    plain |= {"samples": [["pretrain/other/1", 9], ["pretrain/other/2", 9]]}
+    overwrite(run, ledger_name("pretrain-000001"), json.dumps(plain).encode())
+    assert len(keys_in(stream)) == 6
+    assert stream.errors() == {"pretrain-000001": "2 samples lost"}
+
+
 def test_a_field_that_is_not_read_is_not_checked(run: RunFolder) -> None:
     harm_bit(run)
     assert len(keys_in(ShardStream(run.path, Raw(fields=("hubert",))))) == 8
