@@ -29,7 +29,7 @@ def read_zip(path: Path, names: Collection[str] | None = None, max_bytes: int = 
     except KeyError as error:
         raise ValueError(error.args[0]) from error
     except ZIP_DAMAGE as error:
-        raise ValueError(str(error)[:300] or type(error).__name__) from error
+        raise ValueError(" ".join(str(error)[:300].split()) or type(error).__name__) from error
 
 
 def check_zip(archive: zipfile.ZipFile, max_bytes: int) -> None:

@@ -146,7 +146,7 @@ class Evil:
         return (Path.touch, (Path("was-here"),))
 
 
-@pytest.mark.parametrize("kind", ["empty", "text", "other", "list", "pickle"])
+@pytest.mark.parametrize("kind", ["empty", "text", "other", "list", "tensor", "pickle"])
 def test_another_file_is_no_checkpoint(
     files: regress.Deep3DFiles, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
@@ -156,6 +156,8 @@ def test_another_file_is_no_checkpoint(
         torch.save({"state_dict": {}}, path)
     elif kind == "list":
         torch.save([1, 2], path)
+    elif kind == "tensor":
+        torch.save(torch.zeros(2, 2), path)
     else:
         path.write_bytes({"empty": b"", "text": b"<html>404</html>", "pickle": pickle.dumps(Evil(), protocol=2)}[kind])
     with pytest.raises(RunError, match=r"x\.pth is not a checkpoint of Deep3DFaceRecon_pytorch"):

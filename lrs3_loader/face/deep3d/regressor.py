@@ -98,10 +98,12 @@ def load_deep3d_files(checkpoint: Path, standard: Path) -> Deep3DFiles:
     Raises ``RunError`` if one of them cannot be read or is another file.
     """
     try:
-        weights = load_plain(checkpoint)["net_recon"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise RunError(f"{checkpoint} is not a checkpoint of Deep3DFaceRecon_pytorch: {reason}") from error
+        content = load_plain(checkpoint)
+        weights = content.get("net_recon") if isinstance(content, dict) else None
+        if not isinstance(weights, dict):
+            raise ValueError("it holds no net_recon")
+    except (OSError, ValueError) as error:
+        raise RunError(f"{checkpoint} is not a checkpoint of Deep3DFaceRecon_pytorch: {error}") from error
     points = load_standard_face(standard)
     return Deep3DFiles(weights, points, checkpoint.stem, file_sha256(checkpoint), file_sha256(standard))
 
