@@ -9,6 +9,7 @@ import torch
 
 from benchmarks.fit_truth import expression_error, rotation_error
 from golden.landmark_codec import read_golden
+from lrs3_loader.demo import demo_head
 from lrs3_loader.face.fit import curvature as fit_curvature
 from lrs3_loader.face.fit import solver, start
 from lrs3_loader.face.fit import terms as fit_terms
@@ -49,8 +50,9 @@ def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_te
     beliefs = {
         "normalized_xy": 0.1 * noise(2, 5, 68, 2),
         "precision": 1e4 * noise(2, 5, 68).abs(),
-        "exp_precision": torch.full((MODEL.num_exp,), 5.0, dtype=torch.float64),
+        "exp_precision": torch.full((2, 5, MODEL.num_exp), 5.0, dtype=torch.float64),
         "bound_precision": 400.0,
+        "real": torch.ones(2, 5, dtype=torch.bool),
         "velocity_precision": 100 * noise(2, 4, size).abs(),
         "acceleration_precision": 100 * noise(2, 3, size).abs(),
     }
@@ -112,7 +114,8 @@ def test_bounds_push_smoothly_and_only_outside() -> None:
     _, both = problem()
     exp = torch.linspace(-0.3, 1.3, 4001, dtype=torch.float64)[:, None].expand(-1, MODEL.num_exp)[None]
     exp = exp.clone().requires_grad_()
-    value, slope, curvature = fit_terms.bound_penalty(exp, both.basis, both.observations)
+    observations = dataclasses.replace(both.observations, real=torch.ones(1, 4001, dtype=torch.bool))
+    value, slope, curvature = fit_terms.bound_penalty(exp, both.basis, observations)
     (first,) = torch.autograd.grad(value.sum(), exp, create_graph=True)
     (second,) = torch.autograd.grad(first.sum(), exp)
     assert torch.allclose(0.5 * first, slope)
@@ -144,7 +147,7 @@ def test_the_step_solves_the_dense_system(free: bool) -> None:
         dense = torch.block_diag(*blocks.frames[row].double())
         zero = torch.zeros(5, size, dtype=torch.float64)
         dense += torch.autograd.functional.hessian(smoothness, zero).reshape(5 * size, 5 * size)
-        stiff = observations.exp_precision + fit_terms.bound_penalty(state.exp, both.basis, observations)[2][row]
+        stiff = (observations.exp_precision + fit_terms.bound_penalty(state.exp, both.basis, observations)[2])[row]
         dense += torch.diag(torch.nn.functional.pad(stiff, (0, 6)).flatten())
         right = by_frames[row].flatten()
         if free:
@@ -242,26 +245,101 @@ def test_small_faces_start_and_end_well() -> None:
         assert rotation_error(result.pose, pose).max() < 3.0
 
 
-def test_a_clip_does_not_depend_on_the_others_nor_on_the_batch() -> None:
-    clips = [speaking_clip(MODEL, seed, num_frames)[0] for seed, num_frames in enumerate((40, 6, 75, 23, 40))]
-    clips.append(speaking_clip(MODEL, 9, 30, size=(720, 1280), depth=40.0)[0])
-    together = LandmarkFitter(MODEL, batch_frames=10_000)(clips)
-    for clip, result in zip(clips, together, strict=True):
-        (alone,) = LandmarkFitter(MODEL, batch_frames=1)([clip])
-        assert (refit_pixels(MODEL, clip, alone) - refit_pixels(MODEL, clip, result)).abs().max() < 5e-3
-        assert (alone.reprojection_px - result.reprojection_px).abs().max() < 1e-4
-        assert alone.converged == result.converged
+def assert_same_numbers(one: FitResult, other: FitResult) -> None:
+    """All fields agree: decimetres, radians, pixels and coefficients alike."""
+    assert one.converged == other.converged
+    for field in dataclasses.fields(FitResult):
+        value = getattr(one, field.name)
+        if isinstance(value, torch.Tensor):
+            atol = 3e-4 if field.name == "id" else 1e-4  # measured 1.4e-4 and 7e-5: single precision steers the steps
+            torch.testing.assert_close(getattr(other, field.name), value, rtol=0, atol=atol, equal_nan=True)
 
 
-def test_rounded_lengths_change_nothing_but_the_padding(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU, where batches have few different lengths."""
-    clips = [speaking_clip(MODEL, seed, num_frames)[0] for seed, num_frames in enumerate((40, 6, 23))]
-    fitter = LandmarkFitter(MODEL)
-    expected = fitter(clips)
-    monkeypatch.setattr(fitter, "_length_step", 16)
-    for clip, one, other in zip(clips, expected, fitter(clips), strict=True):
-        assert (refit_pixels(MODEL, clip, one) - refit_pixels(MODEL, clip, other)).abs().max() < 5e-3
-        assert one.converged == other.converged
+def varied_clips(model: FaceModel) -> list[FitInput]:
+    """Clips of many lengths, sizes and qualities."""
+    clips = [speaking_clip(model, seed, num_frames)[0] for seed, num_frames in enumerate((40, 6, 75, 23, 40, 1, 2, 3))]
+    clips.append(speaking_clip(model, 9, 30, size=(720, 1280), depth=40.0)[0])
+    clips.append(speaking_clip(model, 10, 20, noise_px=3.0)[0])
+    twice = clips[3].lm68.repeat_interleave(2, 0)  # as from a video of half the frame rate
+    clips.append(FitInput(twice, torch.ones(len(twice), dtype=torch.bool), 224, 224))
+    gaps = clips[4].valid.clone()
+    gaps[:3] = gaps[17:25] = False
+    confidence = torch.linspace(0.2, 1, 68).expand(40, -1).clone()
+    confidence[::3, 48:] = 0
+    clips.append(dataclasses.replace(clips[4], valid=gaps, confidence=confidence))
+    return clips
+
+
+def damaged_clips(clip: FitInput) -> list[FitInput]:
+    """Landmarks in one point, on a line, far off, tiny, almost all missing or without weight."""
+    one_valid = torch.zeros_like(clip.valid)
+    one_valid[len(one_valid) // 2] = True
+    no_weight = torch.zeros(len(clip.lm68), 68)
+    far, line = clip.lm68.clone(), clip.lm68.clone()
+    far[::3, ::5], line[..., 1] = 1e7, 50.0
+    missing = torch.where(one_valid[:, None, None], clip.lm68, torch.nan)
+    landmarks = (torch.full_like(clip.lm68, 100.0), line, far, 1e-3 * clip.lm68)
+    damaged = [dataclasses.replace(clip, lm68=points) for points in landmarks]
+    damaged.append(dataclasses.replace(clip, lm68=missing, valid=one_valid))
+    damaged.append(dataclasses.replace(clip, lm68=clip.lm68 * torch.nan, confidence=no_weight))
+    return damaged
+
+
+@pytest.mark.parametrize("config", [FitConfig.fast(), FitConfig.best()], ids=["fast", "best"])
+@pytest.mark.parametrize("name", ["small", "demo"])
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_a_clip_has_the_same_numbers_in_any_company(device: str, name: str, config: FitConfig) -> None:
+    """Whatever the order, the number, the lengths and the damage of the others, and however batches are padded."""
+    model = MODEL if name == "small" else demo_head()
+    clips = varied_clips(model)
+    strangers = clips + damaged_clips(clips[0])
+    model = model.to(device)
+    alone = [LandmarkFitter(model, config)([clip])[0] for clip in clips]
+    random = np.random.default_rng(0)
+    for _ in range(5):
+        company = random.permutation(len(strangers))[: random.integers(2, len(strangers) + 1)].tolist()
+        fitter = LandmarkFitter(model, config, batch_frames=int(random.choice([1, 100, 400, 10_000])))
+        fitter._length_step = int(random.choice([1, 16]))
+        for number, result in zip(company, fitter([strangers[number] for number in company]), strict=True):
+            if number < len(clips):
+                assert_same_numbers(alone[number], result)
+
+
+def test_padding_counts_for_nothing() -> None:
+    """Neither for the objective nor for its gradient, whatever is in the padding's unknowns."""
+    state, both = problem()
+    observations, real = both.observations, torch.ones(2, 5, dtype=torch.bool)
+    real[:, 3:] = False
+    assert observations.acceleration_precision is not None
+    masks = real[..., None], real[:, 1:, None], real[:, 2:, None]
+    padded = dataclasses.replace(
+        observations,
+        precision=observations.precision * masks[0],
+        exp_precision=observations.exp_precision * masks[0],
+        velocity_precision=observations.velocity_precision * masks[1],
+        acceleration_precision=observations.acceleration_precision * masks[2],
+        real=real,
+    )
+    short = dataclasses.replace(
+        observations,
+        normalized_xy=observations.normalized_xy[:, :3],
+        precision=observations.precision[:, :3],
+        exp_precision=observations.exp_precision[:, :3],
+        velocity_precision=observations.velocity_precision[:, :2],
+        acceleration_precision=observations.acceleration_precision[:, :1],
+        real=real[:, :3],
+    )
+    cut = fit_terms.State(state.id, state.exp[:, :3], state.rotation[:, :3], state.translation[:, :3])
+    long, expected = (dataclasses.replace(both, observations=each) for each in (padded, short))
+    found, wanted = long.residuals(state), expected.residuals(cut)
+    assert torch.allclose(long.cost(state, found), expected.cost(cut, wanted), rtol=1e-12)
+    (by_frames, by_id), (cut_by_frames, cut_by_id) = long.gradient(state, found), expected.gradient(cut, wanted)
+    assert torch.allclose(by_frames[:, :3], cut_by_frames, rtol=1e-9)
+    assert torch.allclose(by_id, cut_by_id, rtol=1e-9)
+    assert (by_frames[:, 3:] == 0).all()
+
+
+def test_batches_are_padded_to_few_lengths() -> None:
     parts = fit_windows.split_into_windows([40, 6, 23, 33])
     lengths = [batch.index.shape for batch in fit_windows.batches(parts, 100, torch.device("cpu"), 16)]
     assert lengths == [(2, 48), (2, 32)]

@@ -209,8 +209,9 @@ class LandmarkFitter:
         return Observations(
             normalized_xy=normalized_xy[batch.index],
             precision=precision[batch.index] * batch.real[..., None],
-            exp_precision=config.exp_weight / self.model.exp_sigma.double().square(),
+            exp_precision=config.exp_weight / self.model.exp_sigma.double().square() * batch.real[..., None],
             bound_precision=config.bound_sigma**-2,
+            real=batch.real,
             velocity_precision=near / (sigma[:, 1:] * sigma[:, :-1]),
             acceleration_precision=acceleration_precision,
             outlier_sigma=config.outlier_sigma,

@@ -99,6 +99,7 @@ def spread(features: np.ndarray, count: int) -> np.ndarray:
     """
     if len(features) <= count:
         return np.arange(len(features))
+    features = features.round(9)  # equal frames stay equal, whatever the rounding where they were computed
     distance = np.square(features - np.median(features, axis=0)).sum(1)
     chosen = [int(distance.argmin())]
     nearest = np.full(len(features), np.inf)

@@ -61,8 +61,9 @@ class Observations:
 
     normalized_xy: torch.Tensor  # [B, T, K, 2], 0 where the precision is 0
     precision: torch.Tensor  # [B, T, K], weight / variance of normalized_xy; 0: not seen
-    exp_precision: torch.Tensor  # [E]
+    exp_precision: torch.Tensor  # [B, T, E], 0 in padding
     bound_precision: float
+    real: torch.Tensor  # [B, T] bool, false in padding, whose unknowns must not count at all
     velocity_precision: torch.Tensor  # [B, T - 1, D], 0 where two frames are not neighbours
     acceleration_precision: torch.Tensor | None = None  # [B, T - 2, D], 0 where three frames are not neighbours
     outlier_sigma: float = math.inf  # c in the module docstring
@@ -206,8 +207,8 @@ def bound_penalty(
     # a cubic up to w, and from there the parabola that continues it
     value = ramp**3 / (6 * width) + beyond * (beyond + 2 * width)
     slope = ramp.square() / (4 * width) + beyond
-    side = torch.where(above > below, stiff, -stiff)
-    return stiff * value, side * slope, stiff / (2 * width) * ramp
+    strength = observations.real[..., None].to(exp.dtype) * stiff
+    return strength * value, strength * torch.where(above > below, slope, -slope), strength / (2 * width) * ramp
 
 
 def cost(state: State, residuals: Residuals, basis: Basis, observations: Observations) -> torch.Tensor:
