@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lrs3_loader.assets.check import check_assets, format_table, is_complete
 from lrs3_loader.assets.locate import HUBERT, Assets
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
@@ -27,6 +26,8 @@ class Check:
     """The speech encoder the run would use: a Hugging Face name, a folder, or demo."""
 
     def __call__(self) -> int:
+        from lrs3_loader.assets.check import check_assets, format_table, is_complete
+
         rows = check_assets(Assets(self.assets), self.face_model, self.hubert)
         print(cli.as_called(format_table(rows)))
         return cli.EXIT_OK if is_complete(rows) else cli.EXIT_PROBLEM

@@ -15,7 +15,6 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
-from lrs3_loader.interop.bundle.parts import parse_size
 from lrs3_loader.launch import cli
 
 
@@ -34,6 +33,7 @@ class Pack:
 
     def __call__(self) -> int:
         from lrs3_loader.interop.bundle.bundle import pack_archive
+        from lrs3_loader.interop.bundle.parts import parse_size
 
         try:
             part_size = parse_size(self.part_size)

@@ -184,7 +184,8 @@ class ClipLoader(Generic[Tag]):
         if ticket is None:
             return
         clip = ticket.job.clip
-        logger.warning("%s: out of memory (%s): decoding less at a time", clip.video_path, error.args[0])
+        cause = error.args[0] if error.args else "no more can be allocated"
+        logger.warning("%s: out of memory (%s): decoding less at a time", clip.video_path, cause)
         if not self._queue.shrink(number):
             message = f"{clip.video_path}: not enough memory to decode it"
             self._queue.accept(number, Reject(clip, TooLargeError.reason, message))

@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch.distributed as dist
 
@@ -23,6 +22,7 @@ from benchmarks.soak import Soak, run_soak
 from lrs3_loader import demo
 from lrs3_loader.config import DecodeConfig, LaunchConfig, WorkerConfig
 from lrs3_loader.decode.dataset import ChunkRequest, ClipDataset
+from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
 from lrs3_loader.launch.leases import WorkQueue
@@ -31,7 +31,7 @@ from lrs3_loader.run.lock import FILE_NAME
 from lrs3_loader.types import Clip, Reject
 from support.fault_tools import long
 from support.media_files import noise, promising, truncated, write_media
-from support.pitch_stubs import CRASHES, HANGS, tricky_pitch
+from support.pitch_stubs import CRASHES, HANGS, flat_pitch, no_memory, tricky_pitch
 from support.whole_runs import command, config_for, extract, processes_naming, shard_bytes
 
 pytestmark = pytest.mark.faults
@@ -311,13 +311,11 @@ def test_files_of_every_kind_and_name(assets: Path | None, tmp_path: Path) -> No
     assert all(problems == [] for _, problems in reopened.check())
 
 
-def no_memory(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
-    raise MemoryError
-
-
 def test_a_clip_that_memory_does_not_suffice_for_costs_itself(tmp_path: Path) -> None:
     write_media(tmp_path / "a.mp4", num_frames=10, sound=noise(0.4, 16_000))
-    result = ClipDataset(tmp_path, DecodeConfig(), no_memory)[ChunkRequest(Clip("a/b/c", "a.mp4", 1))]
+    clip = Clip("a/b/c", "a.mp4", (tmp_path / "a.mp4").stat().st_size)
+    with ClipLoader([(0, clip)], tmp_path, DecodeConfig(), WorkerConfig(num_workers=1), pitch=no_memory) as loader:
+        [(_, result)] = loader
     assert isinstance(result, Reject)
     assert (result.reason, result.message) == ("too_large", "a.mp4: not enough memory to decode it")
 
@@ -327,7 +325,7 @@ def test_a_corpus_that_goes_away_is_no_clips_fault(tmp_path: Path, is_left: bool
     """As when its disk is unmounted: without this, every clip left would be rejected and the run be done."""
     corpus = tmp_path / "corpus"
     corpus.mkdir()
-    dataset = ClipDataset(corpus, DecodeConfig(), no_memory)
+    dataset = ClipDataset(corpus, DecodeConfig(), flat_pitch)
     request = ChunkRequest(Clip("a/b/c", "a.mp4", 1))
     missing = dataset[request]
     assert isinstance(missing, Reject)

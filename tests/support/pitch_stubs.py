@@ -23,6 +23,11 @@ def flat_pitch(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
     return np.full(num_rows, 100.0, dtype=np.float32), num_rows - 1
 
 
+def no_memory(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
+    """Fail as Python does, whose own error says nothing."""
+    raise MemoryError
+
+
 def tricky_pitch(waveform: np.ndarray, num_rows: int) -> tuple[np.ndarray, int]:
     """Runs in the workers, so what it does happens to them."""
     match num_rows // 2:
