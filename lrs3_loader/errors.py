@@ -50,7 +50,7 @@ class BadTranscriptError(ClipError, reason="bad_transcript"):
     """The transcript file is damaged or has another format."""
 
 
-class DamagedError(ClipError, reason="damaged"):
+class DamagedFramesError(ClipError, reason="damaged"):
     """Too many frames could not be decoded faithfully."""
 
 

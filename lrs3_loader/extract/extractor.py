@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.config import RunConfig
-from lrs3_loader.errors import ClipError, DamagedError, NoFaceError, PoorFitError
+from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, PoorFitError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
@@ -240,7 +240,7 @@ class Extractor:
             "max_gap_frames": config.max_gap_frames,
         }
         if num_damaged > self.config.decode.max_damaged_fraction * state.num_frames:
-            raise DamagedError(f"{num_damaged} of {state.num_frames} frames are damaged")
+            raise DamagedFramesError(f"{num_damaged} of {state.num_frames} frames are damaged")
         track = FrameLandmarks.cat(state.landmarks)
         state.landmarks.clear()
         coefficients = torch.cat(state.coefficients) if state.coefficients else None
@@ -253,7 +253,7 @@ class Extractor:
                 found = fill_track_gaps(dataclasses.replace(track, found=intact), **bounds)
             except NoFaceError as error:
                 message = f"{num_damaged} of {state.num_frames} frames are damaged; without them: {error}"
-                raise DamagedError(message) from error
+                raise DamagedFramesError(message) from error
             if coefficients is not None:
                 coefficients[state.damaged] = torch.nan
         if coefficients is not None:

@@ -180,7 +180,7 @@ class RunFolder:
 
     @property
     def ledger_errors(self) -> list[str]:
-        """What is wrong with the ledgers that the last ``summaries`` passed over."""
+        """Problems of the ledgers that the last ``summaries`` passed over, one line each."""
         return list(self._index.errors.values())
 
     def published(self) -> set[str]:

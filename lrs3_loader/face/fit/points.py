@@ -59,8 +59,11 @@ class FitPoints:
             parts.append(tuple(column[self.mesh_points] for column in columns))
         self.weights = torch.cat(weights)
         mean, id, exp = (torch.cat(column).double() for column in zip(*parts, strict=True))
-        infinite = torch.tensor([[-torch.inf], [torch.inf]], device=device).expand(2, model.num_exp)
-        self.basis = Basis(mean, id, exp, (infinite if model.exp_bounds is None else model.exp_bounds).double())
+        bounds = model.exp_bounds
+        if bounds is None:
+            infinite = torch.full((model.num_exp,), torch.inf, device=device)
+            bounds = torch.stack((-infinite, infinite))
+        self.basis = Basis(mean, id, exp, bounds.double())
 
     def measure(self, clip: FitInput) -> tuple[torch.Tensor, torch.Tensor]:
         """Normalized image coordinates [T, K, 2] f64 of a clip's points, see ``fit.terms``; confidence [T, K] f64.

@@ -81,7 +81,7 @@ def minimise(state: State, problem: FitProblem, config: FitConfig) -> tuple[Stat
 
     A sequence has converged when a step changes its objective by less than ``tolerance``, relatively; it is not moved
     any more. Near its minimum the Hessian hardly changes: it is then reused (a chord method) for as long as every step
-    improves the objective. The result of a sequence does not depend on the other sequences of the batch.
+    improves the objective. The result of a sequence depends on the other sequences of the batch by rounding only.
     """
     residuals = problem.residuals(state)
     best = problem.cost(state, residuals)

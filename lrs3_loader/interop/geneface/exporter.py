@@ -108,19 +108,26 @@ def export_geneface(
         num_bytes=sum(writer.num_bytes for writer in sets.values()),
         notes=(*notes.get("texts", []), *_count_notes(sets, dropped)),
     )
+    _write_record(dest, folder, options, report, notes.get("coeff", {}))
+    for note in report.notes:
+        logger.warning("%s", note)
+    return report
+
+
+def _write_record(
+    dest: Path, folder: RunFolder, options: ExportOptions, report: ExportReport, coeff: dict[str, Any]
+) -> None:
+    """Write what the set was made of; its presence marks a set as complete."""
     record = {
         "format": EXPORT_FORMAT,
         "run": folder.run_hash,
-        "coeff": notes.get("coeff", {}),
+        "coeff": coeff,
         "models": {name: value.get("name", value.get("model")) for name, value in folder.record["models"].items()},
         "options": asdict(options),
         "report": asdict(report),
     }
     with atomic_write(dest / RECORD) as file:
         file.write((json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
-    for note in report.notes:
-        logger.warning("%s", note)
-    return report
 
 
 class _SetWriter(IndexedWriter):
