@@ -13,6 +13,10 @@ class RunError(Exception):
     """The run cannot continue. The message says what is wrong, where, and what to do."""
 
 
+class UnreachableError(RunError):
+    """A server or object storage does not respond, or refuses; the message names the URL."""
+
+
 class ClipError(Exception):
     """A clip cannot be extracted. Rejects are counted by ``reason``."""
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.io.zip_files import read_zip
 
@@ -28,10 +28,6 @@ _TIMEOUT_SECONDS = 5.0  # to connect, and between two reads
 _PIP_TIMEOUT_SECONDS = 1800.0
 _MAX_WHEEL_BYTES = 1 << 30  # unpacked; mediapipe has 0.1 GB
 _CHUNK_BYTES = 1 << 20
-
-
-class UnreachableError(RunError):
-    """A server does not respond, or not with the file; another source may have it."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrs3_loader.assets.download import (
-    UnreachableError,
     WheelMember,
     download,
     download_wheel,
@@ -26,7 +25,7 @@ from lrs3_loader.assets.download import (
     locked,
     wheel_command,
 )
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.zip_files import read_zip
 

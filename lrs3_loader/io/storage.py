@@ -11,9 +11,7 @@ Endpoints and keys are configured as for the service's own tools: for S3 by the 
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
-import math
 import os
 import re
 import tempfile
@@ -27,10 +25,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, TypeVar
 
-import fsspec
-
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, make_folder, output_file, reading, sync_folder, writing
+from lrs3_loader.io.remote import file_system, retry
 
 Result = TypeVar("Result")
 logger = logging.getLogger(__name__)
@@ -43,24 +40,6 @@ MAX_FILE_BYTES = 1 << 30  # of a file that is read whole: the index of a million
 
 UPLOAD_SECONDS = 60.0  # for an upload, and more for each byte
 SLOWEST_UPLOAD = 256 << 10  # bytes per second
-RETRY_VARIABLE = "LRS3_LOADER_STORAGE_RETRY_SECONDS"
-DEFAULT_RETRY_SECONDS = 300.0
-_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 1.0, 30.0  # between two attempts; doubled each time
-#: For botocore: one request without an answer ends after 40 seconds.
-_S3_CONFIG = {
-    "connect_timeout": 10,
-    "read_timeout": 20,
-    "retries": {"mode": "standard", "total_max_attempts": 2},
-}
-#: Base classes of errors that may pass, of Python, fsspec, botocore, aiohttp and requests.
-_TEMPORARY_ERRORS = {
-    *("ConnectionError", "TimeoutError", "FSTimeoutError", "Timeout", "HTTPClientError", "IncompleteReadError"),
-    *("ResponseStreamingError", "ClientConnectionError", "ClientPayloadError"),
-}
-_TEMPORARY_ERRNOS = {
-    *(errno.EBUSY, errno.EAGAIN, errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.ENETDOWN),
-    getattr(errno, "EREMOTEIO", errno.EBUSY),
-}
 
 
 class Url(str):
@@ -174,48 +153,16 @@ class LocalStore:
 class RemoteStore:
     """A folder behind a URL, through fsspec. Files are written to a local temporary file and uploaded from there.
 
-    What fails for a while (no connection, no answer, a service that is busy) is tried again, with a line in the log
-    each time, for ``retry_seconds()`` in all.
+    What fails for a while (no connection, no answer, a service that is busy) is tried again: ``io.remote.retry``.
     """
 
     def __init__(self, root: Url):
         self.root = root
         self._call("", lambda fs, root: None)
 
-    def _file_system(self) -> tuple[Any, str]:
-        """Return (file system, root without its protocol), made on every call because no instance survives a fork."""
-        options: dict[str, Any] = {}
-        if self.root.startswith(("s3://", "s3a://")):
-            own = fsspec.config.conf.get("s3", {}).get("config_kwargs", {})
-            options["config_kwargs"] = {**_S3_CONFIG, **own}
-        fs, root = fsspec.core.url_to_fs(str(self.root), use_listings_cache=False, **options)
-        if options:
-            fs.retries = 1  # of s3fs itself, which says nothing meanwhile
-        return fs, root
-
     def _call(self, name: str, operation: Callable[[Any, str], Result]) -> Result:
-        """Return ``operation(file system, root)``. Errors of the service become a ``RunError`` of one line."""
-        deadline = time.monotonic() + retry_seconds()
-        pause = _FIRST_PAUSE_SECONDS
-        while True:
-            try:
-                return operation(*self._file_system())
-            except (FileNotFoundError, RunError):
-                raise
-            except ImportError as error:
-                hint = "pip install 'lrs3_loader[s3]'" if self.root.startswith("s3:") else "pip install it"
-                raise RunError(f"{self.root} cannot be opened: {error} ({hint})") from error
-            # Each service raises its own errors and those of its network library: there is no common class.
-            except Exception as error:
-                text = (str(error) or type(error).__name__).splitlines()[0]
-                left = deadline - time.monotonic()
-                if left <= 0 or not _is_temporary(error):
-                    raise RunError(f"{self.where(name)} cannot be reached: {text}") from error
-                logger.warning(
-                    "%s cannot be reached (%s): trying again for up to %.0f s more", self.where(name), text, left
-                )
-                time.sleep(min(pause, left))
-                pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+        """Return ``operation(file system, root)``; see ``retry``."""
+        return retry(self.where(name), lambda: operation(*file_system(str(self.root))))
 
     def where(self, name: str) -> str:
         return f"{self.root}/{name}" if name else str(self.root)
@@ -328,27 +275,6 @@ def local_path(where: Location, purpose: str) -> Path:
     if isinstance(where, Path):
         return where
     raise RunError(f"{where} is not a folder of this machine, which {purpose} needs")
-
-
-def retry_seconds() -> float:
-    """Return how long object storage that cannot be reached is tried again: ``$LRS3_LOADER_STORAGE_RETRY_SECONDS``.
-
-    Raises:
-        RunError: the variable is not a number of seconds.
-    """
-    text = os.environ.get(RETRY_VARIABLE, "")
-    try:
-        seconds = float(text) if text else DEFAULT_RETRY_SECONDS
-    except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise RunError(f"${RETRY_VARIABLE} must be a number of seconds, got {text!r}")
-    return seconds
-
-
-def _is_temporary(error: Exception) -> bool:
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & _TEMPORARY_ERRORS) or getattr(error, "errno", None) in _TEMPORARY_ERRNOS
 
 
 def _read_each(names: Sequence[str], fs: Any, root: str) -> Any:

@@ -20,7 +20,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.ledger import (
@@ -234,7 +234,11 @@ class RunFolder:
                 self.store.delete(name)
 
     def check(self) -> Iterator[tuple[Shard, list[str]]]:
-        """Compare every shard with its ledger; yield each shard with a list of problems."""
+        """Compare every shard with its ledger; yield each shard with a list of problems.
+
+        Raises:
+            UnreachableError: object storage cannot be reached, which says nothing about a shard.
+        """
         for shard in self.shards:
             try:
                 ledger = self.ledger(shard)
@@ -243,6 +247,8 @@ class RunFolder:
                     problems.append(f"ledger of {shard.name} belongs to another run")
             except FileNotFoundError:
                 problems = [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
+            except UnreachableError:
+                raise
             except RunError as error:
                 problems = [str(error)]
             yield shard, problems

@@ -77,7 +77,8 @@ class ShardStream(IterableDataset[Item]):
     Raises:
         ValueError: an argument is invalid, or two do not go together.
         RunError: there is nothing to read, the run is unfinished, a tar is damaged, or the samples cannot be shared
-            equally among the ranks.
+            equally among the ranks. While batches are read, also ``UnreachableError``: object storage or a server
+            stayed away for ``$LRS3_LOADER_STORAGE_RETRY_SECONDS``.
 
     Example:
         >>> stream = ShardStream("/data/lrs3-shards", "audio2motion", batch_frames=4000)

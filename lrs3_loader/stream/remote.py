@@ -1,6 +1,7 @@
-"""Opens remote tars and runs for sequential reading: by fsspec where it supports the protocol, else by webdataset.
+"""Opens remote tars and runs for sequential reading: by ``io.remote`` where it can, else by webdataset.
 
-webdataset runs shell commands (``pipe:``) and fetches URLs with curl. ``io.storage`` does all other remote access.
+webdataset runs commands: those of ``pipe:``, and tools for some protocols that fsspec does not support here. They have
+their own time-outs and attempts. ``io.storage`` does all other remote access.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import fsspec
 import webdataset
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.io.remote import open_stream
 from lrs3_loader.io.storage import is_url
 from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder
 from lrs3_loader.run.ledger import ledger_name
@@ -25,7 +27,6 @@ from lrs3_loader.run.ledger import ledger_name
 logger = logging.getLogger(__name__)
 
 _NUM_REQUESTS = 16  # small files fetched at a time
-_CURL_NOT_FOUND = 22  # exit status of curl -f for error 404
 
 
 def is_remote(location: str) -> bool:
@@ -33,15 +34,17 @@ def is_remote(location: str) -> bool:
     return location.startswith("pipe:") or is_url(location)
 
 
-def _protocol_of(url: str) -> str | None:
-    """Return the protocol of a URL if the fsspec installed here supports it."""
+def _is_store(url: str) -> bool:
+    """Return whether the fsspec installed here opens a URL that is not on a web server."""
     protocol = url.split("://", 1)[0].split("::", 1)[0]
+    if protocol in ("pipe", "http", "https"):
+        return False
     try:
         fsspec.get_filesystem_class(protocol)
     except (ImportError, ValueError) as error:
         logger.debug("webdataset opens %s (%s)", url, error)
-        return None
-    return protocol
+        return False
+    return True
 
 
 def open_remote(url: str) -> IO[bytes]:
@@ -51,9 +54,10 @@ def open_remote(url: str) -> IO[bytes]:
 
     Raises:
         OSError: it cannot be opened; ``FileNotFoundError`` where the protocol tells that it does not exist.
+        UnreachableError: its server cannot be reached, or refuses. Reading raises this, too.
     """
-    if not url.startswith("pipe:") and _protocol_of(url) is not None:
-        return fsspec.open(url, "rb").open()
+    if url.startswith(("http://", "https://")) or _is_store(url):
+        return open_stream(url)
     try:
         return webdataset.gopen(url, "rb")
     except ValueError as error:
@@ -67,7 +71,7 @@ def remote_run(location: str) -> Iterator[RunFolder]:
     Raises:
         RunError: there is no run, or it cannot be reached.
     """
-    if _protocol_of(location) is not None:
+    if _is_store(location):
         yield RunFolder.open(location)
         return
     with tempfile.TemporaryDirectory(prefix="lrs3_loader.") as scratch:
@@ -89,15 +93,10 @@ def _copy_run(location: str, scratch: Path) -> RunFolder:
 def _fetch(url: str, path: Path) -> bool:
     """Copy a small file; return False if it does not exist."""
     try:
-        source = open_remote(url)
+        with open_remote(url) as source, path.open("wb") as file:
+            shutil.copyfileobj(source, file)
     except FileNotFoundError:
         return False
-    try:
-        with source, path.open("wb") as file:
-            shutil.copyfileobj(source, file)
     except OSError as error:
-        path.unlink(missing_ok=True)
-        if isinstance(error, FileNotFoundError) or getattr(source, "status", None) == _CURL_NOT_FOUND:
-            return False
         raise RunError(f"{url} cannot be read: {error}") from error
     return True

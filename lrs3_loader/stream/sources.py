@@ -14,7 +14,7 @@ from pathlib import Path
 
 import braceexpand
 
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.storage import LocalStore, Store
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read_ledger, shard_of_tar, tar_name
@@ -47,6 +47,7 @@ class Source:
 
         Raises:
             DamagedError: its ledger is missing or damaged.
+            UnreachableError: the storage cannot be reached.
         """
         if self.shard is None:
             yield self.url, None
@@ -57,10 +58,11 @@ class Source:
             try:
                 with open_remote(where) if is_remote(where) else open(where, "rb") as file:
                     ledger = Ledger.parse(file.read(), where)
-            except OSError as error:
-                raise DamagedError(f"{where} cannot be read: {error}") from error
-            except RunError as error:
-                raise DamagedError(str(error)) from error
+            except UnreachableError:
+                raise
+            except (OSError, RunError) as error:
+                why = str(error) if isinstance(error, RunError) else f"{where} cannot be read: {error}"
+                raise DamagedError(why) from error
             if ledger.generation == last:
                 return
             last = ledger.generation
@@ -147,6 +149,8 @@ def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source |
             ledger = read_ledger(store, shard)
         except FileNotFoundError:
             return None, None
+        except UnreachableError:
+            raise
         except RunError as error:
             return None, str(error)
         url = store.where(tar_name(shard, ledger.generation))

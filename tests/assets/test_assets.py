@@ -20,9 +20,9 @@ import pytest
 from lrs3_loader.assets import download as download_module
 from lrs3_loader.assets import locate
 from lrs3_loader.assets.check import check_assets, format_table, is_complete
-from lrs3_loader.assets.download import UnreachableError, WheelMember, download, download_wheel, extract_wheel
+from lrs3_loader.assets.download import WheelMember, download, download_wheel, extract_wheel
 from lrs3_loader.assets.locate import HUBERT, ICT_ARCHIVE, Assets, Catalogue, cache_folder
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.face.model import ict
 from lrs3_loader.face.model.morphable import FaceModel
 from support.paths import REPO

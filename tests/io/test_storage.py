@@ -18,7 +18,7 @@ from lrs3_loader import ShardStream
 from lrs3_loader.config import CorpusConfig
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.io import storage
+from lrs3_loader.io import remote, storage
 from lrs3_loader.io.storage import Store, Url, is_url, location, store_at
 from lrs3_loader.run.folder import RunFolder
 from support.run_factory import begin_run, make_run, publish
@@ -285,7 +285,7 @@ WAITING = "cannot be reached ("  # part of the line for each new attempt
 def test_a_busy_service_is_waited_for(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "60")
     store = store_at(f"{bucket.url}/run")
     bucket.proxy.busy_until = time.monotonic() + 4
     write(store, "shards/a.tar", b"some bytes")
@@ -303,7 +303,7 @@ def test_a_busy_service_is_waited_for(
 
 
 def test_a_service_that_stays_busy_ends_in_one_line_in_time(bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(storage.RETRY_VARIABLE, "3")
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "3")
     store = store_at(f"{bucket.url}/run")
     bucket.proxy.busy_until = time.monotonic() + 1000
     begun = time.monotonic()
@@ -316,10 +316,10 @@ def test_a_service_that_stays_busy_ends_in_one_line_in_time(bucket: Bucket, monk
 def test_a_stalled_link_is_noticed_and_waited_for(
     num_bytes: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setitem(storage._S3_CONFIG, "read_timeout", 1)
+    monkeypatch.setitem(remote._S3_CONFIG, "read_timeout", 1)
     monkeypatch.setattr(storage, "UPLOAD_SECONDS", 2.0)
     monkeypatch.setattr(storage, "SLOWEST_UPLOAD", 20 << 20)
-    monkeypatch.setenv(storage.RETRY_VARIABLE, "5")
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "5")
     store = store_at(f"{bucket.url}/run")
     bucket.proxy.flowing.clear()
     begun = time.monotonic()
@@ -330,7 +330,7 @@ def test_a_stalled_link_is_noticed_and_waited_for(
     assert "still uploading" in caplog.text
     with pytest.raises(RunError, match=r"a\.tar cannot be reached"):
         store.read("shards/a.tar")
-    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "60")
     threading.Timer(3.0, bucket.proxy.flowing.set).start()
     write(store, "shards/a.tar", bytes(num_bytes))
     assert store.size("shards/a.tar") == num_bytes
@@ -339,7 +339,7 @@ def test_a_stalled_link_is_noticed_and_waited_for(
 def test_what_will_not_pass_is_not_tried_again(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv(storage.RETRY_VARIABLE, "60")
+    monkeypatch.setenv(remote.RETRY_VARIABLE, "60")
     with pytest.raises(RunError, match="could not be uploaded"):
         write(store_at("s3://never-made/run"), "run.json", b"{}")
     with pytest.raises(FileNotFoundError):
@@ -349,7 +349,7 @@ def test_what_will_not_pass_is_not_tried_again(
 
 @pytest.mark.parametrize("text", ["soon", "-1", "nan"])
 def test_the_time_for_trying_again_is_a_number(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(storage.RETRY_VARIABLE, text)
+    monkeypatch.setenv(remote.RETRY_VARIABLE, text)
     with pytest.raises(RunError, match=r"LRS3_LOADER_STORAGE_RETRY_SECONDS must be a number of seconds, got"):
         store_at("memory://run")
 

@@ -29,6 +29,7 @@ class Proxy:
         self.port = self._server.getsockname()[1]
         self.requests: list[str] = []  # "PUT /bucket/key?query"
         self.cut_after: int | None = None  # bytes that a connection may send before it is reset; 0: refuse
+        self.break_answer_after: int | None = None  # bytes of answers after which a connection ends, once
         self.fail_from: int | None = None  # number of the first request (see ``requests``) that fails
         self.fail_to: int | None = None  # and of the first that does not any more
         self.failure = "refused"  # refused, busy (an answer of 503), or unanswered (done, but its answer is lost)
@@ -85,6 +86,12 @@ class Proxy:
     def _answer(self, upstream: socket.socket, client: socket.socket, unanswered: threading.Event) -> None:
         with contextlib.suppress(OSError):
             while (data := upstream.recv(1 << 16)) and not unanswered.is_set():
+                self.flowing.wait()
+                if self.break_answer_after is not None:
+                    self.break_answer_after -= len(data)
+                    if self.break_answer_after < 0:
+                        self.break_answer_after = None
+                        break
                 client.sendall(data)
         _close(client, upstream)
 
