@@ -1,7 +1,8 @@
-"""Checks the header of an mp4 or mov file against the size of the file, before a decoder trusts it.
+"""Checks the boxes of an mp4 or mov file against the size of the file, before a decoder trusts them.
 
 Demuxers allocate an index from the counts in the file's header, so a few damaged bytes can ask for gigabytes. Every
-video or audio packet takes at least one byte of the file, which bounds what a header may claim.
+video or audio packet takes at least one byte of the file, which bounds what a header may claim. They also play the
+first of several files that were joined, and pass over the others.
 Boxes: ISO/IEC 14496-12, 4.2 (box), 8.7.3 (``stsz``), 8.7.4 (``stsc``), 8.6.1 (``stts``).
 """
 
@@ -22,7 +23,7 @@ MAX_DEPTH = 5
 
 
 def check_mp4(path: Path, name: str) -> None:
-    """Check that the boxes of an mp4 lie inside the file and claim no more packets than it has bytes.
+    """Check that the boxes of an mp4 lie inside the file, are of one file, and claim no more packets than it has bytes.
 
     Files of other formats pass.
 
@@ -30,7 +31,7 @@ def check_mp4(path: Path, name: str) -> None:
         name: the name of the file in error messages.
 
     Raises:
-        UnreadableError: the file is cut short, or its header is damaged.
+        UnreadableError: the file is cut short or joined from several, or its header is damaged.
         OSError: the file cannot be opened.
     """
     size = os.path.getsize(path)
@@ -40,7 +41,11 @@ def check_mp4(path: Path, name: str) -> None:
 
 
 def _check_boxes(stream: BinaryIO, start: int, stop: int, size: int, name: str, depth: int) -> None:
+    headers, is_fragmented = [], False
     for kind, body, end in _boxes(stream, start, stop):
+        if depth == 0:
+            headers += [body - 8] if kind == b"moov" else []
+            is_fragmented |= kind == b"moof"
         if end > stop:
             # Some writers leave a few stray bytes after the last box, which do not name a known box.
             if depth == 0 and kind in TOP_BOXES:
@@ -54,6 +59,13 @@ def _check_boxes(stream: BinaryIO, start: int, stop: int, size: int, name: str, 
             _check_count(name, "packets", _u32(stream, body + 8), size)
         elif kind in (b"stts", b"stsc", b"ctts", b"stco", b"co64"):
             _check_count(name, f"{kind.decode()} entries", _u32(stream, body + 4), (end - body) // 4)
+    if len(headers) > 1 and not is_fragmented:  # fragments of a live stream may follow repeated headers
+        raise joined(name, headers[1])
+
+
+def joined(name: str, position: int) -> UnreadableError:
+    """Make the error for a file in which the header of another begins at a byte."""
+    return UnreadableError(f"{name}: the header of another file is at byte {position}: recordings joined as with cat")
 
 
 def _boxes(stream: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:

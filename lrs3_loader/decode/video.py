@@ -7,6 +7,7 @@ exactly or not at all.
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,7 +19,7 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from lrs3_loader.config import DecodeConfig
-from lrs3_loader.decode.mp4 import check_mp4
+from lrs3_loader.decode.mp4 import check_mp4, joined
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS, check_regular, open_input
 from lrs3_loader.types import FRAMES_PER_SECOND, shape_repr
@@ -28,6 +29,12 @@ av.logging.set_level(None)
 MIN_SIDE = 2  # pixels: smaller frames cannot be resampled
 MAX_SOURCE_RATE = 1_000  # frames per second; with more packets than this times its allowed length a video is rejected
 MAX_REORDERED = 16  # frames that H.264 may show before one that was decoded earlier
+#: How files begin, by their container. FFmpeg stops or skips where a second one begins; it reads other containers on.
+_BEGINNINGS = {
+    "flv": b"FLV\x01",
+    "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
+    "nut": b"nut/multimedia container\0",
+}
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a part
 
 Allocate = Callable[[tuple[int, ...]], torch.Tensor]
@@ -99,6 +106,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         TooLargeError: its frames are larger, or more, than ``config`` allows.
     """
     with open_container(path, name) as container:
+        _check_not_joined(path, name, container.format.name)
         stream = _video_stream(container, name)
         height, width = stream.height, stream.width
         if min(height, width) < MIN_SIDE:
@@ -144,6 +152,17 @@ def open_container(path: Path, name: str) -> av.container.InputContainer:
     except OSError as error:
         raise UnreadableError(f"{name}: {error.strerror}") from error
     return open_input(path, name)
+
+
+def _check_not_joined(path: Path, name: str, container: str) -> None:
+    """Raise ``UnreadableError`` if a file of ``_BEGINNINGS`` holds another behind it."""
+    if container not in _BEGINNINGS:
+        return
+    with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        beginning = data[: max(9, len(_BEGINNINGS[container]))]  # the header of FLV has nine bytes
+        second = data.find(beginning, 1)
+    if second > 0:
+        raise joined(name, second)
 
 
 def _video_stream(container: av.container.InputContainer, name: str) -> av.VideoStream:

@@ -9,14 +9,16 @@ import av
 import pytest
 
 from lrs3_loader.config import DecodeConfig
-from lrs3_loader.decode.video import probe_video
+from lrs3_loader.decode.video import probe_video, read_frames
 from lrs3_loader.errors import UnreadableError
 from support.media_files import numbered_frame
 
 
-def write_video(path: Path, num_frames: int, group: int) -> bytes:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("mpeg2video", rate=25, options={"g": str(group)})
+def write_video(
+    path: Path, num_frames: int, group: int, codec: str = "mpeg2video", flags: dict[str, str] | None = None
+) -> bytes:
+    with av.open(str(path), "w", options=flags or {}) as container:
+        stream = container.add_stream(codec, rate=25, options={"g": str(group)})
         stream.width, stream.height, stream.pix_fmt = 64, 64, "yuv420p"
         for index in range(num_frames):
             frame = av.VideoFrame.from_ndarray(numbered_frame(index, 64, 64), format="rgb24")
@@ -34,3 +36,48 @@ def test_a_joined_recording_is_refused_by_name(suffix: str, group: int, tmp_path
     (tmp_path / f"two.{suffix}").write_bytes(data + data)
     with pytest.raises(UnreadableError, match=r"^two: its timestamps start again at packet 51 .* joined"):
         probe_video(tmp_path / f"two.{suffix}", "two", DecodeConfig())
+
+
+def num_frames(path: Path) -> int:
+    track = probe_video(path, path.name, DecodeConfig())
+    return len(read_frames(track, track.frame_indices_25fps()))
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "flags"),
+    [
+        ("mp4", "libx264", {}),
+        ("mp4", "libx264", {"movflags": "faststart"}),
+        ("mp4", "libx264", {"movflags": "frag_keyframe+empty_moov"}),
+        ("mov", "libx264", {}),
+        ("flv", "libx264", {}),
+        ("wmv", "mpeg4", {}),
+        ("nut", "mpeg4", {}),
+        ("webm", "libvpx", {}),
+        ("ts", "libx264", {}),
+    ],
+)
+def test_no_container_gives_a_part_of_joined_files(
+    suffix: str, codec: str, flags: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / f"two.{suffix}"
+    data = write_video(path, 50, 12, codec, flags)
+    assert num_frames(path) == 50
+    path.write_bytes(data + data)
+    with pytest.raises(UnreadableError, match=r"joined|packet \d+ of the video is incomplete"):
+        num_frames(path)
+
+
+def test_avi_files_that_are_joined_give_all_their_frames(tmp_path: Path) -> None:
+    path = tmp_path / "two.avi"
+    path.write_bytes(2 * write_video(path, 50, 12, "mpeg4"))
+    assert num_frames(path) == 100
+
+
+def test_fragments_may_follow_repeated_headers(tmp_path: Path) -> None:
+    """As a live stream writes them: the same header again, and the timestamps go on."""
+    path = tmp_path / "live.mp4"
+    data = write_video(path, 50, 12, "libx264", {"movflags": "frag_keyframe+empty_moov+default_base_moof"})
+    header, second = data[: data.index(b"moof") - 4], data.rindex(b"moof") - 4
+    path.write_bytes(data[:second] + header + data[second:])
+    assert num_frames(path) == 50
