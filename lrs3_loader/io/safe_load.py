@@ -14,6 +14,7 @@ import re
 import reprlib
 import warnings
 import zipfile
+from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -53,12 +54,12 @@ def decode_json(raw: bytes | bytearray, *, surrogates: bool = False) -> Any:
         value = _JSON.decode(text)
     except RecursionError as error:
         raise ValueError("too deep") from error
-    level = [value] if isinstance(value, (dict, list)) else []
-    for _ in range(MAX_JSON_DEPTH):
-        entries = (inner for entry in level for inner in (entry.values() if isinstance(entry, dict) else entry))
-        level = [inner for inner in entries if isinstance(inner, (dict, list))]
-    if level:
-        raise ValueError("too deep")
+    level, depth = [value], 0
+    while level := [entry for entry in level if type(entry) in (dict, list)]:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError("too deep")
+        level = [inner for entry in level for inner in (entry.values() if type(entry) is dict else entry)]
     if not surrogates and _SURROGATE.search(text):
         json.dumps(value, ensure_ascii=False).encode()  # raises for half of a pair
     return value
@@ -99,26 +100,52 @@ def check_types(value: Any, expected: Any, name: str = "") -> None:
     Raises:
         ValueError: a type differs, or a name is missing; the message names the place.
     """
+    try:
+        _check_types(value, expected)
+    except _MisfitError as error:
+        place = name + "".join(reversed(error.place))
+        raise ValueError(f"{place.lstrip('.')}{error.problem}" if place else f"it{error.problem}") from None
+
+
+class _MisfitError(Exception):
+    """A value is not as expected; its place is built only then, from the innermost name outwards."""
+
+    def __init__(self, problem: str, *place: str):
+        super().__init__(problem)
+        self.problem = problem
+        self.place = list(place)
+
+
+def _check_types(value: Any, expected: Any) -> None:
     kind: Any = expected if isinstance(expected, type) else list if isinstance(expected, tuple) else type(expected)
     if type(value) is not kind and not (kind is float and type(value) is int):
-        raise ValueError(f"{name or 'it'} must be {_NAMES.get(kind, kind.__name__)}, got {reprlib.repr(value)}")
+        raise _MisfitError(f" must be {_NAMES.get(kind, kind.__name__)}, got {reprlib.repr(value)}")
     if type(expected) is tuple:
         if len(value) != len(expected):
-            raise ValueError(f"{name} must have {len(expected)} entries, got {len(value)}")
-        for number, (entry, inner) in enumerate(zip(value, expected, strict=True)):
-            check_types(entry, inner, f"{name}[{number}]")
+            raise _MisfitError(f" must have {len(expected)} entries, got {len(value)}")
+        _check_entries(enumerate(zip(value, expected, strict=True)), "[{}]")
     elif type(expected) is list:
-        for number, entry in enumerate(value):
-            check_types(entry, expected[0], f"{name}[{number}]")
+        _check_entries(enumerate((entry, expected[0]) for entry in value), "[{}]")
     elif type(expected) is dict:
         for key, inner in expected.items():
             if key is str:
-                for other, entry in value.items():
-                    check_types(entry, inner, f"{name}.{other}".lstrip("."))
-            elif key.removesuffix("?") in value:
-                check_types(value[key.removesuffix("?")], inner, f"{name}.{key.removesuffix('?')}".lstrip("."))
-            elif not key.endswith("?"):
-                raise ValueError(f"{name}.{key} is missing".lstrip("."))
+                _check_entries(((other, (entry, inner)) for other, entry in value.items()), ".{}")
+            elif (plain := key.removesuffix("?")) in value:
+                _check_entries([(plain, (value[plain], inner))], ".{}")
+            elif plain == key:
+                raise _MisfitError(" is missing", f".{key}")
+
+
+def _check_entries(entries: Iterable[tuple[Any, tuple[Any, Any]]], place: str) -> None:
+    """Check (name, (entry, its expected type)) of a list or an object."""
+    for name, (entry, expected) in entries:
+        if type(entry) is expected or (type(entry) is list and tuple(map(type, entry)) == expected):
+            continue  # most entries of large files
+        try:
+            _check_types(entry, expected)
+        except _MisfitError as error:
+            error.place.append(place.format(name))
+            raise
 
 
 _NAMES = {

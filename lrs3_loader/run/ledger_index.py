@@ -74,11 +74,10 @@ class LedgerIndex:
         planned = {f"{shard}.json" for shard in shards}
         files, errors = {}, {}
         for name in sorted(listed):
-            where = self._store.where(f"{LEDGER_FOLDER}/{name}")
             if name not in planned and name.endswith(".json"):
-                errors[name] = f"{where} is of no shard of this run; it is ignored"
+                errors[name] = f"{self._where(name)} is of no shard of this run; it is ignored"
             elif listed[name].num_bytes > MAX_LEDGER_BYTES:
-                errors[name] = f"{where} is not a ledger ({listed[name].num_bytes} bytes); {REPAIR}"
+                errors[name] = f"{self._where(name)} is not a ledger ({listed[name].num_bytes} bytes); {REPAIR}"
             elif name in planned:
                 files[name] = listed[name]
         if self._known is None:
@@ -110,6 +109,9 @@ class LedgerIndex:
                 line = [name, state.num_bytes, state.stamp, *dataclasses.astuple(summary)]
                 file.write(json.dumps(line, separators=(",", ":")).encode("ascii") + b"\n")
         self._num_unsaved = 0
+
+    def _where(self, name: str) -> str:
+        return self._store.where(f"{LEDGER_FOLDER}/{name}")
 
     def _load(self) -> dict[str, tuple[FileState, LedgerSummary]]:
         try:
