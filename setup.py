@@ -22,6 +22,7 @@ TEST = [
     "pytest-xdist>=3.8",
     "hypothesis>=6.100,<7",
     "librosa>=0.11,<2",
+    "python_speech_features>=0.6,<0.7",
     "torchdata>=0.10,<0.12",
     "tensorboard>=2.14,<3",
     "psutil>=5.9,<8",
