@@ -364,7 +364,7 @@ def test_transcript_parts_that_may_be_missing(tmp_path: Path) -> None:
         (_TRANSCRIPT.replace("0.68 4.2", "0.68"), "line 10: expected WORD START END ASDSCORE"),
         (b"Text: \xff\n", "not UTF-8 text (byte 6)"),
         (b"\0" * 100, "line 1: expected 'Text:'"),
-        (b"Text: A\n" + b"\n" * MAX_BYTES, "larger than"),
+        pytest.param(b"Text: A\n" + b"\n" * MAX_BYTES, "larger than", id="too large"),
     ],
 )
 def test_transcript_errors_say_where(tmp_path: Path, text: str | bytes, message: str) -> None:

@@ -237,6 +237,7 @@ def test_every_truncation_is_refused() -> None:
     assert all(runs_or_is_refused(data[:length]) for length in range(len(data) - 4))
 
 
+@pytest.mark.slow
 def test_damage_anywhere_is_refused_or_harmless() -> None:
     data = small_network()
     refused = 0

@@ -282,6 +282,7 @@ def test_a_run_whose_upload_broke_is_resumed(bucket: Bucket) -> None:
 WAITING = "cannot be reached ("  # part of the line for each new attempt
 
 
+@pytest.mark.slow
 def test_a_busy_service_is_waited_for(
     bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,6 +313,7 @@ def test_a_service_that_stays_busy_ends_in_one_line_in_time(bucket: Bucket, monk
     assert 3 <= time.monotonic() - begun < 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("num_bytes", [10, 20 << 20])
 def test_a_stalled_link_is_noticed_and_waited_for(
     num_bytes: int, bucket: Bucket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -126,11 +126,13 @@ def failing_upload(write: Callable[..., AbstractContextManager[IO[bytes]]], fold
     return refuse
 
 
+@pytest.mark.slow
 def test_a_stream_of_many_epochs_goes_on_while_shards_are_replaced(run: RunFolder) -> None:
     stream = ShardStream(run.path, "raw", shuffle_buffer=3)
     before = sorted(keys_in(stream))
     assert len(before) == 8
-    for epoch in range(50):
+    num_epochs = 50 if isinstance(run.path, Path) else 20
+    for epoch in range(num_epochs):
         stream.set_epoch(epoch)
         batches = iter(stream)
         seen = [next(batches)["__key__"]]
@@ -138,7 +140,7 @@ def test_a_stream_of_many_epochs_goes_on_while_shards_are_replaced(run: RunFolde
             publish(run, 0, RETRIED if epoch % 20 == 3 else [12, 30, 16, 21])
         seen += [batch["__key__"] for batch in batches]
         assert sorted(seen) == before, epoch
-    assert run.ledger(run.shards[0]).generation == 5
+    assert run.ledger(run.shards[0]).generation == num_epochs // 10
     assert stream.errors() == {}
     assert len(keys_in(ShardStream(run.path, "raw"))) == 9
 
