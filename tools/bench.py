@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from benchmarks.faults.options import FaultOptions
 from benchmarks.options import BenchOptions
 from lrs3_loader.launch import cli
 
@@ -171,25 +172,13 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Faults:
-    """Fail every file call of every command, kill it, cut the power, and draw schedules of ranks, launches and readers.
+class Faults(FaultOptions):
+    """Fail every file call of every command, kill it, cut the power, fail requests to object storage, and draw
+    schedules of ranks, launches and readers.
 
     Without models: decoding is replaced, and all the rest is what a run does. Exit code 1 if anything was found that is
     not known.
     """
-
-    points: int = 1_000_000
-    """File calls that fail, at most, of each scenario; 0: none."""
-    states: int = 1_000_000
-    """States of the disk after a power cut, at most, of each scenario; 0: none."""
-    schedules: int = 2_000
-    """Schedules; 0: none. Of a single one, what happens is printed."""
-    seed: int = 0
-    """Of the first schedule, and of what is chosen of points and states."""
-    scenario: tuple[str, ...] = ()
-    """Only these scenarios: fresh, resumed, export..."""
-    scratch: Path | None = None
-    """Folder to work in (memory when not given)."""
 
     def __call__(self) -> int:
         from benchmarks.faults import report, scenarios
@@ -197,9 +186,7 @@ class Faults:
         if unknown := set(self.scenario) - set(scenarios.SCENARIOS):
             raise cli.UsageError(f"no scenario {', '.join(unknown)}; there are {', '.join(scenarios.SCENARIOS)}")
         num_defects = 0
-        for line, count in report.run_benchmark(
-            self.scratch, self.points, self.states, self.schedules, self.seed, self.scenario
-        ):
+        for line, count in report.run_benchmark(self):
             print(line, flush=True)
             num_defects += count
         return cli.EXIT_PROBLEM if num_defects else cli.EXIT_OK

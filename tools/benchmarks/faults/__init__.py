@@ -4,6 +4,8 @@ calls       passes every file call below a folder to a hook, which may fail it o
 scenarios   the commands that are disturbed, on tiny runs without models
 sweep       fails each file call of a scenario once, or kills the process there
 power       cuts the power after each file call: what was not synced may be lost
+requests    fails each request of a scenario to object storage
+s3_service  an S3 service of this machine, and a proxy that disturbs what is asked of it
 simulation  ranks, launches and readers of one run under a simulated clock, scheduler, store and network disk
 report      the long versions, for ``tools/bench.py faults``
 """

@@ -1,52 +1,57 @@
-"""The long versions of the fault tests, with figures: file calls that fail, kills, power cuts and schedules."""
+"""The long versions of the fault tests, with figures."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
 from benchmarks.faults.known import KNOWN
+from benchmarks.faults.options import FaultOptions
 from benchmarks.faults.power import PowerCuts
-from benchmarks.faults.scenarios import SCENARIOS, Laboratory
+from benchmarks.faults.requests import REMOTE, RequestSweep, quick_service
+from benchmarks.faults.scenarios import SCENARIOS, Laboratory, Scenario
 from benchmarks.faults.simulation import simulate
 from benchmarks.faults.sweep import Sweep, SweepResult, choose
 
 MAX_LISTED = 20  # defects that are printed of each part
 
 
-def run_benchmark(
-    scratch: Path | None, points: int, states: int, schedules: int, seed: int, names: tuple[str, ...] = ()
-) -> Iterator[tuple[str, int]]:
-    """Yield lines to print, each with the number of defects that it stands for.
+def run_benchmark(options: FaultOptions) -> Iterator[tuple[str, int]]:
+    """Yield lines to print, each with the number of defects that it stands for."""
+    with Laboratory(options.scratch) as laboratory:
+        chosen = [SCENARIOS[name] for name in options.scenario or SCENARIOS]
+        if options.points:
+            sweep = Sweep(laboratory, KNOWN)
 
-    Args:
-        scratch: folder to work in; memory where there is some.
-        points: file calls that fail, at most, of each scenario.
-        states: states of the disk after a power cut, at most, of each scenario.
-        schedules: schedules of ranks, launches and readers; of a single one the log is printed.
-        seed: of the first schedule, and of what is chosen of points and states.
-        names: scenarios (default: all).
-    """
-    with Laboratory(scratch) as laboratory:
-        chosen = [SCENARIOS[name] for name in names or SCENARIOS]
-        if points:
-            sweep, total = Sweep(laboratory, KNOWN), SweepResult()
-            for scenario in chosen:
-                found = sweep.run(choose(sweep.points(scenario), points, seed))
-                yield f"  {scenario.name:<14} {_counts(found)}", 0
-                _add(total, found)
-            yield from _summary("failing file calls", total)
-        if states:
-            cuts, total = PowerCuts(laboratory, KNOWN), SweepResult()
-            for scenario in chosen:
-                found = cuts.run(scenario, states, seed)
-                yield f"  {scenario.name:<14} {_counts(found)}", 0
-                _add(total, found)
-            yield from _summary("power cuts", total)
-        if schedules:
-            yield from _simulate(laboratory, schedules, seed)
+            def fail(scenario: Scenario) -> SweepResult:
+                return sweep.run(choose(sweep.points(scenario), options.points, options.seed))
+
+            yield from _each("failing file calls", chosen, fail)
+        if options.states:
+            cuts = PowerCuts(laboratory, KNOWN)
+            yield from _each("power cuts", chosen, lambda one: cuts.run(one, options.states, options.seed))
+        if options.requests:
+            remote = [scenario for scenario in chosen if scenario.name in REMOTE]
+            with quick_service() as proxy:
+                requests = RequestSweep(laboratory, proxy)
+                yield from _each(
+                    "failing requests", remote, lambda one: requests.run(one, options.requests, options.seed)
+                )
+        if options.schedules:
+            yield from _simulate(laboratory, options.schedules, options.seed)
+
+
+def _each(
+    what: str, scenarios: Iterable[Scenario], run: Callable[[Scenario], SweepResult]
+) -> Iterator[tuple[str, int]]:
+    """Run one part for each scenario, with a line for each and for all together."""
+    total = SweepResult()
+    for scenario in scenarios:
+        found = run(scenario)
+        yield f"  {scenario.name:<14} {_counts(found)}", 0
+        _add(total, found)
+    yield from _summary(what, total)
 
 
 def _simulate(laboratory: Laboratory, schedules: int, seed: int) -> Iterator[tuple[str, int]]:

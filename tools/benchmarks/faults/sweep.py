@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from time import perf_counter
 
 from benchmarks.faults.calls import Call, FileCalls, Killed, plain_name, watched
-from benchmarks.faults.scenarios import SCENARIOS, Ending, Laboratory, Scenario, Tree, digest, half_published
+from benchmarks.faults.scenarios import SCENARIOS, Ending, Laboratory, Scenario, Tree, digest
 from lrs3_loader.run.ledger_index import INDEX_FILE
 from lrs3_loader.run.lock import FILE_NAME as LOCK_NAME
 
@@ -141,7 +141,7 @@ class Sweep:
         for point in points:
             ending, problems = self.try_point(point)
             result.num_points += 1
-            result.endings[_word(ending)] += 1
+            add_ending(result, SCENARIOS[point.scenario], ending)
             for problem in problems:
                 result.add(Defect(point, problem), self._known)
         result.seconds = perf_counter() - begun
@@ -171,27 +171,26 @@ class Sweep:
         laboratory = self._laboratory
         left = laboratory.tree()
         goal = digest(wanted)
-        if ending.code == scenario.exit_code and not ending.crash:
+        if scenario.has_worked(ending):
             yield from differences(_without_locks(digest(left)), goal, "after it was said to have worked")
             return
-        if not ending.is_killed and (complaint := ending.complaint(laboratory.world)):
+        if not ending.is_killed and (complaint := ending.complaint(str(laboratory.world))):
             yield complaint
-        if scenario.keeps_order:
-            yield from half_published(laboratory.world, left)
+        yield from laboratory.half_published(scenario, left)
         yield from _torn(digest(left), digest(before), goal)
         if not ending.is_killed:
             yield from _left_over(left, before, wanted)
         again = laboratory.run(scenario, again=True)
-        if again.code != scenario.exit_code or again.crash:
+        if not scenario.has_worked(again):
             yield f"the same command does not resume: {again.crash or again.errors.strip()[-200:]}"
             return
         yield from differences(digest(laboratory.tree()), goal, "after resuming")
 
 
-def _word(ending: Ending) -> str:
-    if ending.is_killed:
-        return "killed"
-    return "unharmed" if ending.code == 0 else "refused"
+def add_ending(result: SweepResult, scenario: Scenario, ending: Ending) -> None:
+    """Count how a disturbed command ended."""
+    word = "killed" if ending.is_killed else "unharmed" if scenario.has_worked(ending) else "refused"
+    result.endings[word] += 1
 
 
 def differences(found: dict[str, str], wanted: dict[str, str], when: str) -> Iterator[str]:

@@ -1,0 +1,27 @@
+"""What ``tools/bench.py faults`` is asked for; imports nothing that takes time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class FaultOptions:
+    """How much of each part of the fault benchmark is run."""
+
+    points: int = 1_000_000
+    """File calls that fail, at most, of each scenario; 0: none."""
+    states: int = 1_000_000
+    """States of the disk after a power cut, at most, of each scenario; 0: none."""
+    requests: int = 5
+    """Requests to object storage that fail in each of six ways, at most, of each scenario; 0: none. Needs moto and
+    s3fs (the extra "test")."""
+    schedules: int = 2_000
+    """Schedules; 0: none. Of a single one, what happens is printed."""
+    seed: int = 0
+    """Of the first schedule, and of all that is chosen or drawn."""
+    scenario: tuple[str, ...] = ()
+    """Only these scenarios: fresh, resumed, export..."""
+    scratch: Path | None = None
+    """Folder to work in (memory when not given)."""
