@@ -182,6 +182,22 @@ class SpeechConfig:
 
 
 @dataclass(frozen=True)
+class SpeakingConfig:
+    """Active-speaker scores: does the face speak what is heard?"""
+
+    store: Annotated[bool, Flag(name="speaking")] = False
+    """Score every frame with LR-ASD and store the scores (fetched on first use, 3 MB)."""
+    min_share: Annotated[float | None, Flag(name="min-speaking-share")] = None
+    """Clips whose face speaks in a smaller share of the frames (0..1) are rejected (not_speaking)."""
+
+    def __post_init__(self) -> None:
+        if self.min_share is not None and not 0 <= self.min_share <= 1:
+            raise ValueError(f"min-speaking-share must lie in 0..1, got {self.min_share}")
+        if self.min_share is not None and not self.store:
+            raise ValueError("min-speaking-share needs --speaking")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings that affect the bytes of a run."""
 
@@ -189,6 +205,7 @@ class RunConfig:
     face: FaceConfig = field(default_factory=FaceConfig)
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
+    speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
     landmarks: Annotated[LandmarkConfig, rarely("landmarks")] = field(default_factory=LandmarkConfig)
     decode: Annotated[DecodeConfig, rarely("decode")] = field(default_factory=DecodeConfig)
     plan: Annotated[PlanConfig, rarely("plan")] = field(default_factory=PlanConfig)
@@ -288,6 +305,7 @@ def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
     upgraded = dict(saved)
     if "decode" in upgraded:
         upgraded["decode"] = {"max_damaged_fraction": DecodeConfig.max_damaged_fraction, **upgraded["decode"]}
+        upgraded["speaking"] = {**as_json(SpeakingConfig()), **upgraded.get("speaking", {})}
     for section, old, new in _RENAMED_FIELDS:
         if old in upgraded.get(section, {}):
             upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}

@@ -70,6 +70,10 @@ class NoFaceError(ClipError, reason="no_face"):
     """A face was found in too few frames."""
 
 
+class NotSpeakingError(ClipError, reason="not_speaking"):
+    """The face speaks in a smaller share of the frames than the configured minimum."""
+
+
 class PoorFitError(ClipError, reason="poor_fit"):
     """The face model fits the landmarks worse than the configured maximum."""
 

@@ -217,6 +217,7 @@ FIELDS: dict[str, FieldSpec] = {
     "idexp_lm3d": FieldSpec(
         ("T", 68, 3), "float32", "centimetres (decimetres x 10)", "landmark offsets from the mean face"
     ),
+    "speaking": FieldSpec(("T",), "float16", "logit", "active-speaker score: above 0, the face speaks what is heard"),
     "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame, which is not damaged"),
 }
 

@@ -15,6 +15,8 @@ python tools/bench.py scan                        # finding and planning 151,819
 
 python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
 
+python tools/bench.py speaking --clips FOLDER     # active-speaker scores with own sound, silence, another's voice
+
 python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 
 python tools/bench.py faults                      # failing file calls, kills, power cuts, unlucky timing
@@ -219,6 +221,24 @@ class Fit:
         return cli.EXIT_OK
 
 
+@dataclass(frozen=True)
+class Speaking:
+    """Active-speaker scores of real clips with their own sound, silence, noise, another's voice, and late sound."""
+
+    clips: Path
+    """Folder of real clips, in any layout."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+
+    def __call__(self) -> int:
+        from benchmarks import speaking
+        from lrs3_loader.assets.locate import Assets
+
+        for line in speaking.run_benchmark(self.clips, Assets(self.assets)):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
 def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measured], pin: bool) -> int:
     """Print figures as they come, then write what was asked for; the exit code says whether all bounds were reached.
 
@@ -260,12 +280,13 @@ COMMANDS = {
     "stream": Stream(),
     "scan": Scan(),
     "fit": Fit(),
+    "speaking": Speaking(Path()),
     "cluster": Cluster(),
     "faults": Faults(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Cluster | Faults
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Cluster | Faults
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

@@ -60,7 +60,7 @@ def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) 
         state: State = "missing" if path is None else "unknown"
         digest = None if path is None else file_sha256(path)
         rows.append(AssetStatus(name, needed_for, licence, instructions, False, state, path, digest))
-    return rows
+    return [*rows, _check_speaking(assets)]
 
 
 def is_complete(rows: Sequence[AssetStatus]) -> bool:
@@ -143,6 +143,16 @@ def _check_speech(assets: Assets, name: str) -> AssetStatus:
     except (RunError, OSError, ValueError, RecursionError) as error:
         state, problem = "damaged", str(error)
     return AssetStatus(name, "speech features", licence, instructions, True, state, folder, problem=problem)
+
+
+def _check_speaking(assets: Assets) -> AssetStatus:
+    name, instructions = assets.catalogue.speaking, assets.speaking_instructions()
+    path = assets.find(name, f"lr_asd/{name}")
+    if path is None:
+        return AssetStatus(name, "--speaking", "MIT", instructions, False, "missing")
+    digest = file_sha256(path)
+    state: State = "ok" if digest == assets.catalogue.speaking_sha256 else "differs"
+    return AssetStatus(name, "--speaking", "MIT", instructions, False, state, path, digest)
 
 
 def _hub_snapshot(name: str) -> Path | None:

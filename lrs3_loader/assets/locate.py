@@ -62,6 +62,12 @@ class Catalogue:
     ict_url: str = "https://github.com/ICT-VGL/ICT-FaceKit/archive/refs/heads/master.zip"
     ict_sha256: str = "82c2fa292ae248dea9d3f0e840417638210182f410ceba46dc5d18afeb1e2005"
     """Over the contents of the files used, so that it does not depend on the archive (see ``face.model.ict``)."""
+    speaking: str = "finetuning_TalkSet.model"  # LR-ASD's weights, 0.84 million of them, under MIT
+    speaking_sha256: str = "6b4ef53694e874e96cf630198dc479c78aebb3993bbf166aee3d926dfe7d9342"
+    speaking_url: str = (
+        "https://raw.githubusercontent.com/Junhua-Liao/LR-ASD/1b6dcd2d8fc2895683de6508ec6294ec47d388ca/"
+        "weight/finetuning_TalkSet.model"
+    )
 
 
 ICT_MODEL = "ict.npz"
@@ -215,11 +221,42 @@ class Assets:
             "or put its folder FaceXModel into the assets folder; or use --face-model demo"
         )
 
-    def ensure(self, face_model: str) -> None:
-        """Fetch what a run with ``face_model`` needs and this machine lacks."""
+    def speaking_weights(self) -> Path:
+        """Return the path of LR-ASD's weights: in an assets folder, or in a folder ``lr_asd`` there.
+
+        Raises:
+            RunError: they are missing; the message tells how to get them.
+        """
+        path = self.find(self.catalogue.speaking, f"lr_asd/{self.catalogue.speaking}")
+        if path is None:
+            raise RunError(f"{self.catalogue.speaking} not found in {self._searched}. {self.speaking_instructions()}")
+        if file_sha256(path) != self.catalogue.speaking_sha256:
+            logger.warning("%s is another version of LR-ASD's weights than this package was checked with", path)
+        return path
+
+    def ensure_speaking_weights(self) -> Path:
+        """Return ``speaking_weights()``; download them if they are missing."""
+        name = self.catalogue.speaking
+        if self.find(name, f"lr_asd/{name}") is None:
+            with self._exclusive_write(name):
+                if self.find(name) is None:  # another process may have fetched it in the meantime
+                    try:
+                        download(self.catalogue.speaking_url, self.store / name, self.catalogue.speaking_sha256)
+                    except UnreachableError as error:
+                        raise RunError(f"{error}. {self.speaking_instructions()}") from error
+        return self.speaking_weights()
+
+    def speaking_instructions(self) -> str:
+        """Return the commands that get LR-ASD's weights, as one sentence."""
+        return f"Get it with: {FETCH_COMMAND} --speaking  (that is: curl -LO {self.catalogue.speaking_url})"
+
+    def ensure(self, face_model: str, *, speaking: bool = False) -> None:
+        """Fetch what a run with ``face_model``, and with ``speaking`` scores, needs and this machine lacks."""
         self.ensure_landmarker()
         if face_model != "demo":
             self.ensure_face_model(face_model)
+        if speaking:
+            self.ensure_speaking_weights()
 
     def _fetch_ict(self) -> None:
         from lrs3_loader.face.model.morphable import FaceModel  # here: importing torch takes a second

@@ -41,12 +41,16 @@ class Fetch:
     """Put them into this folder (made if needed) rather than the cache."""
     face_model: str = "ict"
     """Only the landmarker is fetched for demo."""
+    speaking: bool = False
+    """Also fetch LR-ASD's weights, which `extract --speaking` needs."""
 
     def __call__(self) -> int:
         assets = Assets(store=self.assets)
         print(assets.ensure_landmarker())
         if self.face_model != "demo":
             print(assets.ensure_face_model(self.face_model))
+        if self.speaking:
+            print(assets.ensure_speaking_weights())
         return cli.EXIT_OK
 
 

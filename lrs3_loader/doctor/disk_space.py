@@ -41,6 +41,7 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets, transcr
         "lm478": not config.landmarks.store_lm478,
         "blendshapes": not config.landmarks.store_blendshapes,
         "coeff": config.regression.checkpoint is None,
+        "speaking": not config.speaking.store,
     }
     total = MEMBER_BYTES + META_BYTES + BOX_BYTES * num_frames * transcript
     for name, spec in FIELDS.items():

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.config import RunConfig
-from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, PoorFitError
+from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
@@ -33,6 +33,7 @@ from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks,
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.runtime.pipelining import one_behind
 from lrs3_loader.runtime.transfer import to_device
+from lrs3_loader.speaking.scorer import ClipFaces, SpeakingScorer
 from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
 
 MAX_FRAME_BYTES = 12 << 20  # on average in a batch, twice as much as 1080p; batches of larger frames hold fewer
@@ -52,6 +53,7 @@ class _ClipState:
     landmarks: list[FrameLandmarks] = field(default_factory=list)
     coefficients: list[torch.Tensor] = field(default_factory=list)
     crops: FaceCrops | None = None  # for a photometric fit
+    faces: ClipFaces | None = None  # for active-speaker scores
     dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class _ClipState:
 
     def fail(self, error: ClipError) -> None:
         self.reject = Reject(self.clip, error.reason, str(error))
-        self.crops = None
+        self.crops = self.faces = None
 
 
 class ShardInProgress:
@@ -120,6 +122,8 @@ class Extractor:
         found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
         if self.models.needs_pixels:
             found = map(partial(self._keep_crops, shard.clock), found)
+        if self.models.speaking is not None:
+            found = map(partial(self._keep_faces, shard.clock, self.models.speaking), found)
         if self.models.regressor is None:
             for _ in found:
                 pass
@@ -142,6 +146,10 @@ class Extractor:
                     self._finish_track(state)
                 except ClipError as error:
                     state.fail(error)
+            alive = [state for state in alive if state.reject is None]
+        if self.models.speaking is not None:
+            with clock("speaking"):
+                self._score_speaking(alive, self.models.speaking)
             alive = [state for state in alive if state.reject is None]
         with clock("sound"):
             self._audio_features(alive, shard.count)
@@ -202,6 +210,17 @@ class Extractor:
                 span.owner.crops.append(*crop_to_landmarks(span.frames, to_ibug68(landmarks.points)[..., :2]))
         return located
 
+    def _keep_faces(
+        self, clock: _Clock, scorer: SpeakingScorer, located: tuple[_Batch, list[FrameLandmarks]]
+    ) -> tuple[_Batch, list[FrameLandmarks]]:
+        """Keep the lower face of each frame for active-speaker scores."""
+        with clock("speaking"):
+            for span, landmarks in zip(*located, strict=True):
+                if span.owner.faces is None:
+                    span.owner.faces = ClipFaces(span.owner.num_frames)
+                scorer.append(span.owner.faces, span.frames, landmarks.points)
+        return located
+
     def _align(
         self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, PreparedBatch]:
@@ -226,7 +245,8 @@ class Extractor:
         for state in shard.states:
             if isinstance(state, _ClipState):
                 parts = [value for part in state.landmarks for value in vars(part).values() if value is not None]
-                for tensor in (*parts, *state.coefficients):
+                faces = state.faces.tensors if state.faces is not None else []
+                for tensor in (*parts, *state.coefficients, *faces):
                     tensor.record_stream(stream)
 
     def _finish_track(self, state: _ClipState) -> None:
@@ -273,6 +293,19 @@ class Extractor:
             "num_frames_with_several_faces": state.track.num_frames_with_several_faces,
             "num_track_switches": state.track.num_switches,
         }
+
+    def _score_speaking(self, states: list[_ClipState], scorer: SpeakingScorer) -> None:
+        """Score whether each clip's face speaks; clips in which it hardly ever does are rejected."""
+        faces = [state.faces for state in states if state.faces is not None]
+        bound = self.config.speaking.min_share
+        for state, scores in zip(states, scorer(faces, [state.head.waveform for state in states]), strict=True):
+            state.faces = None
+            stored = scores.to(torch.float16).cpu()
+            state.arrays["speaking"] = stored.numpy()
+            share = float((stored > 0).float().mean())
+            state.quality["speaking_fraction"] = round(share, 4)
+            if bound is not None and share < bound:
+                state.fail(NotSpeakingError(f"the face speaks in {share:.0%} of the frames, {bound:.0%} are needed"))
 
     @torch.inference_mode()
     def _audio_features(self, states: list[_ClipState], count: Count) -> None:

@@ -23,6 +23,9 @@ from lrs3_loader.face.landmarks.tracks import TRACK_RULE
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
+from lrs3_loader.io.files import file_sha256
+from lrs3_loader.speaking.network import SpeakingNetwork
+from lrs3_loader.speaking.scorer import SPEAKING_CONVENTION, SpeakingScorer
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,8 @@ class Models:
     fitter: LandmarkFitter
     regressor: Deep3DRegressor | None
     face_model_file: str | None = None  # its name; None: the demo model, which is generated
+    speaking: SpeakingScorer | None = None
+    speaking_sha256: str | None = None  # of its weights
 
     @classmethod
     def load(cls, config: RunConfig, assets: Assets, device: torch.device) -> Models:
@@ -52,6 +57,7 @@ class Models:
         speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
         checkpoint = config.regression.checkpoint
         deep3d_paths = None if checkpoint is None else assets.deep3d(checkpoint)
+        speaking_path = assets.speaking_weights() if config.speaking.store else None
         files = load_landmarker_files(landmarker_path)
         try:
             landmarker = _make_landmarker(files, config.landmarks, device)
@@ -73,6 +79,8 @@ class Models:
                 fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
                 regressor=_load_regressor(config.regression, deep3d_paths, device),
                 face_model_file=face_path.name if face_path else None,
+                speaking=SpeakingScorer(SpeakingNetwork.load(speaking_path), device) if speaking_path else None,
+                speaking_sha256=file_sha256(speaking_path) if speaking_path else None,
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error
@@ -104,6 +112,8 @@ class Models:
         }
         if self.regressor is not None:
             record["regression"] = self.regressor.description
+        if self.speaking is not None:
+            record["speaking"] = {"name": "lr_asd", "sha256": self.speaking_sha256}
         if self.needs_pixels:
             record["renderer"] = {"name": "pytorch3d", "version": pytorch3d_version()}
         return record
@@ -118,6 +128,8 @@ class Models:
         }
         if self.regressor is not None:
             names["regression"] = self.regressor.description["name"]
+        if self.speaking is not None:
+            names["speaking"] = "lr_asd"
         return names
 
     def conventions(self, config: RunConfig) -> dict[str, str]:
@@ -125,6 +137,8 @@ class Models:
         conventions = {"pose": POSE_CONVENTION, "face_track": TRACK_RULE}
         if self.regressor is not None:
             conventions |= {"coeff": COEFF_CONVENTION, "idexp_lm3d": config.regression.idexp}
+        if self.speaking is not None:
+            conventions["speaking"] = SPEAKING_CONVENTION
         return conventions
 
 

@@ -24,6 +24,7 @@ from lrs3_loader.speaking.crops import FaceCropper
 from lrs3_loader.speaking.network import CONTEXT_FRAMES, SpeakingNetwork
 from lrs3_loader.types import SAMPLES_PER_FRAME
 
+SPEAKING_CONVENTION = "logit per frame at 25 fps; above 0: the face speaks; over lower face and MFCC of the whole clip"
 PIECE_FRAMES = 128  # of a long clip that are encoded at a time, without the overlap
 #: Frames in one batch, padding included: on a CPU a piece; elsewhere, 1.6 GB in the network's widest layers.
 BATCH_FRAMES = {"cpu": PIECE_FRAMES + 2 * CONTEXT_FRAMES, "cuda": 1024}
@@ -62,7 +63,12 @@ class SpeakingScorer:
     @torch.inference_mode()
     def append(self, clip: ClipFaces, frames: Tensor, points: Tensor) -> None:
         """Take the next frames of a clip, u8 [n, H, W, 3], and their landmarks; see ``FaceCropper.append``."""
-        clip.crops.append(clip.cropper.append(frames, points))
+        self.append_crops(clip, clip.cropper.append(frames, points))
+
+    @torch.inference_mode()
+    def append_crops(self, clip: ClipFaces, crops: Tensor) -> None:
+        """Take the next faces of a clip, u8 [n, S, S], that were cut out already."""
+        clip.crops.append(crops)
         while sum(map(len, clip.crops)) >= clip.num_before + PIECE_FRAMES + CONTEXT_FRAMES:
             self._encode_piece(clip)
 

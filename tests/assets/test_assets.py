@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import logging
+import re
 import subprocess
 import sys
 import threading
@@ -450,6 +451,46 @@ def test_the_real_landmarker_is_the_one_in_the_catalogue(shared_assets: Path) ->
     assert rows[0].state == "ok"
 
 
+# Weights of the active-speaker network
+
+
+def test_speaking_weights_are_fetched_once_and_found_again(server: Served, cache: Path) -> None:
+    catalogue = replace(CATALOGUE, speaking_sha256=sha256(b"weights"), speaking_url=server.put("speaking", b"weights"))
+    assets = Assets(catalogue=catalogue)
+    with pytest.raises(RunError, match=r"finetuning_TalkSet\.model not found in .*lrs3-loader assets fetch --speaking"):
+        assets.speaking_weights()
+    for _ in range(2):
+        assert assets.ensure_speaking_weights() == cache / "finetuning_TalkSet.model"
+    assert server.asked == ["/speaking"]
+    (row,) = (row for row in check_assets(assets, "demo", "demo") if row.name == "finetuning_TalkSet.model")
+    assert (row.state, row.required) == ("ok", False)
+
+
+def test_other_speaking_weights_are_refused_as_a_download_and_used_as_a_file(
+    server: Served, cache: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    catalogue = replace(CATALOGUE, speaking_url=server.put("speaking", b"<html>"))
+    with pytest.raises(RunError, match="another file than expected: sha256"):
+        Assets(catalogue=catalogue).ensure_speaking_weights()
+    assert visible(cache) == leftovers(cache) == []
+    (tmp_path / "lr_asd").mkdir()
+    (tmp_path / "lr_asd" / "finetuning_TalkSet.model").write_bytes(b"trained again")
+    found = Assets(tmp_path, catalogue=catalogue).ensure_speaking_weights()
+    assert found == tmp_path / "lr_asd" / "finetuning_TalkSet.model"
+    assert "another version of LR-ASD" in caplog.text
+
+
+def test_a_server_that_does_not_answer_leaves_the_command(cache: Path) -> None:
+    assets = Assets(catalogue=replace(CATALOGUE, speaking_url="http://127.0.0.1:9/weights"))
+    with pytest.raises(RunError, match="curl -LO http://127"):
+        assets.ensure_speaking_weights()
+
+
+def test_the_real_speaking_weights_are_those_of_the_catalogue(shared_assets: Path) -> None:
+    rows = check_assets(Assets(shared_assets), face_model="demo", speech="demo")
+    assert (rows[-1].name, rows[-1].state) == ("finetuning_TalkSet.model", "ok")
+
+
 # Speech encoders
 
 
@@ -467,8 +508,8 @@ def test_speech_encoders_are_found_in_assets_folders(tmp_path: Path) -> None:
 def test_check_tells_what_is_missing_and_how_to_get_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     rows = check_assets(Assets(tmp_path))
-    assert [row.state for row in rows] == ["missing"] * 5
-    assert [row.required for row in rows] == [True, True, True, False, False]
+    assert [row.state for row in rows] == ["missing"] * 6
+    assert [row.required for row in rows] == [True] * 3 + [False] * 3
     assert not is_complete(rows)
     table = format_table(rows)
     for text in ("BFM_model_front.mat (optional): ", "faces.dmi.unibas.ch", "epoch_20.pth", "Apache-2.0", "curl -LO"):
@@ -491,6 +532,7 @@ def test_check_accepts_what_is_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ("me/encoder", "damaged"),
         ("BFM_model_front.mat", "missing"),
         ("epoch_20.pth", "unknown"),
+        ("finetuning_TalkSet.model", "missing"),
     ]
     assert not is_complete(rows)
     assert "holds no weights of a speech encoder" in format_table(rows)
@@ -519,7 +561,7 @@ def test_the_tool_exits_1_while_something_required_is_missing(tmp_path: Path) ->
     options = ("--assets", tmp_path, "--face-model", "demo", "--hubert", "demo")
     done = run_tool("check", *options)
     assert done.returncode == 1
-    assert "face_landmarker.task  face landmarks                missing" in done.stdout
+    assert re.search(r"face_landmarker\.task +face landmarks +missing", done.stdout)
     (tmp_path / "face_landmarker.task").write_bytes(TASK)  # another version than the catalogue's: differs
     done = run_tool("check", *options)
     assert done.returncode == 0

@@ -33,6 +33,7 @@ def full_features(clip: Clip, num_frames: int, seed: int = 0) -> ClipFeatures:
         "exp": normal(num_frames, 6),
         "pose": normal(num_frames, 6),
         "idexp_lm3d": normal(num_frames, 68, 3),
+        "speaking": normal(num_frames).astype(np.float16),
         "valid": np.ones(num_frames, dtype=bool),
     }
     arrays["hubert"][:, 0] = np.arange(rows)

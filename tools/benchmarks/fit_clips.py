@@ -23,7 +23,7 @@ from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks, fill_track_gaps, load_landmarker_files
 from lrs3_loader.face.landmarks.tracks import FaceTrack
-from lrs3_loader.types import Clip, Reject
+from lrs3_loader.types import Clip, DecodedChunk, Reject
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,8 @@ def read_clips(corpus: Path, assets: Assets) -> Iterator[Measured]:
 
 def _measure(clip: Clip, dataset: ClipDataset, landmarker: FaceLandmarker) -> Measured | None:
     track, parts, size = FaceTrack(), list[FrameLandmarks](), [0, 0]
-    for batch in fixed_batches(_spans(clip, dataset), landmarker.batch_size, 1 << 30):
+    spans = (FrameSpan(clip, chunk.start, chunk.frames) for chunk in chunks_of(clip, dataset))
+    for batch in fixed_batches(spans, landmarker.batch_size, 1 << 30):
         parts += landmarker([(span.frames, track) for span in batch])
         _, *size, _ = batch[0].frames.shape
     if not parts:
@@ -83,13 +84,14 @@ def _measure(clip: Clip, dataset: ClipDataset, landmarker: FaceLandmarker) -> Me
     return Measured(clip.key, to_ibug68(dense), found.found, size[0], size[1], dense)
 
 
-def _spans(clip: Clip, dataset: ClipDataset) -> Iterator[FrameSpan[Clip]]:
+def chunks_of(clip: Clip, dataset: ClipDataset) -> Iterator[DecodedChunk]:
+    """Decode a clip chunk by chunk, as far as it can be."""
     start = 0
     while True:
         chunk = dataset[ChunkRequest(clip, start)]
         if isinstance(chunk, Reject):
             return
-        yield FrameSpan(clip, chunk.start, chunk.frames)
+        yield chunk
         if chunk.is_last:
             return
         start = chunk.stop
