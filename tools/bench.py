@@ -175,11 +175,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Faults(FaultOptions):
-    """Fail every file call of every command, kill it, cut the power, fail requests to object storage, and draw
-    schedules of ranks, launches and readers.
+    """Fail every file call of every command, kill it, cut the power, fail requests to object storage, draw schedules
+    of ranks, launches and readers, and have damaged clips and files read.
 
-    Without models: decoding is replaced, and all the rest is what a run does. Exit code 1 if anything was found that is
-    not known.
+    Without models: decoding is replaced but for damaged clips, and all the rest is what a run does. Exit code 1 if
+    anything was found that is not known.
     """
 
     def __call__(self) -> int:

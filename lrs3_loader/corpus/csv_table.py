@@ -46,15 +46,15 @@ def read_clip_table(path: Location) -> list[Found]:
     if not any(sizes.values()):
         raise RunError(f"none of the files that {path} lists is there, such as {rows[0].video_path}")
     return [
-        dataclasses.replace(_named(row, os.path.relpath(video, base)), num_bytes=sizes[row.video_path])
+        dataclasses.replace(_named(path, row, os.path.relpath(video, base)), num_bytes=sizes[row.video_path])
         for row, video in zip(rows, absolute, strict=True)
     ]
 
 
-def _named(row: Found, below_base: str) -> Found:
+def _named(table: Location, row: Found, below_base: str) -> Found:
     """Fill in the names that the row does not give, from the path of its video below the common folder."""
     if below_base == os.curdir:
-        raise RunError(f"line {row.line} of the csv file names a folder, not a video: {row.video_path}")
+        raise RunError(f"{table}, line {row.line} names a folder, not a video: {row.video_path}")
     speaker, utterance = names_from_path(below_base)
     if row.speaker and row.speaker != speaker and speaker != NO_NAME:
         utterance = f"{speaker}_{utterance}"

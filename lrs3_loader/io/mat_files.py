@@ -8,6 +8,7 @@ array is an element of elements (flags, dimensions, name, numbers), which may be
 from __future__ import annotations
 
 import math
+import os
 import struct
 import zlib
 from collections.abc import Collection, Iterator
@@ -34,9 +35,9 @@ def read_mat(path: Path, names: Collection[str]) -> dict[str, np.ndarray]:
         ValueError: it is damaged or of another kind, or one of the names is no array of numbers.
     """
     with open(path, "rb") as file:
-        data = file.read(_MAX_BYTES + 1)
-    if len(data) > _MAX_BYTES:
-        raise ValueError(f"it has over {_MAX_BYTES} bytes")
+        if os.fstat(file.fileno()).st_size > _MAX_BYTES:
+            raise ValueError(f"it has over {_MAX_BYTES} bytes")
+        data = file.read()
     if data[:10] == b"MATLAB 7.3" or data[:4] == b"\x89HDF":
         raise ValueError("it is in MATLAB's format 7.3; save it again with -v7")
     order = {b"IM": "<", b"MI": ">"}.get(data[126:128])

@@ -33,7 +33,7 @@ _HEADER = re.compile(
     rb"'fortran_order': (True|False), 'shape': \(((?:\d{1,18}L?, ?){0,31}(?:\d{1,18}L?)?)\),? *\} {0,1000}\n?"
 )
 
-
+_LAST_CODE_POINT = 0x10FFFF
 MAX_JSON_DEPTH = 32
 _MAX_DIGITS = 18  # of an integer, which then has less than 64 bits
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
@@ -172,7 +172,10 @@ def decode_npy(raw: bytes | bytearray) -> np.ndarray:
     count = math.prod(shape)
     if count * dtype.itemsize > len(raw) - start:
         raise ValueError(f"not a sound .npy file: {count} x {dtype} and {max(len(raw) - start, 0)} bytes do not agree")
-    return np.frombuffer(raw, dtype, count, start).reshape(shape, order="F" if fortran else "C")
+    array = np.frombuffer(raw, dtype, count, start)
+    if dtype.kind == "U" and (array.view(f"{dtype.byteorder}u4") > _LAST_CODE_POINT).any():
+        raise ValueError("not a sound .npy file: it holds texts of characters that do not exist")
+    return array.reshape(shape, order="F" if fortran else "C")
 
 
 def read_npz(path: Path, max_bytes: int) -> dict[str, np.ndarray]:

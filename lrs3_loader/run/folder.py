@@ -244,7 +244,7 @@ class RunFolder:
                 ledger = self.ledger(shard)
                 problems = check_shard(shard, self.store, ledger)
                 if ledger.run != self.run_hash:
-                    problems.append(f"ledger of {shard.name} belongs to another run")
+                    problems.append(f"{self.store.where(ledger_name(shard.name))} belongs to another run")
             except FileNotFoundError:
                 problems = [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
             except UnreachableError:

@@ -156,7 +156,7 @@ def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source |
         url = store.where(tar_name(shard, ledger.generation))
         try:
             if run_hash not in (None, ledger.run):
-                return None, f"the ledger of {shard} belongs to another run"
+                return None, f"{store.where(ledger_name(shard))} belongs to another run"
             if (size := store.size(tar_name(shard, ledger.generation))) != ledger.num_bytes:
                 return None, f"{url} has {size} bytes, its ledger says {ledger.num_bytes}"
             return Source(shard, url, ledger.samples, (str(store.root), shard)), None

@@ -151,7 +151,7 @@ def test_csv_keeps_a_missing_file_as_a_clip_to_be_rejected(tmp_path: Path) -> No
         ("path\na.mp4,1\n", "line 2: more fields than columns"),
         ("path,start\n,1\n", "line 2: no path"),
         ("path\nnowhere.mp4\n", "none of the files"),
-        ("path\na.mp4\n./\n", "line 3 of the csv file names a folder, not a video: ./"),
+        ("path\na.mp4\n./\n", "line 3 names a folder, not a video: ./"),
         ("path\na.mp4\n./a.mp4\n", "two clips would have the key all/all/a: ./a.mp4 (line 3) and a.mp4 (line 2)"),
         ('path\n"a.mp4\n', "unexpected end of data"),
     ],

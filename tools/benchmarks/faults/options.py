@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,12 @@ class FaultOptions:
     s3fs (the extra "test")."""
     schedules: int = 2_000
     """Schedules; 0: none. Of a single one, what happens is printed."""
+    clips: int = 100_000
+    """Damaged clips in a dozen formats, which are decoded and compared with the truth; 0: none."""
+    files: int = 200_000
+    """Damaged files of every other kind: tars, ledgers, arrays, transcripts...; 0: none."""
+    workers: int = os.cpu_count() or 1
+    """Processes that read damaged clips and files."""
     seed: int = 0
     """Of the first schedule, and of all that is chosen or drawn."""
     scenario: tuple[str, ...] = ()

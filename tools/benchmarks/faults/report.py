@@ -13,6 +13,7 @@ from benchmarks.faults.requests import REMOTE, RequestSweep, quick_service
 from benchmarks.faults.scenarios import SCENARIOS, Laboratory, Scenario
 from benchmarks.faults.simulation import simulate
 from benchmarks.faults.sweep import Sweep, SweepResult, choose
+from benchmarks.fuzz import media, readers
 
 MAX_LISTED = 20  # defects that are printed of each part
 
@@ -40,6 +41,9 @@ def run_benchmark(options: FaultOptions) -> Iterator[tuple[str, int]]:
                 )
         if options.schedules:
             yield from _simulate(laboratory, options.schedules, options.seed)
+    for count, run in ((options.clips, media.run_benchmark), (options.files, readers.run_benchmark)):
+        if count:
+            yield from run(options.scratch, count, options.seed, options.workers)
 
 
 def _each(
