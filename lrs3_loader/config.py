@@ -189,12 +189,19 @@ class SpeakingConfig:
     """Score every frame with LR-ASD and store the scores (fetched on first use, 3 MB)."""
     min_share: Annotated[float | None, Flag(name="min-speaking-share")] = None
     """Clips whose face speaks in a smaller share of the frames (0..1) are rejected (not_speaking)."""
+    track: Literal["largest", "speaking"] = "largest"
+    """Face to follow in clips with several: the largest and most central, or the one that speaks in the first 10 s."""
 
     def __post_init__(self) -> None:
         if self.min_share is not None and not 0 <= self.min_share <= 1:
             raise ValueError(f"min-speaking-share must lie in 0..1, got {self.min_share}")
         if self.min_share is not None and not self.store:
             raise ValueError("min-speaking-share needs --speaking")
+
+    @property
+    def needs_scores(self) -> bool:
+        """True if the active-speaker network is used at all."""
+        return self.store or self.track == "speaking"
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks,
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.runtime.pipelining import one_behind
 from lrs3_loader.runtime.transfer import to_device
+from lrs3_loader.speaking.choice import SpeakerChooser
 from lrs3_loader.speaking.scorer import ClipFaces, SpeakingScorer
 from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
 
@@ -90,6 +91,10 @@ class Extractor:
         self.config = config
         self.models = models
         self.device = device
+        self._chooser: SpeakerChooser | None = None
+        if config.speaking.track == "speaking" and models.speaking is not None:
+            bound = config.landmarks.min_valid_fraction
+            self._chooser = SpeakerChooser(models.landmarker, models.speaking, bound)
         self._clip_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def clip_stream(self) -> contextlib.AbstractContextManager[Any]:
@@ -122,7 +127,7 @@ class Extractor:
         found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
         if self.models.needs_pixels:
             found = map(partial(self._keep_crops, shard.clock), found)
-        if self.models.speaking is not None:
+        if self.models.speaking is not None and self.config.speaking.store:
             found = map(partial(self._keep_faces, shard.clock, self.models.speaking), found)
         if self.models.regressor is None:
             for _ in found:
@@ -147,7 +152,7 @@ class Extractor:
                 except ClipError as error:
                     state.fail(error)
             alive = [state for state in alive if state.reject is None]
-        if self.models.speaking is not None:
+        if self.models.speaking is not None and self.config.speaking.store:
             with clock("speaking"):
                 self._score_speaking(alive, self.models.speaking)
             alive = [state for state in alive if state.reject is None]
@@ -177,12 +182,16 @@ class Extractor:
                     current.reject = item
                 shard.count(clips=1)
                 continue
+            frames = to_device(item.frames, self.device)
             if current is None:
                 assert item.head is not None, "the first chunk of a clip carries its head"
                 current = _ClipState(clip, item.num_frames, item.head)
+                if self._chooser is not None:
+                    with shard.clock("speaking"):
+                        current.track = self._chooser.track(frames, item.head.waveform)
                 states.append(current)
             current.damaged += item.damaged
-            yield FrameSpan(current, item.start, to_device(item.frames, self.device))
+            yield FrameSpan(current, item.start, frames)
             if item.is_last:
                 shard.count(clips=1, frames=item.num_frames)
 

@@ -24,6 +24,7 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
 from lrs3_loader.io.files import file_sha256
+from lrs3_loader.speaking.choice import SPEAKING_TRACK_RULE
 from lrs3_loader.speaking.network import SpeakingNetwork
 from lrs3_loader.speaking.scorer import SPEAKING_CONVENTION, SpeakingScorer
 
@@ -57,7 +58,7 @@ class Models:
         speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
         checkpoint = config.regression.checkpoint
         deep3d_paths = None if checkpoint is None else assets.deep3d(checkpoint)
-        speaking_path = assets.speaking_weights() if config.speaking.store else None
+        speaking_path = assets.speaking_weights() if config.speaking.needs_scores else None
         files = load_landmarker_files(landmarker_path)
         try:
             landmarker = _make_landmarker(files, config.landmarks, device)
@@ -134,10 +135,11 @@ class Models:
 
     def conventions(self, config: RunConfig) -> dict[str, str]:
         """Conventions that the features follow, for the metadata of each sample."""
-        conventions = {"pose": POSE_CONVENTION, "face_track": TRACK_RULE}
+        track_rule = SPEAKING_TRACK_RULE if config.speaking.track == "speaking" else TRACK_RULE
+        conventions = {"pose": POSE_CONVENTION, "face_track": track_rule}
         if self.regressor is not None:
             conventions |= {"coeff": COEFF_CONVENTION, "idexp_lm3d": config.regression.idexp}
-        if self.speaking is not None:
+        if config.speaking.store:
             conventions["speaking"] = SPEAKING_CONVENTION
         return conventions
 

@@ -48,7 +48,7 @@ def prepare(
         root = corpus_root(config.corpus)
         shards = make_plan(scan_corpus(config.corpus), config.plan, root)
         warn_if_short_of_space(config, shards, launch.out, assets)
-    assets.ensure(config.face.face_model, speaking=config.speaking.store)
+    assets.ensure(config.face.face_model, speaking=config.speaking.needs_scores)
     extractor = Extractor(config, Models.load(config, assets, device), device)
     now = what_decides_bytes(extractor)
     if begun is not None:

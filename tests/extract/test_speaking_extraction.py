@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -151,3 +152,26 @@ def test_real_faces_that_speak_and_that_do_not(shared_data: Path, shared_assets:
     assert own[1].mean() < -2
     assert (own[1] > 0).sum() == 0
     assert with_speech[1].mean() < 0
+
+
+def test_of_two_real_faces_the_one_that_speaks_is_extracted(shared_data: Path, shared_assets: Path) -> None:
+    (speech,), (still,) = (first_chunks(shared_data / "clips", begins) for begins in ("may", "silent"))
+    clip = beginning(speech, 40)
+    small = torch.nn.functional.interpolate(clip.frames.permute(0, 3, 1, 2).float(), (320, 320)).permute(0, 2, 3, 1)
+    frames = torch.full((40, 480, 800, 3), 90, dtype=torch.uint8)
+    frames[:, :, :480], frames[:, 80:400, 480:] = still.frames[:40], small.to(torch.uint8)
+    both = dataclasses.replace(clip, frames=frames)
+    weights = shared_assets / "lr_asd" / "finetuning_TalkSet.model"
+    found = {}
+    tracks: tuple[Literal["largest", "speaking"], ...] = ("largest", "speaking")
+    for track in tracks:
+        extractor = extractor_with(SpeakingConfig(store=True, track=track), shared_assets, weights)
+        (features,) = extract(extractor, [both])
+        assert isinstance(features, ClipFeatures)
+        on_the_right = features.arrays["lm68"][..., 0] > 480
+        assert on_the_right.all() if track == "speaking" else not on_the_right.any()
+        assert features.meta["quality"]["num_frames_with_several_faces"] > 30
+        assert ("speaks most" in features.meta["conventions"]["face_track"]) == (track == "speaking")
+        found[track] = features.meta["quality"]["speaking_fraction"]
+    assert found["speaking"] > 0.9
+    assert found["largest"] < 0.1

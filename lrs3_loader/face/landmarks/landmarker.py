@@ -206,6 +206,17 @@ class FaceLandmarker(nn.Module):
         fields = zip(points.split(lengths), score.split(lengths), found.split(lengths), shapes, strict=True)
         return [FrameLandmarks(*values) for values in fields]
 
+    def boxes(self, detected: DetectedFaces) -> list[list[list[float]]]:
+        """Return the boxes (x0, y0, x1, y1 in pixels) of all faces of each frame of a batch, best first."""
+        spans, copy = detected
+        faces = copy.wait().numpy().astype(np.float64)
+        found, i = [], 0
+        for frames, _ in spans:
+            here = faces[i : i + len(frames)]
+            i += len(frames)
+            found += _boxes(here, to_pixels(here[:, :, 1:], *frames.shape[1:3]))
+        return found
+
     def _check_networks(self) -> tuple[int, int]:
         """Check the shapes of the networks; returns (S, L)."""
         shape, outputs = self.network.input_shape, self.network.output_shapes
@@ -242,9 +253,7 @@ class FaceLandmarker(nn.Module):
             here = faces[i : i + num_frames]
             i += num_frames
             pixels = to_pixels(here[:, :, 1:], height, width)
-            num_faces = (here[:, :, 0] > 0).sum(1).tolist()
-            boxes = pixels[:, :, :4].tolist()
-            own = [track.choose(b[:k], height, width) for b, k in zip(boxes, num_faces, strict=True)]
+            own = [track.choose(boxes, height, width) for boxes in _boxes(here, pixels)]
             detected = np.array([face is not None for face in own])
             chosen = pixels[np.arange(num_frames), [face or 0 for face in own]]
             matrix = crop_matrix(chosen, self.size, self.square_crop)
@@ -261,6 +270,12 @@ class FaceLandmarker(nn.Module):
         plane = m[..., 0] * x + m[..., 1] * y + m[..., 2]
         depth = z * torch.linalg.vector_norm(matrices[:, None, :, 0], dim=-1, keepdim=True)
         return torch.cat([plane, depth], -1), logits.reshape(-1).sigmoid()
+
+
+def _boxes(faces: np.ndarray, pixels: np.ndarray) -> list[list[list[float]]]:
+    """Return the boxes of each frame's faces [n, K, 1 + 16], whose coordinates in pixels are [n, K, 16]."""
+    num_faces = (faces[:, :, 0] > 0).sum(1).tolist()
+    return [boxes[:k] for boxes, k in zip(pixels[:, :, :4].tolist(), num_faces, strict=True)]
 
 
 def crop_matrix(face: np.ndarray, size: int, square: bool = False) -> np.ndarray:

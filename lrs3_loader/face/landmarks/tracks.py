@@ -27,19 +27,26 @@ class FaceTrack:
     with the last box found. A face elsewhere is not chosen (another person may be in the frame while the detector
     misses this one) until the track has been lost for ``MAX_LOST_FRAMES``; then the first rule applies again, which
     ``num_switches`` counts.
+
+    Args:
+        start: index of the frame in which the track begins, where that is known; earlier frames are passed over.
+        box: what stands for the last box found in that frame.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, start: int = 0, box: Box | None = None) -> None:
+        self._start = start
         self.num_frames = 0
         self.num_frames_with_several_faces = 0
         self.num_switches = 0
-        self._box: Box | None = None
+        self._box = box
         self._num_missed = 0
 
     def choose(self, boxes: Sequence[Box], height: int, width: int) -> int | None:
         """Return the index of the followed face among the boxes of the next frame, or None if it is not there."""
         self.num_frames += 1
         self.num_frames_with_several_faces += len(boxes) > 1
+        if self.num_frames <= self._start:
+            return None
         followed = self._box if self._num_missed < MAX_LOST_FRAMES else None
         values = [prominence(box, height, width) if followed is None else box_iou(followed, box) for box in boxes]
         if not boxes or (followed is not None and max(values) < MIN_OVERLAP):
