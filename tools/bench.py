@@ -176,7 +176,8 @@ class Cluster:
 @dataclass(frozen=True)
 class Faults(FaultOptions):
     """Fail every file call of every command, kill it, cut the power, fail requests to object storage, draw schedules
-    of ranks, launches and readers, and have damaged clips and files read.
+    of ranks, launches and readers, kill real ranks, publish shards again under readers, and have damaged clips and
+    files read.
 
     Without models: decoding is replaced but for damaged clips, and all the rest is what a run does. Exit code 1 if
     anything was found that is not known.

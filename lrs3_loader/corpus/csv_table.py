@@ -16,6 +16,7 @@ from pathlib import Path
 from lrs3_loader.corpus.layouts import NO_NAME, Found, file_size, names_from_path
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, RemoteStore, Url
+from lrs3_loader.types import printable
 
 
 def read_clip_table(path: Location) -> list[Found]:
@@ -44,7 +45,7 @@ def read_clip_table(path: Location) -> list[Found]:
     if base != root:
         base = os.path.commonpath([os.path.dirname(video) for video in absolute])
     if not any(sizes.values()):
-        raise RunError(f"none of the files that {path} lists is there, such as {rows[0].video_path}")
+        raise RunError(f"none of the files that {path} lists is there, such as {printable(rows[0].video_path)}")
     return [
         dataclasses.replace(_named(path, row, os.path.relpath(video, base)), num_bytes=sizes[row.video_path])
         for row, video in zip(rows, absolute, strict=True)
@@ -54,7 +55,7 @@ def read_clip_table(path: Location) -> list[Found]:
 def _named(table: Location, row: Found, below_base: str) -> Found:
     """Fill in the names that the row does not give, from the path of its video below the common folder."""
     if below_base == os.curdir:
-        raise RunError(f"{table}, line {row.line} names a folder, not a video: {row.video_path}")
+        raise RunError(f"{table}, line {row.line} names a folder, not a video: {printable(row.video_path)}")
     speaker, utterance = names_from_path(below_base)
     if row.speaker and row.speaker != speaker and speaker != NO_NAME:
         utterance = f"{speaker}_{utterance}"
@@ -72,7 +73,7 @@ def _read_remote(path: Url) -> tuple[list[Found], dict[str, int]]:
         rows = list(_read_rows(folder / name, str(path)))
     for row in rows:
         if os.path.isabs(row.video_path) or os.path.normpath(row.video_path).startswith(os.pardir):
-            raise RunError(f"{path}, line {row.line}: {row.video_path} does not lie below {root}")
+            raise RunError(f"{path}, line {row.line}: {printable(row.video_path)} does not lie below {root}")
     return [dataclasses.replace(row, video_path=os.path.normpath(row.video_path)) for row in rows], store.tree()
 
 
@@ -83,7 +84,8 @@ def _read_rows(path: Path, where: str) -> Iterator[Found]:
             reader = csv.DictReader(stream, strict=True)
             reader.fieldnames = [name.strip().lower() for name in reader.fieldnames or ()]
             if "path" not in reader.fieldnames:
-                raise RunError(f"{where} has no column 'path'; it has {', '.join(reader.fieldnames) or 'none'}")
+                names = printable(", ".join(reader.fieldnames)) or "none"
+                raise RunError(f"{where} has no column 'path'; it has {names}")
             for fields in reader:
                 yield _parse_row(fields, reader.line_num)
     except OSError as error:

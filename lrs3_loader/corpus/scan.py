@@ -25,7 +25,7 @@ from lrs3_loader.corpus.csv_table import read_clip_table
 from lrs3_loader.corpus.layouts import FileTree, Found
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, Url
-from lrs3_loader.types import Clip
+from lrs3_loader.types import Clip, printable
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +112,8 @@ def _name_clips(found: list[Found]) -> list[Clip]:
                 found.video_path + (f" (line {found.line})" if found.line is not None else "")
                 for found in (other, item)
             )
-            raise RunError(f"two clips would have the key {key}: {first} and {second}; rename or remove one")
+            both = f"{printable(first)} and {printable(second)}"
+            raise RunError(f"two clips would have the key {key}: {both}; rename or remove one")
     names = [field.name for field in dataclasses.fields(Clip) if field.name != "key"]
     return [Clip(key, **{name: getattr(by_key[key], name) for name in names}) for key in sorted(by_key)]
 

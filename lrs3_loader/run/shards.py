@@ -208,7 +208,9 @@ def _check_contents(shard: Shard, tar_path: Path, ledger: Ledger) -> list[str]:
     planned = sorted(clip.key for clip in shard.clips)
     recorded = sorted([key for key, _ in ledger.samples] + [key for key, _, _ in ledger.rejects])
     if recorded != planned:
-        problems.append(f"ledger of {shard.name} records {len(recorded)} clips, not the {len(planned)} of the plan")
+        problems.append(
+            f"the ledger of {tar_path} records other clips than the plan: {len(recorded)} and {len(planned)}"
+        )
     try:
         found = tuple((sample["__key__"], sample["json"]["num_frames"]) for sample in read_shard(tar_path))
         if found != ledger.samples:

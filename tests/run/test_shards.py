@@ -159,7 +159,7 @@ def test_a_ledger_that_lists_other_clips_is_found(tmp_path: Path) -> None:
     shard = make_shard()
     ledger = publish(tmp_path, shard, some_results(shard))
     problems = check_shard(make_shard(num_clips=5), LocalStore(tmp_path), ledger)
-    assert any("not the 5 of the plan" in problem for problem in problems)
+    assert any("other clips than the plan: 4 and 5" in problem for problem in problems)
 
 
 def write_tar(path: Path, members: dict[str, bytes]) -> None:

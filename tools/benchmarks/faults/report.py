@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
 
+from benchmarks.faults import kills, republishing
 from benchmarks.faults.known import KNOWN
 from benchmarks.faults.options import FaultOptions
 from benchmarks.faults.power import PowerCuts
@@ -15,6 +16,7 @@ from benchmarks.faults.simulation import simulate
 from benchmarks.faults.sweep import Sweep, SweepResult, choose
 from benchmarks.fuzz import media, readers
 
+NUM_READERS = 3  # of shards that are published again
 MAX_LISTED = 20  # defects that are printed of each part
 
 
@@ -41,6 +43,10 @@ def run_benchmark(options: FaultOptions) -> Iterator[tuple[str, int]]:
                 )
         if options.schedules:
             yield from _simulate(laboratory, options.schedules, options.seed)
+        if options.kills:
+            yield from kills.run_benchmark(laboratory, options.kills, options.seed)
+    if options.republish_seconds:
+        yield from republishing.run_benchmark(options.scratch, options.republish_seconds, NUM_READERS, options.seed)
     for count, run in ((options.clips, media.run_benchmark), (options.files, readers.run_benchmark)):
         if count:
             yield from run(options.scratch, count, options.seed, options.workers)
