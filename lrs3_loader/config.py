@@ -10,6 +10,7 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -205,6 +206,28 @@ class SpeakingConfig:
 
 
 @dataclass(frozen=True)
+class QualityConfig:
+    """Figures of every clip, by which clips are chosen (docs/quality.md)."""
+
+    level: Annotated[Literal["auto", "none", "basic", "full"], Flag(name="quality")] = "auto"
+    """none: only what the extraction knows anyway; basic: also from landmarks, pose and audio; full: also from pixels.
+    auto is full, but none for runs begun before there were levels."""
+    speech_detector: Literal["auto", "energy", "silero"] = "auto"
+    """Source of speech_fraction: a rule of energy, or silero-vad (the extra quality), which auto takes if installed."""
+    scene_cut_strength: float = 12.0
+    """Changes of the picture at least this strong (levels of 255) are scene cuts."""
+    max_scene_cuts: int | None = None
+    """Clips with more scene cuts are rejected (scene_cut); 0 admits none."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "scene_cut_strength")
+        if self.max_scene_cuts is not None and self.max_scene_cuts < 0:
+            raise ValueError(f"max_scene_cuts must be at least 0, got {self.max_scene_cuts}")
+        if self.max_scene_cuts is not None and self.level not in ("auto", "full"):
+            raise ValueError(f"max_scene_cuts needs --quality full, got {self.level}")
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings that affect the bytes of a run."""
 
@@ -213,6 +236,7 @@ class RunConfig:
     speech: SpeechConfig = field(default_factory=SpeechConfig)
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
+    quality: QualityConfig = field(default_factory=QualityConfig)
     landmarks: Annotated[LandmarkConfig, rarely("landmarks")] = field(default_factory=LandmarkConfig)
     decode: Annotated[DecodeConfig, rarely("decode")] = field(default_factory=DecodeConfig)
     plan: Annotated[PlanConfig, rarely("plan")] = field(default_factory=PlanConfig)
@@ -268,6 +292,7 @@ _AUTO_FIELDS = {
     "landmarks": ("frame_batch",),
     "speech": ("dtype", "batch_seconds"),
     "regression": ("dtype", "batch"),
+    "quality": ("level", "speech_detector"),
 }
 
 
@@ -296,6 +321,7 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
             "dtype": "float16" if on_gpu else "float32",
             "batch": batch(8, _CROP_BYTES, _MOST_CROPS),
         },
+        "quality": {"level": "full", "speech_detector": "silero" if find_spec("silero_vad") else "energy"},
     }
     corpus = config.corpus
     if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
@@ -313,6 +339,7 @@ def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
     if "decode" in upgraded:
         upgraded["decode"] = {"max_damaged_fraction": DecodeConfig.max_damaged_fraction, **upgraded["decode"]}
         upgraded["speaking"] = {**as_json(SpeakingConfig()), **upgraded.get("speaking", {})}
+    upgraded.setdefault("quality", as_json(QualityConfig(level="none", speech_detector="energy")))
     for section, old, new in _RENAMED_FIELDS:
         if old in upgraded.get(section, {}):
             upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}

@@ -74,6 +74,10 @@ class NotSpeakingError(ClipError, reason="not_speaking"):
     """The face speaks in a smaller share of the frames than the configured minimum."""
 
 
+class SceneCutError(ClipError, reason="scene_cut"):
+    """The picture changes from one scene to another more often than the configured maximum."""
+
+
 class PoorFitError(ClipError, reason="poor_fit"):
     """The face model fits the landmarks worse than the configured maximum."""
 

@@ -25,12 +25,14 @@ from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
 from lrs3_loader.extract.batch import FrameSpan, fixed_batches
 from lrs3_loader.extract.models import Models
+from lrs3_loader.extract.quality import QualityStage
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
 from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks, fill_track_gaps
 from lrs3_loader.face.landmarks.tracks import FaceTrack
+from lrs3_loader.quality.picture import PictureMeter
 from lrs3_loader.runtime.pipelining import one_behind
 from lrs3_loader.runtime.transfer import to_device
 from lrs3_loader.speaking.choice import SpeakerChooser
@@ -55,6 +57,7 @@ class _ClipState:
     coefficients: list[torch.Tensor] = field(default_factory=list)
     crops: FaceCrops | None = None  # for a photometric fit
     faces: ClipFaces | None = None  # for active-speaker scores
+    picture: PictureMeter = field(default_factory=PictureMeter)
     dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -95,6 +98,7 @@ class Extractor:
         if config.speaking.track == "speaking" and models.speaking is not None:
             bound = config.landmarks.min_valid_fraction
             self._chooser = SpeakerChooser(models.landmarker, models.speaking, bound)
+        self._quality = QualityStage(config.quality, models.speech_detector)
         self._clip_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def clip_stream(self) -> contextlib.AbstractContextManager[Any]:
@@ -125,6 +129,8 @@ class Extractor:
         size = self.models.landmarker.batch_size
         batches = fixed_batches(self._open_clips(items, shard), size, size * MAX_FRAME_BYTES)
         found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
+        if self._quality.needs_pixels:
+            found = map(partial(self._measure_pixels, shard.clock), found)
         if self.models.needs_pixels:
             found = map(partial(self._keep_crops, shard.clock), found)
         if self.models.speaking is not None and self.config.speaking.store:
@@ -151,6 +157,7 @@ class Extractor:
                     self._finish_track(state)
                 except ClipError as error:
                     state.fail(error)
+                state.picture = PictureMeter()  # frees its tensors
             alive = [state for state in alive if state.reject is None]
         if self.models.speaking is not None and self.config.speaking.store:
             with clock("speaking"):
@@ -208,6 +215,14 @@ class Extractor:
             span.owner.landmarks.append(landmarks)
         return batch, found
 
+    def _measure_pixels(
+        self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
+    ) -> tuple[_Batch, list[FrameLandmarks]]:
+        with clock("quality"):
+            for span, landmarks in zip(*located, strict=True):
+                self._quality.measure_pixels(span.owner.picture, span, landmarks)
+        return located
+
     def _keep_crops(
         self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, list[FrameLandmarks]]:
@@ -255,7 +270,7 @@ class Extractor:
             if isinstance(state, _ClipState):
                 parts = [value for part in state.landmarks for value in vars(part).values() if value is not None]
                 faces = state.faces.tensors if state.faces is not None else []
-                for tensor in (*parts, *state.coefficients, *faces):
+                for tensor in (*parts, *state.coefficients, *state.picture.tensors, *faces):
                     tensor.record_stream(stream)
 
     def _finish_track(self, state: _ClipState) -> None:
@@ -301,6 +316,8 @@ class Extractor:
             "face_score": _rounded(found.score[found.found].mean()),
             "num_frames_with_several_faces": state.track.num_frames_with_several_faces,
             "num_track_switches": state.track.num_switches,
+            **self._quality.identity(found.points, found.found),
+            **self._quality.picture(state.picture),
         }
 
     def _score_speaking(self, states: list[_ClipState], scorer: SpeakingScorer) -> None:
@@ -327,6 +344,8 @@ class Extractor:
             state.arrays["hubert"] = rows.to(dtype).cpu().numpy()
             state.arrays["f0"] = state.head.f0_hz.numpy().copy()
             state.quality["sound_rms"] = _rounded(state.head.waveform.square().mean().sqrt(), 6)
+        for state, figures in zip(states, self._quality.audio([state.head for state in states]), strict=True):
+            state.quality |= figures
 
     def _fit(self, states: list[_ClipState]) -> None:
         inputs = [
@@ -360,6 +379,7 @@ class Extractor:
             "relative_mouth_error": _rounded(fit.relative_mouth_error, 5),
             "face_size_px": _rounded(fit.face_size_px.nanmean(), 1),
             "converged": fit.converged,
+            **self._quality.face(state.arrays, state.head),
         }
         if fit.photometric is not None:
             state.quality |= {  # mean absolute colour difference (0..1) between rendered face and frames

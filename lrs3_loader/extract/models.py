@@ -13,7 +13,7 @@ from lrs3_loader import demo
 from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.audio.mel import MelSpectrogram
-from lrs3_loader.config import FaceConfig, LandmarkConfig, RegressionConfig, RunConfig
+from lrs3_loader.config import FaceConfig, LandmarkConfig, QualityConfig, RegressionConfig, RunConfig
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d.regressor import COEFF_CONVENTION, Deep3DRegressor, check_face_model, load_deep3d_files
 from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter
@@ -24,6 +24,7 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
 from lrs3_loader.io.files import file_sha256
+from lrs3_loader.quality.speech import SpeechDetector
 from lrs3_loader.speaking.choice import SPEAKING_TRACK_RULE
 from lrs3_loader.speaking.network import SpeakingNetwork
 from lrs3_loader.speaking.scorer import SPEAKING_CONVENTION, SpeakingScorer
@@ -40,6 +41,7 @@ class Models:
     face_model: FaceModel
     fitter: LandmarkFitter
     regressor: Deep3DRegressor | None
+    speech_detector: SpeechDetector | None = None  # None: the config asks for no figures
     face_model_file: str | None = None  # its name; None: the demo model, which is generated
     speaking: SpeakingScorer | None = None
     speaking_sha256: str | None = None  # of its weights
@@ -79,6 +81,7 @@ class Models:
                 face_model=face_model,
                 fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
                 regressor=_load_regressor(config.regression, deep3d_paths, device),
+                speech_detector=_load_speech_detector(config.quality, device),
                 face_model_file=face_path.name if face_path else None,
                 speaking=SpeakingScorer(SpeakingNetwork.load(speaking_path), device) if speaking_path else None,
                 speaking_sha256=file_sha256(speaking_path) if speaking_path else None,
@@ -115,6 +118,8 @@ class Models:
             record["regression"] = self.regressor.description
         if self.speaking is not None:
             record["speaking"] = {"name": "lr_asd", "sha256": self.speaking_sha256}
+        if self.speech_detector is not None:
+            record["speech_detector"] = self.speech_detector.record
         if self.needs_pixels:
             record["renderer"] = {"name": "pytorch3d", "version": pytorch3d_version()}
         return record
@@ -168,6 +173,10 @@ def _load_regressor(
     return Deep3DRegressor(
         load_deep3d_files(*paths), device, batch_size=config.batch, dtype=getattr(torch, config.dtype)
     )
+
+
+def _load_speech_detector(config: QualityConfig, device: torch.device) -> SpeechDetector | None:
+    return None if config.level == "none" else SpeechDetector.load(config.speech_detector, device)
 
 
 def load_face_model(config: FaceConfig, assets: Assets) -> FaceModel:

@@ -75,7 +75,7 @@ def prepare(
 def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
     """Fill in all values left to the device: those the run was started with, or by the memory that is free now."""
     if begun is not None and begun.record.get("device_type") == device.type:
-        config = inherit_auto_values(config, begun.record["config"])
+        config = inherit_auto_values(config, upgrade_saved(begun.record["config"]))
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return resolve(config, device.type, free_bytes)
 

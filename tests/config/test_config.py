@@ -10,6 +10,7 @@ from lrs3_loader.config import (
     DecodeConfig,
     LandmarkConfig,
     PlanConfig,
+    QualityConfig,
     RunConfig,
     WorkerConfig,
     as_json,
@@ -29,6 +30,9 @@ from lrs3_loader.config import (
         (lambda: LandmarkConfig(min_valid_fraction=1.5), "min_valid_fraction"),
         (lambda: LandmarkConfig(frame_batch=0), "frame_batch"),
         (lambda: CorpusConfig(limit=0), "limit"),
+        (lambda: QualityConfig(max_scene_cuts=-1), "max_scene_cuts"),
+        (lambda: QualityConfig(level="basic", max_scene_cuts=0), "quality full"),
+        (lambda: QualityConfig(scene_cut_strength=0.0), "scene_cut_strength"),
         (lambda: WorkerConfig(num_workers=0), "num_workers"),
     ],
 )
@@ -62,6 +66,15 @@ def test_a_run_keeps_the_batches_it_was_begun_with() -> None:
     assert later == begun
     chosen = RunConfig(landmarks=LandmarkConfig(frame_batch=7))
     assert inherit_auto_values(chosen, as_json(begun)).landmarks.frame_batch == 7
+
+
+def test_runs_without_levels_of_quality_go_on_without() -> None:
+    saved = as_json(resolve(RunConfig(), "cpu"))
+    assert saved["quality"]["level"] == "full"
+    del saved["quality"]
+    resumed = resolve(inherit_auto_values(RunConfig(), upgrade_saved(saved)), "cpu")
+    assert resumed.quality.level == "none"
+    assert as_json(resumed) == upgrade_saved(saved)
 
 
 def test_what_the_user_chose_is_kept() -> None:

@@ -12,13 +12,14 @@ import torch
 from benchmarks.deep3d_files import make_deep3d
 from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
-from lrs3_loader.config import CorpusConfig, RegressionConfig, RunConfig, demo_defaults, resolve
+from lrs3_loader.config import CorpusConfig, QualityConfig, RegressionConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models
-from lrs3_loader.types import ClipFeatures, DecodedChunk
+from lrs3_loader.quality.figures import FIGURES, numbers
+from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
 from support.factory import make_clip, make_reject
 
 NUM_COMPANIES = 4
@@ -39,6 +40,54 @@ def chunks(tmp_path_factory: pytest.TempPathFactory) -> list[DecodedChunk]:
     assert len(decoded) == len(found) >= 4
     assert len({chunk.num_frames for chunk in decoded}) > 1
     return decoded
+
+
+def joined(first: DecodedChunk, second: DecodedChunk) -> DecodedChunk:
+    """A clip that cuts from one person to another."""
+    frames, heads = torch.cat([first.frames, second.frames]), (first.head, second.head)
+    assert heads[0] is not None
+    assert heads[1] is not None
+    head = dataclasses.replace(
+        heads[0],
+        waveform=torch.cat([head.waveform for head in heads if head]),
+        f0_hz=torch.cat([head.f0_hz for head in heads if head]),
+    )
+    return DecodedChunk(first.clip, len(frames), 0, frames, head)
+
+
+def test_two_people_cut_together_show_and_can_be_rejected(chunks: list[DecodedChunk], assets: Path | None) -> None:
+    first, second = chunks[0], next(chunk for chunk in chunks if chunk.clip.speaker != chunks[0].clip.speaker)
+    both = joined(first, second)
+    found = {}
+    for most in (None, 0):
+        config = resolve(
+            dataclasses.replace(demo_defaults(RunConfig()), quality=QualityConfig(max_scene_cuts=most)), "cpu"
+        )
+        extractor = Extractor(config, Models.load(config, Assets(assets), torch.device("cpu")), torch.device("cpu"))
+        found[most] = list(extractor.extract([first, second, both], {}, lambda **counts: None))
+    alone, other, two = (result.meta["quality"] for result in found[None] if isinstance(result, ClipFeatures))
+    assert alone["num_scene_cuts"] == other["num_scene_cuts"] == 0
+    assert [frame for frame, _ in two["scene_cuts"]] == [first.num_frames]
+    assert two["identity_change"] > 1.5 * max(alone["identity_change"], other["identity_change"])
+    always = {name for name, figure in FIGURES.items() if not name.startswith(("photometric", "speaking"))}
+    assert always - set(two) <= {"mouth_audio_correlation", "mouth_audio_lag", "audio_snr_db"}
+    kept, also_kept, reject = found[0]
+    assert isinstance(kept, ClipFeatures)
+    assert isinstance(also_kept, ClipFeatures)
+    assert isinstance(reject, Reject)
+    assert reject.reason == "scene_cut"
+    assert f"at frame {first.num_frames} (" in reject.message
+
+
+def test_levels_hold_what_they_say(chunks: list[DecodedChunk], assets: Path | None) -> None:
+    found = {}
+    for level in ("none", "basic"):
+        config = resolve(dataclasses.replace(demo_defaults(RunConfig()), quality=QualityConfig(level=level)), "cpu")
+        extractor = Extractor(config, Models.load(config, Assets(assets), torch.device("cpu")), torch.device("cpu"))
+        (result,) = extractor.extract(chunks[:1], {}, lambda **counts: None)
+        assert isinstance(result, ClipFeatures)
+        found[level] = {FIGURES[name].level for name in result.meta["quality"]}
+    assert found == {"none": {"none"}, "basic": {"none", "basic"}}
 
 
 @pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -76,5 +125,6 @@ def test_a_clip_has_the_same_fields_in_any_company(
                 np.testing.assert_allclose(
                     value.astype(np.float64), expected.arrays[name], rtol=0, atol=1e-4, err_msg=f"{name} of {key}"
                 )
-            rounded = pytest.approx(expected.meta["quality"], rel=2e-3, abs=2e-4)  # by one unit of the last digit kept
-            assert features.meta["quality"] == rounded
+            rounded = pytest.approx(numbers(expected.meta["quality"]), rel=2e-3, abs=1e-3)
+            assert numbers(features.meta["quality"]) == rounded
+            assert features.meta["quality"]["scene_cuts"] == expected.meta["quality"]["scene_cuts"]

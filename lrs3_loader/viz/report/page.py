@@ -29,6 +29,7 @@ _STAGES = {
     "decode_wait": "waiting for decoded clips",
     "landmarks": "landmarks",
     "regression": "Deep3D regression",
+    "quality": "figures measured on pixels",
     "sound": "mel and speech encoder",
     "fit": "face model fit",
 }
