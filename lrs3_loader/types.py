@@ -195,6 +195,7 @@ class FieldSpec:
     dtype: str
     unit: str
     meaning: str
+    flag: str = ""  # of the extraction that stores it; empty: always stored
 
 
 #: Every array a sample may hold. ``hubert`` may also be stored as f32 (``--hubert-store float32``).
@@ -208,16 +209,21 @@ FIELDS: dict[str, FieldSpec] = {
         "float32",
         "source pixels, y down",
         "dense landmarks (L = 478, or 468); z: smaller is closer, 0 near the middle of the head",
+        "--store-lm478",
     ),
-    "blendshapes": FieldSpec(("T", 52), "float16", "0..1", "ARKit blendshape scores"),
+    "blendshapes": FieldSpec(
+        ("T", 52), "float16", "0..1", "ARKit blendshape scores", "--store-blendshapes, with face_landmarker.task"
+    ),
     "id": FieldSpec(("I",), "float32", "-", "identity coefficients, one set a clip"),
     "exp": FieldSpec(("T", "E"), "float32", "-", "expression coefficients"),
     "pose": FieldSpec(("T", 6), "float32", "radians, decimetres", "Euler angles and translation"),
-    "coeff": FieldSpec(("T", 257), "float32", "-", "Deep3DFaceRecon coefficients"),
+    "coeff": FieldSpec(("T", 257), "float32", "-", "Deep3DFaceRecon coefficients", "--deep3d FILE"),
     "idexp_lm3d": FieldSpec(
         ("T", 68, 3), "float32", "centimetres (decimetres x 10)", "landmark offsets from the mean face"
     ),
-    "speaking": FieldSpec(("T",), "float16", "logit", "active-speaker score: above 0, the face speaks what is heard"),
+    "speaking": FieldSpec(
+        ("T",), "float16", "logit", "active-speaker score: above 0, the face speaks what is heard", "--speaking"
+    ),
     "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame, which is not damaged"),
 }
 

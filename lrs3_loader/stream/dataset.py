@@ -19,7 +19,7 @@ from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
 from lrs3_loader.stream.sources import Locations
-from lrs3_loader.stream.tasks import Item, Task, crop, make_task
+from lrs3_loader.stream.tasks import Item, Task, crop, describe_tasks, make_task
 
 CURSOR = "__cursor__"
 STATE_VERSION = 1
@@ -44,9 +44,8 @@ class ShardStream(IterableDataset[Item]):
             headers. Those of a remote tar without a ledger are not known beforehand: there is no ``len``, several
             ranks need ``equal_batches=False``, and resuming reads everything before the position again, with the same
             number of ranks and workers.
-        task: what a batch holds: ``"raw"`` (one sample), ``"audio2motion"``, ``"syncnet"``, ``"postnet"``, or an
-            object with the methods of ``lrs3_loader.stream.Task``. ``help(lrs3_loader.stream.Audio2Motion)`` and
-            its like document names, shapes and units.
+        task: what a batch holds: ``"raw"`` (one sample), ``"audio2motion"``, ``"syncnet"``, ``"postnet"`` (names,
+            shapes and units are listed below), or an object with the methods of ``lrs3_loader.stream.Task``.
         batch_size: samples per batch. Tasks other than ``"raw"`` need either this or ``batch_frames``.
         batch_frames: 25 fps frames per batch, padding included; a longer clip is a batch by itself.
         shuffle: shuffle shards and samples. If false, samples come in the order of the run.
@@ -76,9 +75,10 @@ class ShardStream(IterableDataset[Item]):
 
     Raises:
         ValueError: an argument is invalid, or two do not go together.
-        RunError: there is nothing to read, the run is unfinished, a tar is damaged, or the samples cannot be shared
-            equally among the ranks. While batches are read, also ``UnreachableError``: object storage or a server
-            stayed away for ``$LRS3_LOADER_STORAGE_RETRY_SECONDS``.
+        RunError: there is nothing to read, the run is unfinished, a tar is damaged, the samples lack an array that
+            the task reads, or they cannot be shared equally among the ranks. While batches are read, also
+            ``UnreachableError``: object storage or a server stayed away for
+            ``$LRS3_LOADER_STORAGE_RETRY_SECONDS``.
 
     Example:
         >>> stream = ShardStream("/data/lrs3-shards", "audio2motion", batch_frames=4000)
@@ -294,6 +294,10 @@ class ShardStream(IterableDataset[Item]):
                 f"rank {others[0]} found other samples than rank 0: "
                 + "; ".join(differences(found[0], found[others[0]]))
             )
+
+
+if ShardStream.__doc__ is not None:  # python -OO leaves documentation out
+    ShardStream.__doc__ += describe_tasks()
 
 
 def _renamed(deprecated: dict[str, Any]) -> dict[str, Any]:

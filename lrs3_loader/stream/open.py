@@ -8,7 +8,7 @@ from lrs3_loader.stream.plans import FollowedPlan, IndexedPlan, wait_for_run
 from lrs3_loader.stream.sequential import SequentialBatches
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.shared_state import SharedState
-from lrs3_loader.stream.sources import Locations, list_sources, split_locations
+from lrs3_loader.stream.sources import Locations, list_sources, published_source, require_fields, split_locations
 
 #: The batches of one rank. Both kinds have the same methods; their positions differ, but for ``epoch`` and ``to_json``.
 BatchSource = IndexedBatches | SequentialBatches
@@ -29,6 +29,7 @@ def open_stream(locations: Locations, settings: StreamSettings) -> tuple[BatchSo
         shared = SharedState(followed.max_batches, names, settings.skips_errors)
         return IndexedBatches(followed, settings, shared), {}
     listing = list_sources(locations, partial=settings.partial, skip_errors=settings.skips_errors)
+    require_fields(listing.sources, settings.task.fields)
     names = [source.name for source in listing.sources]
     if not listing.is_indexed:
         if settings.world_size > 1 and settings.equal_batches:
@@ -53,4 +54,7 @@ def _follow(locations: Locations, settings: StreamSettings) -> FollowedPlan:
             f"task {settings.task.name!r} gives one sample at a time, and how many there will be is not known while a "
             "run is followed: ranks cannot be given equally many (equal_batches=False lets them end apart)"
         )
-    return FollowedPlan(wait_for_run(found[0], settings), settings)
+    folder = wait_for_run(found[0], settings)
+    first, _ = published_source(folder, folder.shards[0])
+    require_fields([] if first is None else [first], settings.task.fields)
+    return FollowedPlan(folder, settings)

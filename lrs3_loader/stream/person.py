@@ -11,7 +11,7 @@ from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.readers import LocalReader
 from lrs3_loader.stream.schedule import make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
-from lrs3_loader.stream.sources import Locations, list_sources
+from lrs3_loader.stream.sources import Locations, list_sources, require_fields
 
 
 class PersonClips:
@@ -26,6 +26,7 @@ class PersonClips:
         listing = list_sources(locations, partial=False, skip_errors=False)
         if not (listing.is_local and listing.is_indexed):
             raise RunError(f"the person's clips must be local, got {locations}: copy the run first")
+        require_fields(listing.sources, settings.task.fields)
         self._catalog = Catalog(replace(settings, select=None), listing.sources)
         if not len(self._catalog):
             raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read_ledger, shard_of_tar, tar_name
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.stream.remote import is_remote, open_remote, remote_run
-from lrs3_loader.types import Shard
+from lrs3_loader.types import FIELDS, Shard
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ class Source:
     url: str  # local path, URL or ``pipe:`` command
     samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known
     shard: tuple[str, str] | None = None  # folder or URL of the run, and name of the shard; None: it has no ledger
+    fields: frozenset[str] | None = None  # arrays that every sample has; None: not known
 
     @property
     def is_local(self) -> bool:
@@ -159,7 +160,7 @@ def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source |
                 return None, f"{store.where(ledger_name(shard))} belongs to another run"
             if (size := store.size(tar_name(shard, ledger.generation))) != ledger.num_bytes:
                 return None, f"{url} has {size} bytes, its ledger says {ledger.num_bytes}"
-            return Source(shard, url, ledger.samples, (str(store.root), shard)), None
+            return Source(shard, url, ledger.samples, (str(store.root), shard), _stored_fields(ledger)), None
         except FileNotFoundError:
             if ledger == seen:
                 return None, f"{url} is missing although its ledger is there"
@@ -172,7 +173,7 @@ def _list_remote_run(location: str, listing: Listing, partial: bool) -> None:
         missing = [name for name in folder.shards.names if name not in ledgers]
         for name, ledger in ledgers.items():
             url = f"{location}/{tar_name(name, ledger.generation)}"
-            listing.sources.append(Source(name, url, ledger.samples, (location, name)))
+            listing.sources.append(Source(name, url, ledger.samples, (location, name), _stored_fields(ledger)))
     _refuse_unfinished(location, missing, partial)
 
 
@@ -199,9 +200,43 @@ def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
     try:
         with TarIndex(path) as tar:
             samples = tuple((sample.key, tar.num_frames(index)) for index, sample in enumerate(tar.samples))
-        listing.sources.append(Source(location, location, samples))
+            fields = _array_names(sample.members for sample in tar.samples)
+        listing.sources.append(Source(location, location, samples, fields=fields))
     except DamagedError as error:
         _skip_or_raise(location, str(error), listing, skip_errors)
+
+
+def _stored_fields(ledger: Ledger) -> frozenset[str] | None:
+    """Return the arrays that every sample of a shard has, or None where its ledger does not tell (version 0.1)."""
+    if not ledger.checksums:
+        return None
+    return _array_names([[name for name, digits in ledger.checksums.items() if "-" not in digits]])
+
+
+def _array_names(samples: Iterable[Iterable[str]]) -> frozenset[str] | None:
+    """Return the arrays whose extension is among those of every sample; None without any sample."""
+    found = [{name.removesuffix(".npy") for name in sample if name.endswith(".npy")} for sample in samples]
+    return frozenset(set.intersection(*found)) if found else None
+
+
+def require_fields(sources: Iterable[Source], fields: tuple[str, ...] | None) -> None:
+    """Check that the samples of each tar hold these arrays, as far as that is known (None: any will do).
+
+    Raises:
+        RunError: they do not; the message names the array, the tar, and the option of the extraction that stores it.
+    """
+    wanted = set(fields or ()) - {"json"}
+    for source in sources:
+        missing = sorted(wanted - source.fields) if source.fields is not None else []
+        if missing:
+            place = source.shard[0] if source.shard is not None else source.url
+            flag = FIELDS[missing[0]].flag if missing[0] in FIELDS else ""
+            remedy = f"extract the corpus with {flag}" if flag else "choose another task or run"
+            held = ", ".join(sorted(source.fields or ())) or "no arrays"
+            raise RunError(
+                f"{place} does not hold {missing[0]} in all samples of {source.name}, which the task reads: {remedy} "
+                f"(they hold {held})"
+            )
 
 
 def _skip_or_raise(name: str, why: str, listing: Listing, skip_errors: bool) -> None:

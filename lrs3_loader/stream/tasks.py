@@ -6,6 +6,7 @@ speech encoder.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -211,6 +212,20 @@ def make_task(task: str | Task) -> Task:
     if task not in TASKS:
         raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}, or pass a task object")
     return TASKS[task]()
+
+
+def describe_tasks() -> str:
+    """Describe what a batch of each named task holds, from the documentation of its class."""
+    letters = "B clips, T frames at 25 fps of the longest, 2T rows at 50 Hz; D, I and E are in run.json"
+    parts = ["", f"Batches, by task ({letters}):"]
+    for name, kind in TASKS.items():
+        parts += ["", f'"{name}":', *inspect.cleandoc(kind.__doc__ or "").splitlines()]
+    parts += ["", "Arrays of a sample:"]
+    for field, spec in FIELDS.items():
+        shape = f"[{', '.join(map(str, spec.shape))}]"
+        stored = f" (stored by {spec.flag})" if spec.flag else ""
+        parts.append(f"    {field:<12} {shape:<12} {spec.dtype:<8} {spec.unit}: {spec.meaning}{stored}")
+    return "\n".join(f"    {line}".rstrip() for line in parts) + "\n    "
 
 
 def to_translation_quaternion(pose: np.ndarray) -> np.ndarray:
