@@ -59,6 +59,9 @@ class CorpusConfig:
     """Only these speakers (all when empty)."""
     limit: int | None = None
     """At most this many clips of each split, for a trial."""
+    on_collision: Literal["error", "rename", "skip"] = "error"
+    """What happens to files whose clips would have the same key, such as `a b.mp4` and `a_b.mp4`: nothing is begun and
+    all are listed; all but the first get a number; or all but the first are left out."""
 
     def __post_init__(self) -> None:
         _positive(self, "limit")
@@ -334,15 +337,15 @@ _RENAMED_FIELDS = (("decode", "max_sound_gap_seconds", "max_av_mismatch_seconds"
 
 
 def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a config from the ``run.json`` of an earlier version to the present names, and add what it did not have."""
+    """Bring a config from the ``run.json`` of an earlier version to the present names, with defaults for new ones."""
     upgraded = dict(saved)
-    if "decode" in upgraded:
-        upgraded["decode"] = {"max_damaged_fraction": DecodeConfig.max_damaged_fraction, **upgraded["decode"]}
-        upgraded["speaking"] = {**as_json(SpeakingConfig()), **upgraded.get("speaking", {})}
     upgraded.setdefault("quality", as_json(QualityConfig(level="none", speech_detector="energy")))
     for section, old, new in _RENAMED_FIELDS:
         if old in upgraded.get(section, {}):
             upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}
+    for section, default in as_json(RunConfig()).items():
+        if isinstance(default, dict) and ("decode" in upgraded or section in upgraded):
+            upgraded[section] = default | upgraded.get(section, {})
     return upgraded
 
 

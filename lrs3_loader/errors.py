@@ -9,6 +9,11 @@ from __future__ import annotations
 from typing import ClassVar
 
 
+def count_of(number: int, noun: str) -> str:
+    """Return ``1 clip``, ``2 clips``, for messages."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 class RunError(Exception):
     """The run cannot continue. The message says what is wrong, where, and what to do."""
 

@@ -1,22 +1,26 @@
 """Reads a corpus from a csv file with one row per clip. Several clips may be parts of one video.
 
 The columns, in any order: ``path`` (relative to the folder of the csv file, or absolute), and optionally ``split``,
-``speaker``, ``start`` and ``end`` (seconds within the video) and ``text``. Others are ignored.
+``speaker``, ``start`` and ``end`` (seconds within the video) and ``text``. Columns whose names begin with ``_`` are
+ignored; other names are refused, because a misspelt ``speaker`` would go unnoticed.
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import difflib
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from lrs3_loader.corpus.layouts import NO_NAME, Found, file_size, names_from_path
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, RemoteStore, Url
 from lrs3_loader.types import printable
+
+COLUMNS = ("path", "split", "speaker", "start", "end", "text")
 
 
 def read_clip_table(path: Location) -> list[Found]:
@@ -27,8 +31,8 @@ def read_clip_table(path: Location) -> list[Found]:
     path, with start and end in milliseconds if given.
 
     Raises:
-        RunError: the file cannot be read as UTF-8 csv, has no ``path`` column, a row is malformed (the message names
-            the line), or none of the listed files exists.
+        RunError: the file cannot be read as UTF-8 csv, has no ``path`` column or an unknown one, a row is malformed (the
+            message names the line), or none of the listed files exists.
     """
     if isinstance(path, Url):
         rows, known_sizes = _read_remote(path)
@@ -86,6 +90,7 @@ def _read_rows(path: Path, where: str) -> Iterator[Found]:
             if "path" not in reader.fieldnames:
                 names = printable(", ".join(reader.fieldnames)) or "none"
                 raise RunError(f"{where} has no column 'path'; it has {names}")
+            _check_columns(reader.fieldnames, where)
             for fields in reader:
                 yield _parse_row(fields, reader.line_num)
     except OSError as error:
@@ -94,6 +99,16 @@ def _read_rows(path: Path, where: str) -> Iterator[Found]:
         raise RunError(f"{where} is not UTF-8 text (byte {error.start})") from None
     except (csv.Error, ValueError) as error:
         raise RunError(f"{where}, line {reader.line_num}: {error}") from None
+
+
+def _check_columns(names: Sequence[str], where: str) -> None:
+    for name in names:
+        if name not in COLUMNS and not name.startswith("_"):
+            near = difflib.get_close_matches(name, COLUMNS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COLUMNS)};"
+            raise RunError(f"{where} has an unknown column {printable(name)!r}; {hint} (columns that begin with _ are ignored)")
+        if names.count(name) > 1:
+            raise RunError(f"{where} has two columns {name!r}")
 
 
 def _parse_row(fields: dict[str, str | None], line: int) -> Found:

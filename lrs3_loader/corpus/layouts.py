@@ -9,14 +9,18 @@ from __future__ import annotations
 import heapq
 import os
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, RemoteStore, Url
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".mkv", ".mov", ".avi", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".m2ts", ".flv", ".f4v"),
+    *(".wmv", ".asf", ".vob", ".3gp", ".3g2", ".ogv", ".mxf", ".dv", ".nut", ".rm", ".rmvb"),
+)
 AUDIO_SUFFIXES = (".wav", ".flac", ".m4a", ".aac", ".mp3", ".ogg", ".opus")  # in order of preference
 TRANSCRIPT_SUFFIX = ".txt"
 
@@ -29,6 +33,12 @@ NO_NAME = "all"  # the split or speaker of clips whose path does not contain one
 _VOXCELEB_SPEAKER = re.compile(r"id\d{5}")
 _VOXCELEB_VIDEO_FOLDERS = frozenset({"mp4", "video"})
 _VOXCELEB_AUDIO_FOLDERS = frozenset({"aac", "m4a", "wav", "flac", "mp3", "audio"})
+#: Names of files in one folder that tell the speaker: HDTF's WDA_BarackObama_000.mp4 (the number behind a name counts
+#: videos of one person, except for RD_Radio10_000), and CelebV's, which begin with the 11 characters of a video's id.
+_SPEAKER_NAMES = (
+    re.compile(r"(?P<speaker>RD_[A-Za-z]+\d*|(?:WDA|WRA)_[A-Za-z]+)\d*(?:_\d+)+"),
+    re.compile(r"(?P<speaker>[A-Za-z0-9_-]{11})(?:_\d+)+"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +65,7 @@ class FileTree:
     videos: dict[str, int]  # path -> bytes
     audio: list[str]
     transcripts: set[str]
+    others: Counter[str] = field(default_factory=Counter)  # number of files passed over, by suffix
 
 
 def read_tree(root: Location) -> FileTree:
@@ -77,6 +88,8 @@ def read_tree(root: Location) -> FileTree:
             tree.videos[path] = file if isinstance(file, int) else file_size(file)
         elif suffix in AUDIO_SUFFIXES:
             tree.audio.append(path)
+        else:
+            tree.others[suffix if "." in path.rpartition("/")[2] else "without an ending"] += 1
     return tree
 
 
@@ -185,8 +198,8 @@ def folder(tree: FileTree) -> list[Found]:
     """Find clips in any tree: the first folder is the speaker, the rest of the path the utterance (joined by ``_``).
 
     If every video lies below a folder with the name of a split (``train``, ``val``, ``test``...), that level is the
-    split; otherwise the split is ``all``. Videos outside of any folder have the speaker ``all``; a csv file can tell
-    their speakers.
+    split; otherwise the split is ``all``. Videos outside of any folder have the speaker ``all``, unless all their names
+    tell speakers, as those of HDTF and CelebV do; a csv file can tell them as well.
     """
     has_splits = all("/" in path and path.split("/")[0] in SPLIT_NAMES for path in tree.videos)
     found = []
@@ -194,6 +207,12 @@ def folder(tree: FileTree) -> list[Found]:
         split, _, rest = path.partition("/") if has_splits else (NO_NAME, "", path)
         speaker, utterance = names_from_path(rest)
         found.append(Found(split, speaker, utterance, path, num_bytes))
+    loose = [item for item in found if item.speaker == NO_NAME and item.video_path.count("/") == has_splits]
+    for pattern in _SPEAKER_NAMES:
+        matches = [pattern.fullmatch(item.utterance) for item in loose]
+        if loose and all(matches):
+            speakers = {item: match["speaker"] for item, match in zip(loose, matches, strict=True) if match}
+            return [replace(item, speaker=speakers.get(item, item.speaker)) for item in found]
     return found
 
 

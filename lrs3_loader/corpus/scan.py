@@ -14,16 +14,18 @@ lists them.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import groupby, islice
 
 from lrs3_loader.config import CorpusConfig
 from lrs3_loader.corpus import layouts
 from lrs3_loader.corpus.csv_table import read_clip_table
 from lrs3_loader.corpus.layouts import FileTree, Found
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.io.storage import Location, Url
 from lrs3_loader.types import Clip, printable
 
@@ -41,18 +43,34 @@ _EXAMPLES = {
     "csv": "a .csv file with a column 'path' (and optionally split, speaker, start, end, text)",
 }
 _MAX_LISTED = 20  # names listed in a message
+_MAX_KINDS = 6  # of files that are passed over, listed in a message
 
 
-def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
-    """Find the clips that ``config`` selects, sorted by key.
+@dataclass(frozen=True)
+class Corpus:
+    """The clips of a corpus, sorted by key, and the layout by which they were found."""
+
+    layout: str
+    root: Location  # that the paths of the clips are relative to
+    clips: tuple[Clip, ...]
+
+    def describe(self) -> str:
+        """Return one line: the layout, and how many clips, splits and speakers there are."""
+        splits, speakers = ({getattr(clip, name) for clip in self.clips} for name in ("split", "speaker"))
+        counts = ((self.clips, "clip"), (splits, "split"), (speakers, "speaker"))
+        return f"layout {self.layout}: " + ", ".join(count_of(len(items), name) for items, name in counts)
+
+
+def find_corpus(config: CorpusConfig) -> Corpus:
+    """Find the clips that ``config`` selects, sorted by key, and log what is left out.
 
     Keys have the form ``split/speaker/utterance``; characters that a tar member or a WebDataset key cannot hold (dots,
     white space, slashes, quotes, brackets...) are replaced by ``_``. ``config.limit`` keeps the first clips of each
     split.
 
     Raises:
-        RunError: no corpus is given or found, two files would get the same key, or a requested split or speaker does
-            not exist.
+        RunError: no corpus is given or found, two files would get the same key (unless ``config.on_collision`` says
+            what to do then), or a requested split or speaker does not exist.
     """
     root = corpus_root(config)
     path = config.corpus
@@ -63,15 +81,35 @@ def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
         tree = layouts.read_tree(root)
         layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout
         found = _TREE_LAYOUTS[layout](tree)
-        others = tree.videos.keys() - {item.video_path for item in found}
-        if found and others:
-            text = "%d video files do not fit layout %s and are left out: %s"
-            logger.warning(text, len(others), layout, min(others))
+        _log_left_out(tree, found, layout)
     if not found:
         wanted = _EXAMPLES if config.layout == "auto" else {layout: _EXAMPLES[layout]}
         looked_for = "".join(f"\n  {name}: {example}" for name, example in wanted.items())
         raise RunError(f"no clips found in {path}; looked for{looked_for}")
-    return _select(_name_clips(found), config)
+    clips = _name_clips(found, config.on_collision)
+    if layout == "folder" and len(clips) > 1 and {clip.speaker for clip in clips} == {layouts.NO_NAME}:
+        logger.warning(
+            "all %d clips count as one speaker: give each speaker a folder, or name the speakers in a .csv file",
+            len(clips),
+        )
+    return Corpus(layout, root, _select(clips, config))
+
+
+def scan_corpus(config: CorpusConfig) -> tuple[Clip, ...]:
+    """Return the clips of ``find_corpus``."""
+    return find_corpus(config).clips
+
+
+def _log_left_out(tree: FileTree, found: list[Found], layout: str) -> None:
+    others = tree.videos.keys() - {item.video_path for item in found}
+    if found and others:
+        text = "left out because they do not fit layout %s: %s, such as %s"
+        logger.warning(text, layout, count_of(len(others), "video file"), min(others))
+    if tree.others:
+        kinds = [f"{count} {suffix}" for suffix, count in tree.others.most_common(_MAX_KINDS)]
+        more = len(tree.others) - len(kinds)
+        listed = ", ".join(kinds) + (f" and {count_of(more, 'other kind')}" if more else "")
+        logger.info("files passed over, by ending: %s", listed)
 
 
 def corpus_root(config: CorpusConfig) -> Location:
@@ -101,21 +139,47 @@ def _is_table(path: Location) -> bool:
     return path.lower().endswith(".csv") if isinstance(path, Url) else path.is_file()
 
 
-def _name_clips(found: list[Found]) -> list[Clip]:
-    """Give each clip a key and sort them. Raises ``RunError`` if two have the same key."""
-    by_key: dict[str, Found] = {}
-    for item in found:
+def _name_clips(found: list[Found], on_collision: str) -> list[Clip]:
+    """Give each clip a key, and sort them; of files with the same key, the first by path has it.
+
+    Raises:
+        RunError: two have the same key, and ``on_collision`` is ``error``.
+    """
+    by_key: dict[str, list[Found]] = {}
+    for item in sorted(found, key=lambda item: (item.video_path, item.line or 0)):
         key = "/".join(key_part(name) for name in (item.split, item.speaker, item.utterance))
-        other = by_key.setdefault(key, item)
-        if other is not item:
-            first, second = sorted(
-                found.video_path + (f" (line {found.line})" if found.line is not None else "")
-                for found in (other, item)
-            )
-            both = f"{printable(first)} and {printable(second)}"
-            raise RunError(f"two clips would have the key {key}: {both}; rename or remove one")
+        by_key.setdefault(key, []).append(item)
+    named = {key: items[0] for key, items in by_key.items()}
+    colliding = {key: items for key, items in by_key.items() if len(items) > 1}
+    if colliding and on_collision == "error":
+        raise RunError(
+            f"{count_of(len(colliding), 'key')} would belong to more than one clip:{_list_collisions(colliding)}\n"
+            "rename files, or choose --on-collision rename (all but the first get a number) or skip (they are left out)"
+        )
+    if colliding:
+        text = "%s of files whose keys others have already %s:%s"
+        done = "get a number" if on_collision == "rename" else "are left out"
+        num_others = sum(len(items) - 1 for items in colliding.values())
+        logger.warning(text, count_of(num_others, "clip"), done, _list_collisions(colliding))
+    if on_collision == "rename":
+        for key, items in sorted(colliding.items()):
+            free = (name for number in itertools.count(2) if (name := f"{key}_{number}") not in named)
+            for item in items[1:]:
+                named[next(free)] = item
     names = [field.name for field in dataclasses.fields(Clip) if field.name != "key"]
-    return [Clip(key, **{name: getattr(by_key[key], name) for name in names}) for key in sorted(by_key)]
+    return [Clip(key, **{name: getattr(named[key], name) for name in names}) for key in sorted(named)]
+
+
+def _list_collisions(colliding: dict[str, list[Found]]) -> str:
+    lines = [
+        f"\n  {key}: "
+        + " and ".join(
+            printable(item.video_path) + (f" (line {item.line})" if item.line is not None else "") for item in items
+        )
+        for key, items in sorted(colliding.items())
+    ]
+    more = len(lines) - _MAX_LISTED
+    return "".join(lines[:_MAX_LISTED]) + (f"\n  ... and {more} more" if more > 0 else "")
 
 
 _UNSAFE_ASCII = re.compile(r"[^A-Za-z0-9_+=@,~\-\x80-\U0010ffff]")

@@ -66,7 +66,7 @@ def test_lrs3_takes_any_split_names_when_transcripts_tell(tmp_path: Path) -> Non
 def test_what_does_not_fit_the_layout_is_left_out_aloud(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     make_tree(tmp_path, "test/a/1.mp4", "extra/deep/er/2.mp4")
     assert keys(tmp_path, layout="lrs3") == ["test/a/1"]
-    assert "1 video files do not fit layout lrs3" in caplog.text
+    assert "do not fit layout lrs3: 1 video file," in caplog.text
     assert "extra/deep/er/2.mp4" in caplog.text
 
 
@@ -104,11 +104,40 @@ def test_folder_knows_split_folders(tmp_path: Path) -> None:
     assert keys(tmp_path) == ["train/anna/day1_1", "val/all/2"]
 
 
+def test_folder_takes_whatever_is_read_and_counts_the_rest(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", "lrs3_loader")
+    make_tree(tmp_path, *(f"a/{suffix}.{suffix}" for suffix in ("ts", "flv", "wmv", "m4v", "mts", "3gp")))
+    make_tree(tmp_path, "a/x.jpg", "a/y.jpg", "a/z.JSON", "a/LICENCE", "a/b.c/README", "a/words.txt")
+    assert len(keys(tmp_path)) == 6
+    assert caplog.messages == ["files passed over, by ending: 2 .jpg, 2 without an ending, 1 .json"]
+
+
+@pytest.mark.parametrize(
+    ("files", "speakers"),
+    [
+        (["WDA_BarackObama_000", "WDA_BarackObama_001", "WRA_AdamKinzinger0_000"], "WDA_BarackObama WRA_AdamKinzinger"),
+        (["RD_Radio10_000", "RD_Radio11_000_2", "WRA_AdamKinzinger1_000"], "RD_Radio10 RD_Radio11 WRA_AdamKinzinger"),
+        (["M2Ohb0FAaJU_1", "M2Ohb0FAaJU_2", "-0EpxTkWBEk_0_1"], "-0EpxTkWBEk M2Ohb0FAaJU"),
+        (["M2Ohb0FAaJU_1", "holiday"], "all"),
+        (["WDA_BarackObama_000", "M2Ohb0FAaJU_1"], "all"),
+    ],
+)
+@pytest.mark.parametrize("split", ["", "train/"])
+def test_names_of_known_corpora_tell_the_speakers(
+    tmp_path: Path, files: list[str], speakers: str, split: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    make_tree(tmp_path, *(f"{split}{name}.mp4" for name in files))
+    found = scan(tmp_path)
+    assert sorted({clip.speaker for clip in found}) == speakers.split()
+    assert {clip.utterance for clip in found} == set(files)
+    assert ("count as one speaker" in caplog.text) == (speakers == "all")
+
+
 def test_csv_with_all_columns(tmp_path: Path) -> None:
     make_tree(tmp_path, "v/long.mp4", "v/b.mp4")
     table = tmp_path / "clips.csv"
     table.write_text(
-        "\ufeffPath, speaker,split,start,end,text,note\n"
+        "\ufeffPath, speaker,split,start,end,text,_note\n"
         'v/long.mp4,ann,train,0,2.5,"hello, you",x\n'
         "v/long.mp4,ann,train,2.5,,,\n\n"
         f"{tmp_path}/v/b.mp4,,,,,,\n",
@@ -152,8 +181,11 @@ def test_csv_keeps_a_missing_file_as_a_clip_to_be_rejected(tmp_path: Path) -> No
         ("path,start\n,1\n", "line 2: no path"),
         ("path\nnowhere.mp4\n", "none of the files"),
         ("path\na.mp4\n./\n", "line 3 names a folder, not a video: ./"),
-        ("path\na.mp4\n./a.mp4\n", "two clips would have the key all/all/a: ./a.mp4 (line 3) and a.mp4 (line 2)"),
+        ("path\na.mp4\n./a.mp4\n", "all/all/a: ./a.mp4 (line 3) and a.mp4 (line 2)"),
         ('path\n"a.mp4\n', "unexpected end of data"),
+        ("path,speker\na.mp4,ann\n", "unknown column 'speker'; did you mean 'speaker'?"),
+        ("path,weather\na.mp4,dry\n", "unknown column 'weather'; known are path, split, speaker, start, end, text;"),
+        ("path,Path\na.mp4,b.mp4\n", "two columns 'path'"),
     ],
 )
 def test_csv_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:
@@ -190,10 +222,43 @@ def test_key_parts_hold_nothing_a_tar_or_shell_trips_over(name: str, part: str) 
     assert key_part(name) == part
 
 
-def test_two_files_of_one_key_are_both_named(tmp_path: Path) -> None:
-    make_tree(tmp_path, "test/a/x.y.mp4", "test/a/x_y.mp4")
-    with pytest.raises(RunError, match=r"key test/a/x_y: test/a/x\.y\.mp4 and test/a/x_y\.mp4"):
+COLLIDING = ("test/a/x.y.mp4", "test/a/x_y.mp4", "test/a/x y.mkv", "test/a/x_y_2.mp4", "test/b/1.mp4", "test/b/1.avi")
+
+
+def test_all_files_that_share_keys_are_named(tmp_path: Path) -> None:
+    make_tree(tmp_path, *COLLIDING)
+    with pytest.raises(RunError) as caught:
         scan(tmp_path)
+    lines = str(caught.value).split("\n")
+    assert lines[0] == "2 keys would belong to more than one clip:"
+    assert lines[1:3] == [
+        "  test/a/x_y: test/a/x y.mkv and test/a/x.y.mp4 and test/a/x_y.mp4",
+        "  test/b/1: test/b/1.avi and test/b/1.mp4",
+    ]
+    assert "--on-collision rename" in lines[3]
+
+
+def test_files_that_share_a_key_get_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_tree(tmp_path, *COLLIDING)
+    assert {clip.key: clip.video_path for clip in scan(tmp_path, on_collision="rename")} == {
+        "test/a/x_y": "test/a/x y.mkv",
+        "test/a/x_y_3": "test/a/x.y.mp4",  # _2 is the name of another file
+        "test/a/x_y_4": "test/a/x_y.mp4",
+        "test/a/x_y_2": "test/a/x_y_2.mp4",
+        "test/b/1": "test/b/1.avi",
+        "test/b/1_2": "test/b/1.mp4",
+    }
+    assert "3 clips of files whose keys others have already get a number:" in caplog.text
+
+
+def test_files_that_share_a_key_are_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make_tree(tmp_path, *COLLIDING)
+    assert [clip.video_path for clip in scan(tmp_path, on_collision="skip")] == [
+        "test/a/x y.mkv",
+        "test/a/x_y_2.mp4",
+        "test/b/1.avi",
+    ]
+    assert "3 clips of files whose keys others have already are left out:" in caplog.text
 
 
 # The tree
