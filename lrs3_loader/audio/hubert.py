@@ -58,6 +58,7 @@ class SpeechEncoder:
         self.dtype: torch.dtype = getattr(torch, precise if config.dtype == "auto" else config.dtype)
         self.layer = resolve_layer(config.layer, checkpoint.model.config.num_hidden_layers)
         self._checkpoint = checkpoint
+        self.name = checkpoint.name  # in descriptions
         self.files = checkpoint.files  # sha256 by name, of all files that shape the numbers
         self._chunking = config.chunking
         seconds = config.batch_seconds or BATCH_SECONDS.get(self.device.type, BATCH_SECONDS["cuda"])
@@ -85,7 +86,7 @@ class SpeechEncoder:
     def description(self) -> dict[str, Any]:
         """Describe the encoder and its settings in JSON values, for the metadata of samples and runs."""
         return {
-            "model": self._checkpoint.name,
+            "model": self.name,
             "type": self._model.config.model_type,
             "sha256": self._checkpoint.sha256,
             "untrained": self._checkpoint.untrained,

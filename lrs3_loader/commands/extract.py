@@ -4,7 +4,7 @@ lrs3-loader extract --demo --out runs/demo
 
 torchrun --nproc_per_node 4 -m lrs3_loader extract --corpus /data/lrs3 --out /data/lrs3-shards
 
-Run the same command again to resume.
+Run the same command again to resume, or: lrs3-loader extract --resume /data/lrs3-shards
 """
 
 from __future__ import annotations
@@ -12,28 +12,42 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults
+from lrs3_loader.config import LaunchConfig, OptionalPlace, RunConfig, demo_defaults
 from lrs3_loader.doctor import checks
-from lrs3_loader.launch import cli
+from lrs3_loader.errors import RunError
+from lrs3_loader.launch import cli, settings
 
 
 @dataclass(frozen=True)
 class Args:
     run: Annotated[RunConfig, tyro.conf.arg(name="")]
     launch: Annotated[LaunchConfig, tyro.conf.arg(name="")]
+    resume: OptionalPlace = None
+    """Continue the run there (a folder or URL) with the settings that it was begun with, instead of --out."""
+    config: Path | None = None
+    """YAML file with values of flags, such as `min-frames: 8`; the command line counts more."""
+    print_config: bool = False
+    """Print all settings as such a file, and stop."""
+    dry_run: bool = False
+    """Print what would be done (layout, clips, hours, shards, bytes, time), and stop."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    argv = sys.argv[1:] if argv is None else argv
-    run_config = demo_defaults(RunConfig()) if "--demo" in argv else RunConfig()
-    args = cli.parse(Args, __doc__ or "", "extract", argv, Args(run_config, LaunchConfig(out=tyro.MISSING)))
+    args = parse(sys.argv[1:] if argv is None else argv)
+    if args.print_config:
+        if cli.is_rank_0():
+            print(settings.as_file(args.run, args.launch), end="")
+        return cli.EXIT_OK
     if args.launch.demo == (args.run.corpus.corpus is not None):
         raise cli.UsageError("give either --corpus PATH or --demo")
     checks.stop_if_unfit(args.launch.out, args.launch.workers.num_workers)
+    if args.dry_run:
+        return dry_run(args)
 
     from lrs3_loader.launch import leases, runner, summary
 
@@ -41,4 +55,53 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(summary.describe_outcome(outcome))
         if args.launch.demo:
             print(summary.describe_demo(outcome.folder))
+    return cli.EXIT_OK
+
+
+def parse(words: Sequence[str]) -> Args:
+    """Parse the command line, with the settings of a file or a run where it names one."""
+    try:
+        if (file := _value_of("--config", words)) is not None:
+            words = [*settings.words_from_file(Path(file), words), *words]
+        run, launch = _defaults(words)
+    except (RunError, ValueError) as error:
+        raise cli.UsageError(str(error)) from error
+    return cli.parse(Args, __doc__ or "", "extract", words, Args(run, launch))
+
+
+def _defaults(words: Sequence[str]) -> tuple[RunConfig, LaunchConfig]:
+    """Return the values of flags that are not given."""
+    place = _value_of("--resume", words)
+    if place is None:
+        return demo_defaults(RunConfig()) if "--demo" in words else RunConfig(), LaunchConfig(out=tyro.MISSING)
+    if _value_of("--out", words) not in (None, place):
+        raise ValueError("give either --resume or --out")
+    from lrs3_loader.run.folder import RunFolder
+
+    folder = RunFolder.open(place)
+    try:
+        run = settings.config_from_json(folder.record["config"])
+    except ValueError as error:
+        raise ValueError(f"{folder.path} cannot be resumed by its name alone: {error}") from error
+    return run, LaunchConfig(out=folder.path, device=folder.record["device_type"])
+
+
+def _value_of(flag: str, words: Sequence[str]) -> str | None:
+    """Return the value of a flag among the words of a command line, before these are parsed."""
+    for word, following in zip(words, [*words, None][1:], strict=True):
+        if word == flag:
+            return following
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}=")
+    return None
+
+
+def dry_run(args: Args) -> int:
+    """Print on rank 0 what the launch would do."""
+    if cli.is_rank_0():
+        from lrs3_loader.launch.dry_run import describe_launch
+
+        if args.launch.demo:
+            raise cli.UsageError("--dry-run is for a corpus; --demo makes 12 clips first")
+        print(describe_launch(args.run, args.launch))
     return cli.EXIT_OK

@@ -31,8 +31,8 @@ def read_clip_table(path: Location) -> list[Found]:
     path, with start and end in milliseconds if given.
 
     Raises:
-        RunError: the file cannot be read as UTF-8 csv, has no ``path`` column or an unknown one, a row is malformed (the
-            message names the line), or none of the listed files exists.
+        RunError: the file cannot be read as UTF-8 csv, has no ``path`` column or an unknown one, a row is malformed
+            (the message names the line), or none of the listed files exists.
     """
     if isinstance(path, Url):
         rows, known_sizes = _read_remote(path)
@@ -106,7 +106,8 @@ def _check_columns(names: Sequence[str], where: str) -> None:
         if name not in COLUMNS and not name.startswith("_"):
             near = difflib.get_close_matches(name, COLUMNS, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(COLUMNS)};"
-            raise RunError(f"{where} has an unknown column {printable(name)!r}; {hint} (columns that begin with _ are ignored)")
+            ignored = "columns that begin with _ are ignored"
+            raise RunError(f"{where} has an unknown column '{printable(name)}'; {hint} ({ignored})")
         if names.count(name) > 1:
             raise RunError(f"{where} has two columns {name!r}")
 

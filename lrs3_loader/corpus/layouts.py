@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
+from typing import Literal
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.storage import Location, RemoteStore, Url
@@ -131,7 +132,7 @@ def _walk(root: Path) -> Iterator[tuple[str, os.DirEntry[str]]]:
             raise RunError(f"cannot list {root / prefix}: {error.strerror}") from error
 
 
-def guess_layout(tree: FileTree) -> str:
+def guess_layout(tree: FileTree) -> Literal["lrs3", "voxceleb2", "folder"]:
     """Guess the layout of a tree.
 
     It is ``voxceleb2`` if there are ``id00012`` or ``mp4`` folders; ``lrs3`` if all videos lie at the third level, with

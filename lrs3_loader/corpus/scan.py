@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import groupby, islice
 
-from lrs3_loader.config import CorpusConfig
+from lrs3_loader.config import CorpusConfig, Layout
 from lrs3_loader.corpus import layouts
 from lrs3_loader.corpus.csv_table import read_clip_table
 from lrs3_loader.corpus.layouts import FileTree, Found
@@ -50,7 +50,7 @@ _MAX_KINDS = 6  # of files that are passed over, listed in a message
 class Corpus:
     """The clips of a corpus, sorted by key, and the layout by which they were found."""
 
-    layout: str
+    layout: Layout
     root: Location  # that the paths of the clips are relative to
     clips: tuple[Clip, ...]
 
@@ -76,7 +76,8 @@ def find_corpus(config: CorpusConfig) -> Corpus:
     path = config.corpus
     assert path is not None
     if _is_table(path):
-        layout, found = "csv", read_clip_table(path)
+        layout: Layout = "csv"
+        found = read_clip_table(path)
     else:
         tree = layouts.read_tree(root)
         layout = layouts.guess_layout(tree) if config.layout == "auto" else config.layout

@@ -76,7 +76,7 @@ def check_disk_space(
     there = sum(entry.stat().st_size for entry in os.scandir(out / "shards")) if (out / "shards").is_dir() else 0
     free, needed = disk.f_bavail * disk.f_frsize, max(0.0, num_bytes - there)
     hours = num_frames / FRAMES_PER_SECOND / 3600
-    text = f"{len(clips):,} clips, about {hours:.3g} hours: {_size(needed)} to write, {_size(free)} free"
+    text = f"{len(clips):,} clips, about {hours:.3g} hours: {size_text(needed)} to write, {size_text(free)} free"
     if free >= 1.1 * needed:
         return CheckResult("room", "ok", text)
     return CheckResult("room", "warn", text, "free some space, choose another --out, or store fewer fields")
@@ -92,7 +92,8 @@ def warn_if_short_of_space(config: RunConfig, shards: Sequence[Shard], out: Loca
         logger.warning("the disk may fill up: %s; %s", check.text, check.remedy)
 
 
-def _size(num_bytes: float) -> str:
+def size_text(num_bytes: float) -> str:
+    """Return ``1.2 GB`` or ``3.4 MB``."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
 
 

@@ -185,5 +185,10 @@ def _configure_logging() -> None:
     package.propagate = False
 
 
+def is_rank_0() -> bool:
+    """Return whether this process reports for all ranks of its launch."""
+    return _rank() == 0
+
+
 def _rank() -> int:
     return int(os.environ.get("RANK", "0"))

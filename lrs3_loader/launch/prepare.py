@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-import platform
-from importlib import metadata
-from typing import Any
 
 import torch
 
-from lrs3_loader import __version__, demo
+from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_values, resolve, upgrade_saved
 from lrs3_loader.corpus.plan import make_plan
-from lrs3_loader.corpus.scan import corpus_root, scan_corpus
+from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.doctor.disk_space import warn_if_short_of_space
-from lrs3_loader.errors import REASONS, RunError
+from lrs3_loader.errors import REASONS, RunError, count_of
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models, require_extras
-from lrs3_loader.run.folder import RunFolder, demo_corpus_folder, differences
+from lrs3_loader.launch.identity import adopt_names, check_clips, check_compatible, software, what_decides_bytes
+from lrs3_loader.run.folder import RunFolder, demo_corpus_folder
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import FIELDS, Shard
 
 logger = logging.getLogger(__name__)
-
-SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "av", "praat-parselmouth", "webdataset")
 
 
 def prepare(
@@ -45,16 +42,19 @@ def prepare(
     config = finalize_config(config, begun, device)
     shards: tuple[Shard, ...] = ()
     if begun is None:
-        root = corpus_root(config.corpus)
-        shards = make_plan(scan_corpus(config.corpus), config.plan, root)
+        corpus = find_corpus(config.corpus)
+        logger.info("%s", corpus.describe())
+        config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, layout=corpus.layout))
+        shards = make_plan(corpus.clips, config.plan, corpus.root)
         warn_if_short_of_space(config, shards, launch.out, assets)
+    else:
+        check_clips(begun, config.corpus)
     assets.ensure(config.face.face_model, speaking=config.speaking.needs_scores)
-    extractor = Extractor(config, Models.load(config, assets, device), device)
-    now = what_decides_bytes(extractor)
+    extractor = load_extractor(config, assets, device, begun)
     if begun is not None:
         folder = begun
-        check_compatible(folder, now)
     else:
+        now = what_decides_bytes(extractor)
         fields = {name: as_json(spec) for name, spec in FIELDS.items()}
         record = {"format": 1, **now, "plan_sha256": plan_sha256(shards), "fields": fields, "software": software()}
         folder = RunFolder.create(launch.out, record, shards)
@@ -67,9 +67,22 @@ def prepare(
     else:
         pending = sorted({*folder.with_rejects(launch.retry_rejects), *damaged})
     folder.save_index()
-    counts = folder.shards.num_clips, len(folder.shards), len(pending), device.type
-    logger.info("%d clips in %d shards, %d shards to do, on %s", *counts)
+    clips, all_shards = count_of(folder.shards.num_clips, "clip"), count_of(len(folder.shards), "shard")
+    logger.info("%s in %s, %s to do, on %s", clips, all_shards, count_of(len(pending), "shard"), device.type)
     return folder, extractor, pending
+
+
+def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> Extractor:
+    """Load all models, and check that they and the config are those of the run that was begun, if any.
+
+    Raises:
+        RunError: a model cannot be loaded, or something differs (see ``identity.check_compatible``).
+    """
+    extractor = Extractor(config, Models.load(config, assets, device), device)
+    if begun is not None:
+        adopt_names(extractor, begun)
+        check_compatible(begun, what_decides_bytes(extractor))
+    return extractor
 
 
 def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:
@@ -78,44 +91,3 @@ def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.de
         config = inherit_auto_values(config, upgrade_saved(begun.record["config"]))
     free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
     return resolve(config, device.type, free_bytes)
-
-
-def what_decides_bytes(extractor: Extractor) -> dict[str, Any]:
-    """Return what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``."""
-    return {
-        "config": as_json(extractor.config),
-        "models": extractor.models.record,
-        "device_type": extractor.device.type,
-    }
-
-
-def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
-    """Check that this launch (see ``what_decides_bytes``) would write the same bytes as the one that started the run.
-
-    Raises:
-        RunError: they differ from those of the run; the message lists each difference.
-    """
-    saved = folder.record["models"]
-    # Runs of version 0.1 recorded no ``files``: what they hold is compared.
-    models = {
-        kind: {name: value for name, value in model.items() if name != "files" or name in saved.get(kind, {})}
-        for kind, model in now["models"].items()
-    }
-    now = now | {"models": models}
-    begun = {name: folder.record.get(name) for name in now}
-    lines = differences(begun | {"config": upgrade_saved(folder.record["config"])}, now)
-    if lines:
-        listed = "\n  ".join(lines)
-        raise RunError(
-            f"{folder.path} holds a run with other settings (saved -> given now):\n  {listed}\n"
-            "give the same settings and model files to resume it, or another --out to start a new one"
-        )
-    if folder.record.get("software") != software():
-        changed = ", ".join(differences(folder.record.get("software", {}), software()))
-        logger.warning("software changed since the run began (%s): last bits may differ between shards", changed)
-
-
-def software() -> dict[str, str]:
-    """Return the versions of all software that can change a number."""
-    versions = {name: metadata.version(name) for name in SOFTWARE}
-    return {"lrs3_loader": __version__, "python": platform.python_version(), **versions}

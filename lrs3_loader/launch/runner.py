@@ -19,11 +19,11 @@ from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.decode.loader import ClipLoader, import_ahead
 from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
 from lrs3_loader.extract.upload import upload
 from lrs3_loader.io.files import utc_now
+from lrs3_loader.launch.identity import software
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.prepare import check_compatible, finalize_config, prepare, software, what_decides_bytes
+from lrs3_loader.launch.prepare import finalize_config, load_extractor, prepare
 from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock, guard_store
@@ -124,8 +124,7 @@ def _follow(
     folder = RunFolder.open(launch.out)
     guard_store(folder.store, message["token"])
     config = finalize_config(config, folder, device)
-    extractor = Extractor(config, Models.load(config, Assets(launch.assets), device), device)
-    check_compatible(folder, what_decides_bytes(extractor))  # model files may differ from node to node
+    extractor = load_extractor(config, Assets(launch.assets), device, folder)  # files may differ from node to node
     return folder, extractor, message["pending"]
 
 

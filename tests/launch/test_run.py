@@ -21,8 +21,8 @@ from lrs3_loader import demo
 from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, as_json, inherit_auto_values, resolve
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
+from lrs3_loader.launch.identity import check_compatible
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.prepare import check_compatible
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.runtime.device import pick_device
@@ -97,8 +97,23 @@ def test_other_settings_are_refused_with_the_difference(
     undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None
 ) -> None:
     other = config_for(corpus.folder, plan=PlanConfig(shard_clips=2))
-    with pytest.raises(RunError, match=r"config\.plan\.shard_clips: 1 -> 2"):
+    with pytest.raises(RunError, match=r"--shard-clips 1 -> 2"):
         extract(other, undisturbed.folder.path, assets)
+
+
+def test_corpus_and_run_may_move(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    shutil.copytree(undisturbed.folder.path, tmp_path / "run")
+    shutil.copytree(corpus.folder, tmp_path / "corpus")
+    moved = RunFolder.open(tmp_path / "run")
+    moved.unpublish(moved.shards[1])
+    outcome = extract(config_for(tmp_path / "corpus"), tmp_path / "run", assets)
+    assert outcome.num_frames > 0
+    assert shard_bytes(tmp_path / "run") == shard_bytes(undisturbed.folder.path)
+    (tmp_path / "corpus" / undisturbed.folder.shards[0].clips[0].video_path).unlink()
+    with pytest.raises(RunError, match="1 clip not there"):
+        extract(config_for(tmp_path / "corpus"), tmp_path / "run", assets)
 
 
 def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
@@ -112,7 +127,7 @@ def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
     now = {"config": as_json(config), "models": record["models"], "device_type": "cpu"}
     check_compatible(folder, now)
     decode["max_sound_gap_seconds"] = 0.75
-    with pytest.raises(RunError, match=r"config\.decode\.max_av_mismatch_seconds: 0\.75 -> 0\.5"):
+    with pytest.raises(RunError, match=r"--max-av-mismatch-seconds 0\.75 -> 0\.5"):
         check_compatible(folder, now)
 
 
@@ -131,13 +146,13 @@ def test_a_changed_model_file_is_named_and_earlier_runs_are_compared_by_what_the
     now = {"config": as_json(config), "models": models, "device_type": "cpu"}
     check_compatible(folder, now)
     record["models"]["speech"]["files"]["config.json"] = "d" * 64
-    with pytest.raises(RunError, match=r'models\.speech\.files\.config\.json: "d{64}" -> "a{64}"'):
+    with pytest.raises(RunError, match=r'--hubert: files\.config\.json: "d{64}" -> "a{64}"'):
         check_compatible(folder, now)
     for kind in ("speech", "face_model"):
         del record["models"][kind]["files"]
     check_compatible(folder, now)
     record["models"]["speech"]["sha256"] = "0" * 64
-    with pytest.raises(RunError, match=r"models\.speech\.sha256"):
+    with pytest.raises(RunError, match=r"--hubert: sha256"):
         check_compatible(folder, now)
 
 

@@ -1,0 +1,146 @@
+"""Decides whether a launch continues a run: its clips, models and settings must be equal, wherever they lie.
+
+Paths are not compared. The clips of a corpus that has moved are compared by name and size, and models by the hashes of
+their files.
+"""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+from lrs3_loader import __version__
+from lrs3_loader.config import CorpusConfig, as_json, upgrade_saved
+from lrs3_loader.corpus.scan import find_corpus
+from lrs3_loader.errors import RunError, count_of
+from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.launch.settings import flag_names
+from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.types import Clip
+
+logger = logging.getLogger(__name__)
+
+SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "av", "praat-parselmouth", "webdataset")
+_MAX_LISTED = 5
+#: Settings that say where something is. What is there is compared instead.
+_PLACES = {("corpus", "corpus"), ("face", "face_model"), ("speech", "model"), ("regression", "checkpoint")}
+_MODEL_FLAGS = {"face_model": "--face-model", "speech": "--hubert", "regression": "--deep3d"}
+
+
+def what_decides_bytes(extractor: Extractor) -> dict[str, Any]:
+    """Return what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``."""
+    return {
+        "config": as_json(extractor.config),
+        "models": extractor.models.record,
+        "device_type": extractor.device.type,
+    }
+
+
+def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
+    """Check that this launch (see ``what_decides_bytes``) would write the same bytes as the one that started the run.
+
+    Raises:
+        RunError: they differ from those of the run; the message lists each difference by the flag that makes it.
+    """
+    lines = [
+        *_config_differences(upgrade_saved(folder.record["config"]), now["config"]),
+        *_model_differences(folder.record["models"], now["models"]),
+    ]
+    if folder.record.get("device_type") != now["device_type"]:
+        lines.append(f"--device {folder.record.get('device_type')} -> {now['device_type']}")
+    if lines:
+        listed = "\n  ".join(lines)
+        raise RunError(
+            f"{folder.path} holds a run with other settings (saved -> given now):\n  {listed}\n"
+            f"give the same settings and model files to resume it (lrs3-loader extract --resume {folder.path} takes "
+            "them from there), or another --out to start a new one"
+        )
+    if folder.record.get("software") != software():
+        changed = ", ".join(differences(folder.record.get("software", {}), software()))
+        logger.warning("software changed since the run began (%s): last bits may differ between shards", changed)
+
+
+def _config_differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    for place, flag in flag_names().items():
+        old, new = (_setting(config, place) for config in (saved, now))
+        same_kind = place in _PLACES and (old is None) == (new is None)
+        if place == ("corpus", "layout"):  # of a run that has begun, it says only how its clips were found
+            same_kind = "auto" in (old, new)
+        if old != new and not same_kind:
+            yield f"{flag} {_shown(old)} -> {_shown(new)}"
+
+
+def _setting(config: Any, place: tuple[str, ...]) -> Any:
+    for name in place:
+        config = config.get(name) if isinstance(config, dict) else None
+    return config
+
+
+def _model_differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    for kind in sorted(saved.keys() & now.keys()):  # settings tell which models there are
+        old, new = saved[kind], now[kind]
+        # Runs of version 0.1 recorded no ``files``. The speech encoder's ``model`` is a name or a path.
+        ignored = {"model"} | ({"files"} - old.keys())
+        old, new = ({name: value for name, value in model.items() if name not in ignored} for model in (old, new))
+        for line in differences(old, new):
+            yield f"{_MODEL_FLAGS.get(kind, kind)}: {line}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "(none)"
+    return "(none)" if value is None else str(value)
+
+
+def check_clips(folder: RunFolder, config: CorpusConfig) -> None:
+    """Check that a corpus that has moved since the run began holds the same clips.
+
+    Raises:
+        RunError: clips are missing, new or of another size; the message names some.
+    """
+    before = folder.record["config"].get("corpus", {}).get("corpus")
+    now = str(config.corpus)
+    if before == now:
+        return
+    missing, added, changed = compare_clips(folder, find_corpus(config).clips)
+    problems = [
+        f"{count_of(len(keys), 'clip')} {what}: {', '.join(keys[:_MAX_LISTED])}{', ...' * (len(keys) > _MAX_LISTED)}"
+        for what, keys in (("not there", missing), ("not of the run", added), ("with another size or path", changed))
+        if keys
+    ]
+    if problems:
+        listed = "\n  ".join(problems)
+        raise RunError(
+            f"{folder.path} was begun with the corpus {before}, and {now} holds other clips:\n  {listed}\n"
+            "name the corpus that the run was begun with, or another --out to start a new run"
+        )
+    logger.info("the corpus has moved from %s to %s, with the same clips", before, now)
+
+
+def compare_clips(folder: RunFolder, clips: Iterable[Clip]) -> tuple[list[str], list[str], list[str]]:
+    """Compare the clips of a run with those of its corpus now.
+
+    Returns:
+        the keys of clips that are gone, of clips that are new, and of clips that have another file or size.
+    """
+    before = {clip.key: clip for shard in folder.shards for clip in shard.clips}
+    now = {clip.key: clip for clip in clips}
+    changed = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+    return sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys()), sorted(changed)
+
+
+def adopt_names(extractor: Extractor, folder: RunFolder) -> None:
+    """Give a model whose files are those of the run the name that it has there: names are stored in samples."""
+    saved, speech = folder.record["models"].get("speech", {}), extractor.models.speech
+    now = speech.description() | {"files": dict(speech.files)}
+    if isinstance(saved.get("model"), str) and now | {"model": saved["model"]} == now | saved:
+        speech.name = saved["model"]
+
+
+def software() -> dict[str, str]:
+    """Return the versions of all software that can change a number."""
+    versions = {name: metadata.version(name) for name in SOFTWARE}
+    return {"lrs3_loader": __version__, "python": platform.python_version(), **versions}

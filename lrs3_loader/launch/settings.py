@@ -1,0 +1,121 @@
+"""Settings from elsewhere than the command line: a YAML file of flags, and the ``run.json`` of a run to resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lrs3_loader.config import LaunchConfig, RunConfig, upgrade_saved
+from lrs3_loader.errors import RunError
+from lrs3_loader.io.files import reading
+from lrs3_loader.io.storage import Url, location
+
+MAX_FILE_BYTES = 1 << 20
+#: Flags that a file cannot set: they say what to do once.
+_NOT_IN_FILES = ("--retry-rejects", "--repair")
+
+
+def flag_names(kind: type = RunConfig) -> dict[tuple[str, ...], str]:
+    """Return the flag of each setting by its place: ``("decode", "min_frames")`` is set by ``--min-frames``."""
+    names: dict[tuple[str, ...], str] = {}
+    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
+        plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+        if dataclasses.is_dataclass(plain):
+            names |= {(name, *place): flag for place, flag in flag_names(typing.cast(type, plain)).items()}
+            continue
+        given = [extra.name for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "name", None)]
+        names[name,] = "--" + (given[0] if given else name).replace("_", "-")
+    return names
+
+
+def config_from_json(saved: Mapping[str, Any]) -> RunConfig:
+    """Make the config of a run from its ``run.json``; the inverse of ``config.as_json``.
+
+    Raises:
+        ValueError: it has settings that this version does not know, or values that are none.
+    """
+    return typing.cast(RunConfig, _from_json(RunConfig, upgrade_saved(saved)))
+
+
+def _from_json(kind: type, plain: Mapping[str, Any]) -> Any:
+    hints = typing.get_type_hints(kind)
+    if unknown := sorted(plain.keys() - hints):
+        raise ValueError(f"this version does not know the setting {unknown[0]}")
+    try:
+        return kind(**{name: _value(hints[name], value) for name, value in plain.items()})
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+
+
+def _value(hint: Any, plain: Any) -> Any:
+    if dataclasses.is_dataclass(hint):
+        return _from_json(typing.cast(type, hint), plain)
+    if isinstance(plain, str) and Path in typing.get_args(hint):
+        return location(plain) if Url in typing.get_args(hint) else Path(plain)
+    return tuple(plain) if isinstance(plain, list) else plain
+
+
+def words_from_file(path: Path, given: Sequence[str]) -> list[str]:
+    """Read flags from a YAML file, such as ``min-frames: 8``, as words of a command line.
+
+    Args:
+        given: the words of the command line itself: flags in them are left out, so that they count.
+
+    Raises:
+        RunError: the file cannot be read, is not a mapping, or sets a flag that does not exist; the message names it.
+    """
+    import yaml
+
+    try:
+        with reading(path), open(path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(f"there is no file {path}") from error
+    try:
+        settings = yaml.safe_load(data) if len(data) <= MAX_FILE_BYTES else None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise RunError(f"{path} is not YAML: {' '.join(str(error).split())[:300]}") from error
+    if not isinstance(settings, dict):
+        raise RunError(f"{path} is not a list of flags and their values, such as `min-frames: 8`")
+    known = {flag for kind in (RunConfig, LaunchConfig) for flag in flag_names(kind).values()} - {*_NOT_IN_FILES}
+    on_command_line = {word.partition("=")[0].replace("_", "-") for word in given}
+    words = []
+    for name, value in settings.items():
+        flag = f"--{name}".replace("_", "-")
+        if flag not in known:
+            near = difflib.get_close_matches(flag, known, n=1)
+            raise RunError(f"{path} sets {name}, which is no flag" + (f"; did you mean {near[0][2:]}?" if near else ""))
+        if value is None or on_command_line & {flag, f"--no-{flag[2:]}"}:
+            continue
+        if isinstance(value, bool):
+            words.append(flag if value else f"--no-{flag[2:]}")
+        elif isinstance(value, list):
+            words += [flag, *map(str, value)] if value else []
+        else:
+            words += [flag, str(value)]
+    return words
+
+
+def as_file(run: RunConfig, launch: LaunchConfig) -> str:
+    """Format all settings as a file for ``--config``."""
+    import yaml
+
+    settings = {}
+    for config in (run, launch):
+        for place, flag in flag_names(type(config)).items():
+            value: Any = config
+            for name in place:
+                value = getattr(value, name)
+            if flag not in _NOT_IN_FILES:
+                settings[flag[2:]] = _plain(value)
+    return str(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (Path, Url)):
+        return str(value)
+    return list(value) if isinstance(value, tuple) else value
