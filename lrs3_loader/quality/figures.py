@@ -125,10 +125,14 @@ def rounded(figures: Mapping[str, float]) -> dict[str, float]:
     return found
 
 
-def numbers(quality: Mapping[str, Any]) -> dict[str, float]:
-    """Return those entries of a clip's ``quality`` that are numbers; true and false become 1 and 0."""
+def figure_numbers(meta: Any) -> dict[str, float]:
+    """Return the figures in the json of a sample, those entries of ``quality`` that are numbers; true is 1, false 0.
+
+    Names are kept if they can stand in an expression.
+    """
+    quality = meta.get("quality") if isinstance(meta, Mapping) else None
     return {
         name: int(value) if isinstance(value, bool) else value
-        for name, value in quality.items()
-        if isinstance(value, (bool, int, float)) and math.isfinite(value)
+        for name, value in (quality.items() if isinstance(quality, Mapping) else ())
+        if name.isidentifier() and isinstance(value, (bool, int, float)) and math.isfinite(value)
     }

@@ -18,11 +18,12 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
+from lrs3_loader.run.figure_table import FigureTable
 from lrs3_loader.run.ledger import (
     LEDGER_FOLDER,
     REPAIR,
@@ -35,9 +36,13 @@ from lrs3_loader.run.ledger import (
 )
 from lrs3_loader.run.ledger_index import LedgerIndex, LedgerSummary
 from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest
-from lrs3_loader.run.shards import check_shard, publish_shard, read_shard
+from lrs3_loader.run.offsets import read_offsets
+from lrs3_loader.run.shards import add_figures, check_shard, publish_shard, read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import ClipFeatures, Reject, Shard
+
+if TYPE_CHECKING:
+    import pandas
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +159,26 @@ class RunFolder:
         for name, data in self.store.read_many(names):
             yield Ledger.parse(data, self.store.where(name))
 
+    def figures(self) -> FigureTable:
+        """Return the figures of all published clips, from the ledgers alone: no tar is opened.
+
+        Where ``verify --sync`` measured offsets, ``sync_offset`` and ``sync_confidence`` are among them.
+
+        Raises:
+            RunError: a ledger or the file of the offsets is damaged.
+        """
+        run, offsets = self.run_hash, read_offsets(self.store)
+        table = FigureTable.of_ledgers((ledger for ledger in self.ledgers() if ledger.run == run), self.name)
+        return table if offsets is None else table.with_offsets(offsets)
+
+    def table(self) -> pandas.DataFrame:
+        """Return the figures of all published clips as a pandas table, a row per clip (docs/quality.md).
+
+        Raises:
+            RunError: pandas is not installed, or a ledger is damaged.
+        """
+        return self.figures().to_pandas()
+
     def samples(self, shard: Shard) -> Iterator[dict[str, Any]]:
         """Yield the samples of a published shard (see ``shards.read_shard``); a remote tar is downloaded first."""
         ledger = self.ledger(shard)
@@ -212,6 +237,11 @@ class RunFolder:
     ) -> Ledger:
         """Write one shard and its ledger atomically; see ``shards.publish_shard``."""
         return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
+
+    def add_figures(self, shard: Shard) -> bool:
+        """Copy the figures of a published shard's samples into its ledger, if that has none; return whether it did."""
+        ledger = self.ledger(shard)
+        return not ledger.figures and bool(add_figures(self.store, ledger).figures)
 
     def unpublish(self, shard: Shard) -> None:
         """Remove the ledger of a shard, so that the shard is made again."""
@@ -289,6 +319,15 @@ class Totals:
     num_bytes: int
     rejects: tuple[tuple[str, str, str], ...]  # (key, reason, message)
     reasons: Counter[str]
+
+
+def open_run(path: str | Path) -> RunFolder:
+    """Open a run, local or at a URL: ``open_run("/data/lrs3-shards").table()`` has the figures of every clip.
+
+    Raises:
+        RunError: there is no run, or its files are damaged.
+    """
+    return RunFolder.open(path)
 
 
 def demo_corpus_folder(out: Location) -> Path:

@@ -6,17 +6,17 @@ from typing import Any
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.safe_load import check_types, decode_json
-from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.io.storage import Store
 
 OFFSETS_FILE = "sync.jsonl"
 MAX_OFFSET = 10
 
 
-def read_offsets(folder: RunFolder) -> list[dict[str, Any]] | None:
-    """Read the offsets of a run; None if they were not measured, ``RunError`` if the file is damaged."""
-    path = folder.store.where(OFFSETS_FILE)
+def read_offsets(store: Store) -> list[dict[str, Any]] | None:
+    """Read the offsets of the run in a store; None if they were not measured, ``RunError`` if the file is damaged."""
+    path = store.where(OFFSETS_FILE)
     try:
-        lines = [decode_json(line) for line in folder.store.read(OFFSETS_FILE).splitlines()]
+        lines = [decode_json(line) for line in store.read(OFFSETS_FILE).splitlines()]
         for line in lines:
             measured = isinstance(line, dict) and line.get("offset_frames") is not None
             check_types(line, {"key": str, "in_training": bool})

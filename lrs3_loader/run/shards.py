@@ -7,6 +7,7 @@ the ledger, which names the tar, is replaced; then the old tar is removed.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -21,7 +22,8 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256, utc_now
 from lrs3_loader.io.safe_load import check_types
 from lrs3_loader.io.storage import Store
-from lrs3_loader.run.ledger import Ledger, join_checksums, ledger_name, tar_name
+from lrs3_loader.quality.figures import FIGURES_VERSION, figure_numbers
+from lrs3_loader.run.ledger import REPAIR, Ledger, join_checksums, join_figures, ledger_name, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, printable
 
@@ -87,14 +89,14 @@ def publish_shard(
     try:
         with store.write(tar_name(shard.name, generation)) as file:
             stream = _HashingFile(file)
-            samples, rejects, checksums = _write_tar(stream, shard, results)
+            samples, rejects, checksums, figures = _write_tar(stream, shard, results)
             if sound and (sound.sha256, sound.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
             if sound is None:  # the tar may take the place of the one that the ledger describes
                 store.delete(ledger_name(shard.name))
     except _UnchangedError:
         assert sound is not None
-        return sound
+        return add_figures(store, sound) if any(figures) and not sound.figures_version else sound
     ledger = Ledger(
         shard=shard.name,
         run=run,
@@ -105,7 +107,9 @@ def publish_shard(
         timings={stage: round(seconds, 3) for stage, seconds in timings.items()},
         provenance={**provenance, "finished_at": utc_now()},
         generation=generation,
-        checksums=checksums,
+        checksums=join_checksums(checksums),
+        figures=join_figures(figures),
+        figures_version=FIGURES_VERSION if any(figures) else 0,
     )
     with store.write(ledger_name(shard.name)) as file:
         file.write(ledger.to_json().encode())
@@ -134,11 +138,12 @@ def _is_sound(store: Store, ledger: Ledger) -> bool:
 
 def _write_tar(
     stream: _HashingFile, shard: Shard, results: Iterable[ClipFeatures | Reject]
-) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...], dict[str, str]]:
-    """Write the samples; return what the ledger records of samples, rejects and checksums."""
+) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...], list[dict[str, str]], list[dict[str, float]]]:
+    """Write the samples; return samples and rejects as the ledger records them, and checksums and figures of each."""
     samples: list[tuple[str, int]] = []
     rejects: list[tuple[str, str, str]] = []
     checksums: list[dict[str, str]] = []
+    figures: list[dict[str, float]] = []
     # The headers hold no time, user or host.
     with webdataset.TarWriter(stream, user="", group="", mtime=0, encoder=False) as tar:
         for clip, result in zip(shard.clips, results, strict=True):
@@ -151,7 +156,29 @@ def _write_tar(
             tar.write(sample)
             samples.append((clip.key, result.num_frames))
             checksums.append({name: checksum(data) for name, data in sample.items() if name != "__key__"})
-    return tuple(samples), tuple(rejects), join_checksums(checksums)
+            figures.append(figure_numbers(result.meta))
+    return tuple(samples), tuple(rejects), checksums, figures
+
+
+def add_figures(store: Store, ledger: Ledger) -> Ledger:
+    """Write the ledger of a shard again, with the figures that the json of its samples hold.
+
+    Raises:
+        RunError: the tar is damaged.
+    """
+    name = tar_name(ledger.shard, ledger.generation)
+    with store.local_copy(name) as folder:
+        try:
+            with TarIndex(folder / name, ledger) as tar:
+                found = {sample.key: figure_numbers(tar.read(i, ())["json"]) for i, sample in enumerate(tar.samples)}
+                figures = [found[key] for key, _ in ledger.samples]
+        except (DamagedError, OSError, KeyError) as error:
+            raise RunError(f"{store.where(name)} is damaged ({error}); {REPAIR}") from error
+    version = FIGURES_VERSION if any(figures) else 0
+    completed = dataclasses.replace(ledger, figures=join_figures(figures), figures_version=version)
+    with store.write(ledger_name(ledger.shard)) as file:
+        file.write(completed.to_json().encode())
+    return completed
 
 
 def read_shard(path: Path, ledger: Ledger | None = None) -> Iterator[Sample]:

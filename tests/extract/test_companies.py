@@ -18,7 +18,7 @@ from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models
-from lrs3_loader.quality.figures import FIGURES, numbers
+from lrs3_loader.quality.figures import FIGURES, figure_numbers
 from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
 from support.factory import make_clip, make_reject
 
@@ -125,6 +125,6 @@ def test_a_clip_has_the_same_fields_in_any_company(
                 np.testing.assert_allclose(
                     value.astype(np.float64), expected.arrays[name], rtol=0, atol=1e-4, err_msg=f"{name} of {key}"
                 )
-            rounded = pytest.approx(numbers(expected.meta["quality"]), rel=2e-3, abs=1e-3)
-            assert numbers(features.meta["quality"]) == rounded
+            rounded = pytest.approx(figure_numbers(expected.meta), rel=2e-3, abs=1e-3)
+            assert figure_numbers(features.meta) == rounded
             assert features.meta["quality"]["scene_cuts"] == expected.meta["quality"]["scene_cuts"]

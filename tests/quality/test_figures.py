@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from lrs3_loader.quality.figures import FIGURES, numbers, rounded
+from lrs3_loader.quality.figures import FIGURES, figure_numbers, rounded
 from support.paths import REPO
 
 
@@ -33,4 +33,4 @@ def test_five_digits_are_kept_and_what_has_no_value_is_left_out() -> None:
 
 def test_numbers_of_a_json() -> None:
     quality = {"converged": True, "face_size_px": 3.5, "scene_cuts": [[3, 14.0]], "odd": "x", "none": None}
-    assert numbers(quality) == pytest.approx({"converged": 1, "face_size_px": 3.5})
+    assert figure_numbers({"quality": quality}) == pytest.approx({"converged": 1, "face_size_px": 3.5})

@@ -15,8 +15,8 @@ PACKAGE = REPO / "lrs3_loader"
 ORDER = [
     {"types", "errors"},
     {"runtime", "io"},
-    {"face", "run", "config"},
-    {"corpus", "assets", "audio", "demo", "quality", "speaking", "stream"},
+    {"face", "quality", "run", "config"},
+    {"corpus", "assets", "audio", "demo", "speaking", "stream"},
     {"extract", "decode"},
     {"viz", "doctor", "interop", "syncnet"},
     {"launch"},

@@ -142,7 +142,7 @@ def test_rules_of_the_architecture_name_a_test_each() -> None:
         assert re.search(r"`tests/[\w/]+\.py::test_\w+`", rule), rule
 
 
-@pytest.mark.parametrize("name", ["README.md", "docs/streaming.md", "docs/architecture.md"])
+@pytest.mark.parametrize("name", ["README.md", "docs/streaming.md", "docs/quality.md", "docs/architecture.md"])
 def test_python_of_the_documents_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Their blocks of Python, one after another, on a small run in place of the one that they name."""
     run = make_run(tmp_path / "run", LENGTHS)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ from support.factory import make_clip, make_reject
 SPEECH_WIDTH = 8
 
 
-def full_features(clip: Clip, num_frames: int, seed: int = 0) -> ClipFeatures:
+def full_features(clip: Clip, num_frames: int, seed: int = 0, quality: Mapping[str, Any] | None = None) -> ClipFeatures:
     """Every field. Frame t of ``idexp_lm3d`` starts with t, row r of ``hubert`` with r: what belongs together shows."""
     random = np.random.default_rng([seed, num_frames])
     rows = 2 * num_frames
@@ -38,7 +39,8 @@ def full_features(clip: Clip, num_frames: int, seed: int = 0) -> ClipFeatures:
     }
     arrays["hubert"][:, 0] = np.arange(rows)
     arrays["idexp_lm3d"][:, :, 0] = np.arange(num_frames)[:, None]
-    return ClipFeatures(clip, num_frames, arrays, {"key": clip.key, "num_frames": num_frames})
+    meta: dict[str, Any] = {"key": clip.key, "num_frames": num_frames}
+    return ClipFeatures(clip, num_frames, arrays, meta if quality is None else {**meta, "quality": quality})
 
 
 def begin_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
@@ -52,19 +54,28 @@ def begin_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str =
     return RunFolder.create(folder, record, tuple(shards))
 
 
-def publish(run: RunFolder, index: int, lengths: Sequence[int]) -> None:
-    """Write one shard of it."""
+def publish(
+    run: RunFolder, index: int, lengths: Sequence[int], quality: Mapping[str, Mapping[str, Any]] | None = None
+) -> None:
+    """Write one shard of it; ``quality`` has the figures of clips by their keys."""
     shard = run.shards[index]
     results = [
-        full_features(clip, length, seed=index * 1000 + number) if length else make_reject(clip)
+        full_features(clip, length, index * 1000 + number, (quality or {}).get(clip.key))
+        if length
+        else make_reject(clip)
         for number, (clip, length) in enumerate(zip(shard.clips, lengths, strict=True))
     ]
     run.publish(shard, results, {}, {})
 
 
-def make_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
-    """A finished run."""
+def make_run(
+    folder: Path | str,
+    lengths: Sequence[Sequence[int]],
+    split: str = "pretrain",
+    quality: Mapping[str, Mapping[str, Any]] | None = None,
+) -> RunFolder:
+    """A finished run; ``quality`` has the figures of clips by their keys."""
     run = begin_run(folder, lengths, split)
     for index, row in enumerate(lengths):
-        publish(run, index, row)
+        publish(run, index, row, quality)
     return run

@@ -108,7 +108,7 @@ def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
         timeline=Timeline(works) if works else None,
         stage_seconds=stage_seconds,
         other_software=[found for found in map(json.loads, sorted(versions)) if found != usual],
-        offsets=read_offsets(folder),
+        offsets=read_offsets(folder.store),
         histograms=histograms,
     )
 

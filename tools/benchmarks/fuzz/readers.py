@@ -267,7 +267,7 @@ class _Opened:
         try:
             opened = RunFolder.open(place)
             opened.summaries()
-            read_offsets(opened)
+            read_offsets(opened.store)
         except RunError as error:
             if str(place) not in str(error):
                 raise AssertionError(f"the message does not name the file: {error}") from error
