@@ -86,17 +86,26 @@ class ImportGeneface:
 
 @dataclass(frozen=True)
 class Stats:
-    """Write the mean and standard deviation of every field to stats.json in the run's folder."""
+    """Write mean, standard deviation and percentiles of every field to stats.json in the run's folder."""
 
     run: Annotated[Path, tyro.conf.Positional]
     """Folder of the run."""
     partial: bool = False
     """Use the shards written so far of an unfinished run."""
+    splits: tuple[str, ...] = ()
+    """Only clips of these splits (all when empty)."""
+    out: Path | None = None
+    """Another file to write, for the figures of some splits."""
 
     def __call__(self) -> int:
         from lrs3_loader.stream import stats
 
-        path, figures = stats.write_stats(self.run, self.partial)
+        def select(key: str) -> bool:
+            return not self.splits or key.split("/")[0] in self.splits
+
+        if self.splits and self.out is None:
+            raise cli.UsageError("stats.json holds the figures of all splits: name another file for some, with --out")
+        path, figures = stats.write_stats(self.run, self.partial, select, self.out)
         print(f"{path}: {stats.describe_stats(figures)}")
         return cli.EXIT_OK
 

@@ -52,6 +52,11 @@ class Catalog:
         """Return (number of the source, index of the sample in its tar)."""
         return self._sources[sample_id], self._places[sample_id]
 
+    def locations(self) -> np.ndarray:
+        """Return the number of the location [n] that each sample comes from."""
+        numbers = np.array([source.location for source in self.sources], np.int64)
+        return numbers[np.frombuffer(self._sources, np.int64)] if len(self) else np.zeros(0, np.int64)
+
     def sha256(self) -> str:
         """Return a hash of the selected samples, their lengths and their order."""
         digest = hashlib.sha256(self._frames.tobytes())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,11 +16,13 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import differences
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
+from lrs3_loader.stream.normalize import Normalizer
 from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
-from lrs3_loader.stream.sources import Locations
+from lrs3_loader.stream.sources import Locations, list_locations
 from lrs3_loader.stream.tasks import Item, Task, crop, describe_tasks, make_task
+from lrs3_loader.stream.weights import Weights
 
 CURSOR = "__cursor__"
 STATE_VERSION = 1
@@ -33,10 +36,10 @@ class ShardStream(IterableDataset[Item]):
     Use it with ``torch.utils.data.DataLoader(stream, batch_size=None, num_workers=N)``, and call ``set_epoch`` before
     each epoch, as with torch's ``DistributedSampler``.
 
-    One epoch yields every selected sample exactly once over all ranks and workers. The contents and the order of the
-    batches depend only on the samples, the arguments, ``seed`` and the epoch. Rank r of W gets every W-th batch, so W
-    ranks train on the same batches as one would; at most W - 1 of the last batches are split, so that all ranks have
-    equally many.
+    One epoch yields every selected sample exactly once over all ranks and workers (``weights`` and ``mix`` change how
+    often). The contents and the order of the batches depend only on the samples, the arguments, ``seed`` and the epoch.
+    Rank r of W gets every W-th batch, so W ranks train on the same batches as one would; at most W - 1 of the last
+    batches are split, so that all ranks have equally many.
 
     Args:
         run_or_urls: one or several run folders or tars, local, or remote by any protocol of fsspec or webdataset
@@ -56,6 +59,13 @@ class ShardStream(IterableDataset[Item]):
         max_frames: skip longer clips.
         crop_frames: cut longer clips to this many frames, at a random place in each epoch.
         select: called with a clip's key ``"<split>/<speaker>/<utterance>"``; skip the clip if it returns false.
+        weights: how often each clip comes in an epoch: a table by key (1 for those not in it), a function of the key,
+            or ``"speakers"`` (all speakers equally often). A clip of weight 2 comes twice, one of weight 0.5 in
+            every second epoch on average, and one of weight 0 never. Local tars only.
+        mix: share of the samples of an epoch that each of several ``run_or_urls`` gives, for example ``(0.7, 0.3)``.
+        normalize: ``"stats"`` or the path of a ``stats.json`` (``lrs3-loader export stats``): arrays become ``(x -
+            mean) / deviation`` for each of their numbers, and pitch its normalised natural logarithm (0 where it is
+            unvoiced). ``valid``, ``speaking`` and ``pose`` stay as they are, and so does padding, which is 0.
         person: local run or tars of one person, for the task ``"postnet"`` only. Each item is then
             ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
         equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
@@ -101,6 +111,9 @@ class ShardStream(IterableDataset[Item]):
         max_frames: int | None = None,
         crop_frames: int | None = None,
         select: Callable[[str], bool] | None = None,
+        weights: Weights | None = None,
+        mix: Sequence[float] | None = None,
+        normalize: Literal["stats"] | str | Path | None = None,
         person: Locations | None = None,
         equal_batches: bool = True,
         follow: bool = False,
@@ -116,10 +129,12 @@ class ShardStream(IterableDataset[Item]):
         self.task = make_task(task)
         self.rank, self.world_size = resolve_rank(rank, world_size)
         known = {"task": self.task, "rank": self.rank, "world_size": self.world_size}
+        known["num_locations"] = len(list_locations(run_or_urls))
         self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
         self._person = None if person is None else PersonClips(person, self._settings)
+        self._normalizer = None if normalize is None else Normalizer(normalize, run_or_urls, self.task.fields)
         self._source, self._skipped_tars = open_stream(run_or_urls, self._settings)
         self._shared = self._source.shared
         self._generation = 0
@@ -259,27 +274,30 @@ class ShardStream(IterableDataset[Item]):
         return info.id, info.num_workers
 
     def _item(self, epoch: int, loaded: LoadedBatch) -> Item:
-        def random_for(key: str) -> np.random.Generator:
-            return np.random.default_rng([self._settings.seed, epoch, zlib.crc32(key.encode())])
+        # A clip that comes twice in an epoch is cropped and drawn from in two ways.
+        visit = [] if self._settings.weights is None and self._settings.mix is None else [loaded.number]
 
-        item = self.task(self._cropped(loaded.samples, epoch), random_for)
+        def random_for(key: str) -> np.random.Generator:
+            return np.random.default_rng([self._settings.seed, epoch, zlib.crc32(key.encode()), *visit])
+
+        item = self.task(self._prepared(loaded.samples, [epoch, 1], visit), random_for)
         if self._person is None:
             return item
-        person = self._cropped(self._person.samples(epoch, loaded.number), epoch)
+        person = self._prepared(self._person.samples(epoch, loaded.number), [epoch, 1], visit)
         return {"corpus": item, "person": self.task(person, random_for)}
 
-    def _cropped(self, samples: list[Sample], epoch: int) -> list[Sample]:
+    def _prepared(self, samples: list[Sample], seed: list[int], visit: list[int]) -> list[Sample]:
+        """Return the samples cropped and normalised."""
         length = self._settings.crop_frames
-        if length is None:
-            return samples
-        seed = [self._settings.seed, epoch, 1]
-        return [
-            crop(sample, length, np.random.default_rng([*seed, zlib.crc32(sample["__key__"].encode())]))
-            for sample in samples
-        ]
+        if length is not None:
+            seeds = [[self._settings.seed, *seed, zlib.crc32(sample["__key__"].encode()), *visit] for sample in samples]
+            cut = zip(samples, seeds, strict=True)
+            samples = [crop(sample, length, np.random.default_rng(numbers)) for sample, numbers in cut]
+        return samples if self._normalizer is None else list(map(self._normalizer, samples))
 
     def _identity(self) -> dict[str, Any]:
-        return {**self._settings.identity(), **self._source.identity()}
+        scaled = {} if self._normalizer is None else {"normalize": self._normalizer.sha256}
+        return {**self._settings.identity(), **self._source.identity(), **scaled}
 
     def _require_agreement(self) -> None:
         """Check that all ranks found the same samples: they may see different states or copies of an unfinished run."""

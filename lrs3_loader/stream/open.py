@@ -34,6 +34,8 @@ def open_stream(locations: Locations, settings: StreamSettings) -> tuple[BatchSo
     if not listing.is_indexed:
         if settings.world_size > 1 and settings.equal_batches:
             raise ValueError("tars without a ledger cannot be shared evenly by several ranks: pass equal_batches=False")
+        if settings.weights is not None or settings.mix is not None:
+            raise ValueError("weights and mix need to know all samples, which remote tars without a ledger do not tell")
         shared = SharedState(0, names, settings.skips_errors)
         urls = [source.url for source in listing.sources]
         return SequentialBatches(urls, settings, shared), listing.skipped

@@ -13,13 +13,23 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.position import ScheduledBatch
 from lrs3_loader.stream.readers import FetchingReader, LocalReader, Reader, StreamReader
-from lrs3_loader.stream.schedule import BatchIds, interleave, make_batches, shuffle_blocks, shuffled_order
+from lrs3_loader.stream.schedule import (
+    BatchIds,
+    interleave,
+    make_batches,
+    repeated_order,
+    shuffle_blocks,
+    shuffled_order,
+)
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Listing, Source, published_source
+from lrs3_loader.stream.weights import SampleWeights
 
 logger = logging.getLogger(__name__)
 
@@ -34,7 +44,8 @@ class IndexedPlan:
 
     def __init__(self, listing: Listing, settings: StreamSettings):
         self.catalog = Catalog(settings, listing.sources)
-        self.max_batches = len(self.catalog)  # in any epoch
+        self.weights = self._weigh(listing, settings)
+        self.max_batches = self.weights.max_samples if self.weights is not None else len(self.catalog)  # in any epoch
         self._samples = self.catalog.sha256()
         self._is_local = listing.is_local
         self._settings = settings
@@ -44,7 +55,8 @@ class IndexedPlan:
 
     def identity(self) -> dict[str, Any]:
         """Return what must be equal when a saved position is loaded."""
-        return {"samples": self._samples, "num_parallel_shards": self._num_partitions}
+        weights = {} if self.weights is None else {"weights": self.weights.sha256}
+        return {"samples": self._samples, "num_parallel_shards": self._num_partitions, **weights}
 
     def restore(self, identity: dict[str, Any]) -> None:
         """Use the number of partitions of a saved position, unless the user has chosen one."""
@@ -56,7 +68,7 @@ class IndexedPlan:
         """Return the batches of an epoch in order."""
         if self._cached[0] != epoch:
             settings, catalog = self._settings, self.catalog
-            order = shuffled_order(catalog.shard_sizes, settings.shuffle, settings.seed, epoch)
+            order = self._order(epoch)
             partitions = max(1, min(self._num_partitions, len(order)))
             # A rank holds a shuffle block of each of its partitions: together they are its shuffle buffer.
             block_size = -(-settings.shuffle_buffer // -(-partitions // settings.world_size))
@@ -64,6 +76,23 @@ class IndexedPlan:
             batches = interleave(order, partitions, block_size, catalog.frames, settings.rule, seed)
             self._cached = (epoch, list(batches))
         return self._cached[1]
+
+    def _weigh(self, listing: Listing, settings: StreamSettings) -> SampleWeights | None:
+        if settings.weights is None and settings.mix is None:
+            return None
+        if not listing.is_local:
+            raise ValueError("weights and mix need local tars, since samples come more than once: copy the runs first")
+        if settings.mix is not None and len(settings.mix) != settings.num_locations:
+            raise ValueError(f"mix must have a share for each of {settings.num_locations} runs, got {settings.mix}")
+        return SampleWeights(self.catalog, settings.weights, settings.mix)
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """Return the sample ids of an epoch in the order of their shards."""
+        settings, sizes = self._settings, self.catalog.shard_sizes
+        if self.weights is None:
+            return shuffled_order(sizes, settings.shuffle, settings.seed, epoch)
+        counts = self.weights.counts(settings.seed, epoch)
+        return repeated_order(sizes, counts, settings.shuffle, settings.seed, epoch)
 
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None

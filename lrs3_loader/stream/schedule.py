@@ -69,6 +69,22 @@ def shuffled_order(shard_sizes: Sequence[int], shuffle: bool, seed: int, epoch: 
     return np.concatenate(ranges) if ranges else np.zeros(0, np.int64)
 
 
+def repeated_order(shard_sizes: Sequence[int], counts: np.ndarray, shuffle: bool, seed: int, epoch: int) -> np.ndarray:
+    """Return sample ids, each as often as ``counts`` [n] says, shard by shard.
+
+    A shard is visited as often as its most frequent sample comes, at random moments of the epoch: the k-th visit gives
+    the samples that come more than k times. With all counts 1 the order is that of ``shuffled_order``.
+    """
+    stops = np.cumsum(shard_sizes, dtype=np.int64)
+    visits = []
+    for shard, stop in enumerate(stops.tolist()):
+        ids = np.arange(stop - shard_sizes[shard], stop)
+        most = int(counts[ids].max(initial=0))
+        visits += [ids[counts[ids] > visit] for visit in range(max(most, 1))]
+    order = np.random.default_rng([seed, epoch]).permutation(len(visits)) if shuffle else np.arange(len(visits))
+    return np.concatenate([visits[visit] for visit in order.tolist()]) if visits else np.zeros(0, np.int64)
+
+
 def shuffle_blocks(ids: np.ndarray, size: int) -> Iterator[np.ndarray]:
     """Cut ids [n] into consecutive blocks of at most ``size``."""
     for start in range(0, len(ids), size):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -55,6 +55,9 @@ class StreamSettings:
     poll_seconds: float
     rank: int
     world_size: int
+    weights: Any = None  # see ``stream.weights.Weights``
+    mix: Sequence[float] | None = None
+    num_locations: int = 1
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -65,6 +68,8 @@ class StreamSettings:
             raise ValueError(f"seed must be >= 0 and poll_seconds > 0, got {self.seed} and {self.poll_seconds}")
         if self.on_error not in ("raise", "skip"):
             raise ValueError(f"on_error must be 'raise' or 'skip', got {self.on_error!r}")
+        if self.follow and (self.weights is not None or self.mix is not None):
+            raise ValueError("weights and mix need all samples beforehand, which follow=True does not know")
         if self.follow and self.partial:
             raise ValueError("follow waits for all shards of a run and partial for none: give one of the two")
         given = (self.batch_size is not None) + (self.batch_frames is not None)

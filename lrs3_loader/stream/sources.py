@@ -38,6 +38,7 @@ class Source:
     samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known
     shard: tuple[str, str] | None = None  # folder or URL of the run, and name of the shard; None: it has no ledger
     fields: frozenset[str] | None = None  # arrays that every sample has; None: not known
+    location: int = 0  # number of the run, path or URL, among those given, that it belongs to
 
     @property
     def is_local(self) -> bool:
@@ -87,13 +88,18 @@ class Listing:
         return all(source.is_local for source in self.sources)
 
 
-def split_locations(locations: Locations) -> list[str]:
-    """Return a list of one or several paths or URLs, with braces expanded (``shards/a-{000000..000009}.tar``)."""
+def list_locations(locations: Locations) -> list[str | Path]:
+    """Return one or several locations as a list."""
     given = [locations] if isinstance(locations, (str, Path)) else list(locations)
     if not given:
         raise ValueError("no run, path or URL was given")
+    return given
+
+
+def split_locations(locations: Locations) -> list[str]:
+    """Return a list of one or several paths or URLs, with braces expanded (``shards/a-{000000..000009}.tar``)."""
     expanded: list[str] = []
-    for location in given:
+    for location in list_locations(locations):
         text = str(location).removeprefix("file://")
         braces = "{" in text and not text.startswith("pipe:") and not os.path.exists(text)
         expanded += braceexpand.braceexpand(text) if braces else [text]
@@ -112,13 +118,16 @@ def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> L
         RunError: there is nothing to read, a run is not finished, or a tar is damaged and not skipped.
     """
     listing = Listing()
-    for location in split_locations(locations):
-        if location.startswith("pipe:") or location.split("?")[0].endswith(_TAR_ENDINGS):
-            _list_tar(location, listing, skip_errors)
-        elif is_remote(location):
-            _list_remote_run(location.removesuffix("/"), listing, partial)
-        else:
-            _list_run(location, listing, partial, skip_errors)
+    for number, given in enumerate(list_locations(locations)):
+        first = len(listing.sources)
+        for location in split_locations(given):
+            if location.startswith("pipe:") or location.split("?")[0].endswith(_TAR_ENDINGS):
+                _list_tar(location, listing, skip_errors)
+            elif is_remote(location):
+                _list_remote_run(location.removesuffix("/"), listing, partial)
+            else:
+                _list_run(location, listing, partial, skip_errors)
+        listing.sources[first:] = [replace(source, location=number) for source in listing.sources[first:]]
     if not listing.sources:
         raise RunError("; ".join([f"there is nothing to read in {locations}", *listing.skipped.values()]))
     return listing

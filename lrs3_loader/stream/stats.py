@@ -8,7 +8,7 @@ the sample variance" (1983).
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,12 @@ from lrs3_loader.io.files import atomic_write, clear_unfinished
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.stream import ShardStream
+from lrs3_loader.stream.normalize import LOG_F0, STATS_FILE
+from lrs3_loader.stream.row_sample import RowSample
 from lrs3_loader.types import FIELDS
 
-FILE_NAME = "stats.json"
-_VERSION = 1
+_VERSION = 2  # 2: with percentiles and log_f0
+_UNITS = {LOG_F0: "natural logarithm of Hz, voiced rows"}
 _NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # other fields are interpolated where no face was detected
 
 
@@ -60,20 +62,25 @@ class Moments:
 class RunStats:
     """The moments of every field over a set of samples.
 
-    Rows are flattened to K numbers: 80 for ``mel``, 204 for ``idexp_lm3d``. Of ``f0``, only voiced rows count; of the
-    fields of the face, only frames in which one was detected.
+    Rows are flattened to K numbers: 80 for ``mel``, 204 for ``idexp_lm3d``. Of ``f0``, only voiced rows count, and
+    ``log_f0`` is their natural logarithm; of the fields of the face, only frames in which one was detected.
     """
 
     num_samples: int = 0
     num_frames: int = 0
     fields: Mapping[str, Moments] = field(default_factory=dict)
+    rows: Mapping[str, RowSample] = field(default_factory=dict)  # some rows of each field, for percentiles
 
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> RunStats:
         """Compute the statistics of one sample of the task ``"raw"``."""
         found = {name: _rows(name, sample) for name in FIELDS if name in sample and name != "valid"}
-        moments = {name: Moments.of(rows) for name, rows in found.items() if len(rows)}
-        return cls(1, int(sample["json"]["num_frames"]), moments)
+        if "f0" in found:
+            found[LOG_F0] = np.log(found["f0"].astype(np.float64))
+        found = {name: rows for name, rows in found.items() if len(rows)}
+        moments = {name: Moments.of(rows) for name, rows in found.items()}
+        drawn = {name: RowSample.of(rows, sample["__key__"], name) for name, rows in found.items()}
+        return cls(1, int(sample["json"]["num_frames"]), moments, drawn)
 
     def merge(self, other: RunStats) -> RunStats:
         """Return the statistics of both sets of samples together.
@@ -87,15 +94,19 @@ class RunStats:
             if mine is not None and mine.mean.shape != moments.mean.shape:
                 raise ValueError(f"{name} has {len(mine.mean)} numbers per row here and {len(moments.mean)} there")
             merged[name] = moments if mine is None else mine.merge(moments)
-        return RunStats(self.num_samples + other.num_samples, self.num_frames + other.num_frames, merged)
+        rows = dict(self.rows)
+        for name, drawn in other.rows.items():
+            rows[name] = drawn if name not in rows else rows[name].merge(drawn)
+        return RunStats(self.num_samples + other.num_samples, self.num_frames + other.num_frames, merged, rows)
 
     def to_json(self) -> str:
         fields = {
             name: {
-                "unit": FIELDS[name].unit,
+                "unit": _unit(name),
                 "count": moments.count,
                 "mean": moments.mean.tolist(),
                 "deviation": moments.deviation.tolist(),
+                "percentiles": self.rows[name].percentiles() if name in self.rows else {},
             }
             for name, moments in self.fields.items()
         }
@@ -111,21 +122,29 @@ def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
     return total
 
 
-def write_stats(run: Path, partial: bool = False) -> tuple[Path, RunStats]:
+def write_stats(
+    run: Path, partial: bool = False, select: Callable[[str], bool] | None = None, out: Path | None = None
+) -> tuple[Path, RunStats]:
     """Compute the statistics of a local run and write them to its folder as ``stats.json``.
 
+    Args:
+        run: the run's folder.
+        partial: use the shards written so far of an unfinished run.
+        select: called with a clip's key; only clips for which it returns true count.
+        out: another file to write.
+
     Raises:
-        RunError: there is no run, it is not finished (unless ``partial``), or a tar is damaged.
+        RunError: there is no run, it is not finished (unless ``partial``), no clip is selected, or a tar is damaged.
     """
-    stream = ShardStream(run, "raw", shuffle=False, partial=partial, rank=0, world_size=1)
+    stream = ShardStream(run, "raw", shuffle=False, select=select, partial=partial, rank=0, world_size=1)
     try:
         stats = compute_stats(check_sample(str(run), sample) for sample in stream)
     except DamagedError as error:
         raise RunError(str(error)) from error
     except ValueError as error:
         raise RunError(f"{run}: its samples do not match: {error}") from error
-    path = run / FILE_NAME
-    clear_unfinished(run, FILE_NAME.__eq__)
+    path = run / STATS_FILE if out is None else out
+    clear_unfinished(path.parent, path.name.__eq__)
     with atomic_write(path) as file:
         file.write(stats.to_json().encode())
     return path, stats
@@ -138,9 +157,13 @@ def describe_stats(stats: RunStats) -> str:
         mean, deviation = moments.mean, moments.deviation
         lines.append(
             f"  {name:<12} {moments.count} rows of {len(mean)}: mean {mean.min():.4g} to {mean.max():.4g}, "
-            f"deviation {deviation.min():.4g} to {deviation.max():.4g} ({FIELDS[name].unit})"
+            f"deviation {deviation.min():.4g} to {deviation.max():.4g} ({_unit(name)})"
         )
     return "\n".join(lines)
+
+
+def _unit(name: str) -> str:
+    return _UNITS[name] if name in _UNITS else FIELDS[name].unit
 
 
 def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:

@@ -78,7 +78,7 @@ def test_figures_of_parts_merge_into_those_of_the_whole(run: RunFolder) -> None:
 def test_the_file_holds_every_figure(run: RunFolder) -> None:
     path, stats = write_stats(run.path)
     plain = json.loads(path.read_text())
-    assert (plain["version"], plain["num_samples"], plain["num_frames"]) == (1, 8, 143)
+    assert (plain["version"], plain["num_samples"], plain["num_frames"]) == (2, 8, 143)
     assert plain["fields"].keys() == stats.fields.keys()
     for name, moments in stats.fields.items():
         assert plain["fields"][name]["count"] == moments.count
