@@ -284,6 +284,8 @@ class LaunchConfig:
     """Make a small corpus of synthetic talking heads and extract it."""
     retry_rejects: tuple[str, ...] | None = None
     """Run shards that contain rejects again (only rejects of the given reasons, if any)."""
+    extend: bool = False
+    """Add shards for clips that are new in the corpus; published ones stay as they are."""
     repair: bool = False
     """Read all shards first, and make those again that do not match their records."""
 

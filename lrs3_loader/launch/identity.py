@@ -95,29 +95,57 @@ def _shown(value: Any) -> str:
     return "(none)" if value is None else str(value)
 
 
-def check_clips(folder: RunFolder, config: CorpusConfig) -> None:
-    """Check that a corpus that has moved since the run began holds the same clips.
+def find_new_clips(folder: RunFolder, config: CorpusConfig, extend: bool) -> tuple[Clip, ...]:
+    """Compare the corpus of a run with what it was, if it has moved or if the run is to be extended.
+
+    Args:
+        extend: the corpus may have more clips now; of clips that are gone or have changed, it is only said.
+
+    Returns:
+        the clips that are new, if ``extend`` is true.
 
     Raises:
-        RunError: clips are missing, new or of another size; the message names some.
+        RunError: the corpus has moved, and its clips are others; the message names some.
     """
-    before = folder.record["config"].get("corpus", {}).get("corpus")
-    now = str(config.corpus)
-    if before == now:
+    before, now = folder.record["config"].get("corpus", {}).get("corpus"), str(config.corpus)
+    if before == now and not extend:
+        return ()
+    clips = find_corpus(config).clips
+    missing, added, changed = compare_clips(folder, clips)
+    problems = _name_some({"not there": missing, "with another size or path": changed})
+    if before != now:
+        problems += _name_some({} if extend else {"not of the run": added})
+        if problems:
+            listed = "\n  ".join(problems)
+            raise RunError(
+                f"{folder.path} was begun with the corpus {before}, and {now} holds other clips:\n  {listed}\n"
+                "name the corpus that the run was begun with, or another --out to start a new run"
+            )
+        logger.info("the corpus has moved from %s to %s", before, now)
+    for problem in problems:
+        logger.warning("in the corpus now: %s; what was published stays", problem)
+    return tuple(clip for clip in clips if clip.key in {*added}) if extend else ()
+
+
+def tell_changes(folder: RunFolder, config: CorpusConfig) -> None:
+    """Log which clips have come to the corpus of a finished run, and which are gone."""
+    try:
+        missing, added, changed = compare_clips(folder, find_corpus(config).clips)
+    except RunError as error:
+        logger.info("the corpus is not compared with the run: %s", str(error).partition("\n")[0])
         return
-    missing, added, changed = compare_clips(folder, find_corpus(config).clips)
-    problems = [
-        f"{count_of(len(keys), 'clip')} {what}: {', '.join(keys[:_MAX_LISTED])}{', ...' * (len(keys) > _MAX_LISTED)}"
-        for what, keys in (("not there", missing), ("not of the run", added), ("with another size or path", changed))
+    for problem in _name_some({"that the run does not have, add them with --extend": added}):
+        logger.warning("in the corpus are %s", problem)
+    for problem in _name_some({"not there": missing, "with another size or path": changed}):
+        logger.warning("in the corpus now: %s; what was published stays", problem)
+
+
+def _name_some(keys_by_problem: dict[str, list[str]]) -> list[str]:
+    return [
+        f"{count_of(len(keys), 'clip')} {problem}: {', '.join(keys[:_MAX_LISTED])}{', ...' * (len(keys) > _MAX_LISTED)}"
+        for problem, keys in keys_by_problem.items()
         if keys
     ]
-    if problems:
-        listed = "\n  ".join(problems)
-        raise RunError(
-            f"{folder.path} was begun with the corpus {before}, and {now} holds other clips:\n  {listed}\n"
-            "name the corpus that the run was begun with, or another --out to start a new run"
-        )
-    logger.info("the corpus has moved from %s to %s, with the same clips", before, now)
 
 
 def compare_clips(folder: RunFolder, clips: Iterable[Clip]) -> tuple[list[str], list[str], list[str]]:

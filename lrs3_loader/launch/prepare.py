@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 
 import torch
 
@@ -11,15 +12,22 @@ from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_values, resolve, upgrade_saved
 from lrs3_loader.corpus.plan import make_plan
-from lrs3_loader.corpus.scan import find_corpus
+from lrs3_loader.corpus.scan import corpus_root, find_corpus
 from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError, count_of
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.models import Models, require_extras
-from lrs3_loader.launch.identity import adopt_names, check_clips, check_compatible, software, what_decides_bytes
+from lrs3_loader.launch.identity import (
+    adopt_names,
+    check_compatible,
+    find_new_clips,
+    software,
+    tell_changes,
+    what_decides_bytes,
+)
 from lrs3_loader.run.folder import RunFolder, demo_corpus_folder
 from lrs3_loader.run.manifest import plan_sha256
-from lrs3_loader.types import FIELDS, Shard
+from lrs3_loader.types import FIELDS, Clip, Shard
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +49,7 @@ def prepare(
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = finalize_config(config, begun, device)
     shards: tuple[Shard, ...] = ()
+    added: tuple[Clip, ...] = ()
     if begun is None:
         corpus = find_corpus(config.corpus)
         logger.info("%s", corpus.describe())
@@ -48,11 +57,11 @@ def prepare(
         shards = make_plan(corpus.clips, config.plan, corpus.root)
         warn_if_short_of_space(config, shards, launch.out, assets)
     else:
-        check_clips(begun, config.corpus)
+        added = find_new_clips(begun, config.corpus, launch.extend)
     assets.ensure(config.face.face_model, speaking=config.speaking.needs_scores)
     extractor = load_extractor(config, assets, device, begun)
     if begun is not None:
-        folder = begun
+        folder = grow(begun, added, config) if added else begun
     else:
         now = what_decides_bytes(extractor)
         fields = {name: as_json(spec) for name, spec in FIELDS.items()}
@@ -67,6 +76,8 @@ def prepare(
     else:
         pending = sorted({*folder.with_rejects(launch.retry_rejects), *damaged})
     folder.save_index()
+    if begun is not None and not (pending or launch.extend):
+        tell_changes(folder, config.corpus)
     clips, all_shards = count_of(folder.shards.num_clips, "clip"), count_of(len(folder.shards), "shard")
     logger.info("%s in %s, %s to do, on %s", clips, all_shards, count_of(len(pending), "shard"), device.type)
     return folder, extractor, pending
@@ -83,6 +94,21 @@ def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begu
         adopt_names(extractor, begun)
         check_compatible(begun, what_decides_bytes(extractor))
     return extractor
+
+
+def grow(folder: RunFolder, added: Sequence[Clip], config: RunConfig) -> RunFolder:
+    """Plan further shards for new clips of the corpus; their numbers follow those of their split."""
+    last: dict[str, int] = {}
+    for name in folder.shards.names:
+        split, _, number = name.rpartition("-")
+        last[split] = max(last.get(split, -1), int(number))
+    planned = make_plan(added, config.plan, corpus_root(config.corpus))
+    shards = []
+    for shard in planned:
+        split, _, number = shard.name.rpartition("-")
+        shards.append(Shard(f"{split}-{last.get(split, -1) + 1 + int(number):06d}", shard.clips))
+    logger.info("added: %s in %s", count_of(len(added), "clip"), count_of(len(shards), "shard"))
+    return folder.extend(shards)
 
 
 def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.device) -> RunConfig:

@@ -16,7 +16,7 @@ from lrs3_loader.io.storage import Url, location
 
 MAX_FILE_BYTES = 1 << 20
 #: Flags that a file cannot set: they say what to do once.
-_NOT_IN_FILES = ("--retry-rejects", "--repair")
+_NOT_IN_FILES = ("--retry-rejects", "--extend", "--repair")
 
 
 def flag_names(kind: type = RunConfig) -> dict[tuple[str, ...], str]:

@@ -2,7 +2,7 @@
 
 OUT/
   run.json         config, plan hash, model files, software
-  manifest.jsonl   one line per clip, sorted, with the shard it belongs to
+  manifest.jsonl   one line per clip, sorted, with the shard it belongs to (manifest.g1.jsonl once the run has grown)
   shards/          pretrain-000000.tar ... (pretrain-000000.g1.tar where another was published since)
   ledger/          pretrain-000000.json ... each written after its tar
   index.jsonl      large runs only: the contents of the ledgers in one file; may be deleted
@@ -13,8 +13,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -48,9 +50,11 @@ logger = logging.getLogger(__name__)
 
 RECORD_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
+_GROWN = re.compile(r"manifest\.g([1-9]\d{0,5})\.jsonl")
 _RECORD = {
     "config": {"corpus?": {"corpus?": str, "layout?": str}, "face?": {"face_model?": str}, "decode?": dict},
     "plan_sha256": str,
+    "manifest?": {"file": str, "sha256": str},
     "models": {str: {"name?": str, "model?": str, "licence?": str, "sha256?": str}},
     "device_type": str,
     "software?": {str: str},
@@ -96,11 +100,27 @@ class RunFolder:
             store.create([TAR_FOLDER, LEDGER_FOLDER])
             with store.write(MANIFEST_FILE) as file:
                 file.writelines(line.encode("ascii") for line in manifest_lines(shards))
-            with store.write(RECORD_FILE) as file:
-                file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+            _write_record(store, record)
         except RunError as error:
             raise RunError(f"{error}; or choose another --out") from error
         return cls.open(path)
+
+    def extend(self, shards: Sequence[Shard]) -> RunFolder:
+        """Add shards to the plan, and open the run again.
+
+        The whole plan goes to a manifest with another name, and the run has grown once ``run.json`` names that. What is
+        published stays valid: ``plan_sha256`` remains the hash of the plan that the run began with.
+        """
+        match = _GROWN.fullmatch(manifest_of(self.record)[0])
+        name = f"manifest.g{int(match[1]) + 1 if match else 1}.jsonl"
+        plan = itertools.chain(self.shards, shards)
+        digest = hashlib.sha256()
+        with self.store.write(name) as file:
+            for line in manifest_lines(plan):
+                digest.update(line.encode("ascii"))
+                file.write(line.encode("ascii"))
+        _write_record(self.store, {**self.record, "manifest": {"file": name, "sha256": digest.hexdigest()}})
+        return self.open(str(self.path))
 
     @classmethod
     def open(cls, path: str | Path) -> RunFolder:
@@ -110,17 +130,10 @@ class RunFolder:
             RunError: there is no run, or its files are damaged.
         """
         store = store_at(path)
-        try:
-            record = decode_json(store.read(RECORD_FILE))
-            check_types(record, _RECORD)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise RunError(f"{path} holds no run (no {RECORD_FILE} there)") from error
-        except (OSError, ValueError) as error:
-            raise RunError(f"{path}/{RECORD_FILE} is damaged ({error}); begin another run") from error
-        with store.local_copy(MANIFEST_FILE) as folder:
-            return cls(
-                path, record, open_manifest(folder / MANIFEST_FILE, record["plan_sha256"], store.where(MANIFEST_FILE))
-            )
+        record = read_record(store)
+        name, digest = manifest_of(record)
+        with store.local_copy(name) as folder:
+            return cls(path, record, open_manifest(folder / name, digest, store.where(name)))
 
     @property
     def run_hash(self) -> str:
@@ -328,6 +341,39 @@ def open_run(path: str | Path) -> RunFolder:
         RunError: there is no run, or its files are damaged.
     """
     return RunFolder.open(path)
+
+
+def read_record(store: Store) -> dict[str, Any]:
+    """Read the ``run.json`` of a run.
+
+    Raises:
+        RunError: there is no run, or it is damaged.
+    """
+    try:
+        record: dict[str, Any] = decode_json(store.read(RECORD_FILE))
+        check_types(record, _RECORD)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise RunError(f"{store.root} holds no run (no {RECORD_FILE} there)") from error
+    except (OSError, ValueError) as error:
+        raise RunError(f"{store.root}/{RECORD_FILE} is damaged ({error}); begin another run") from error
+    return record
+
+
+def manifest_of(record: dict[str, Any]) -> tuple[str, str]:
+    """Return the name of a run's manifest and its SHA-256, by its ``run.json``.
+
+    Raises:
+        RunError: it names another file than a manifest.
+    """
+    named = record.get("manifest", {"file": MANIFEST_FILE, "sha256": record["plan_sha256"]})
+    if named["file"] != MANIFEST_FILE and not _GROWN.fullmatch(named["file"]):
+        raise RunError(f"{RECORD_FILE} is damaged ({named['file']!r:.100} is no manifest); begin another run")
+    return named["file"], named["sha256"]
+
+
+def _write_record(store: Store, record: dict[str, Any]) -> None:
+    with store.write(RECORD_FILE) as file:
+        file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
 
 
 def demo_corpus_folder(out: Location) -> Path:

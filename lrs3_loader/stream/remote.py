@@ -20,8 +20,8 @@ import webdataset
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.remote import open_stream
-from lrs3_loader.io.storage import is_url
-from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder
+from lrs3_loader.io.storage import is_url, store_at
+from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder, manifest_of, read_record
 from lrs3_loader.run.ledger import ledger_name
 
 logger = logging.getLogger(__name__)
@@ -83,6 +83,9 @@ def _copy_run(location: str, scratch: Path) -> RunFolder:
     for name in (RECORD_FILE, MANIFEST_FILE):
         if not _fetch(f"{location}/{name}", scratch / name):
             raise RunError(f"{location} holds no run (no {name} there)")
+    name, _ = manifest_of(read_record(store_at(scratch)))
+    if name != MANIFEST_FILE:
+        _fetch(f"{location}/{name}", scratch / name)
     folder = RunFolder.open(scratch)
     names = [ledger_name(shard) for shard in folder.shards.names]
     with ThreadPoolExecutor(_NUM_REQUESTS) as pool:

@@ -18,7 +18,7 @@ from lrs3_loader.config import CorpusConfig, PlanConfig, RunConfig, SpeechConfig
 from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.launch.identity import adopt_names, check_clips, check_compatible, software
+from lrs3_loader.launch.identity import adopt_names, check_compatible, find_new_clips, software
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
 
@@ -42,11 +42,11 @@ def begin(out: Path, config: RunConfig, models: dict[str, Any] | None = None) ->
 def test_a_corpus_may_move(corpus: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "lrs3_loader")
     run = begin(tmp_path / "run", RunConfig(CorpusConfig(corpus)))
-    check_clips(run, CorpusConfig(corpus))
+    find_new_clips(run, CorpusConfig(corpus), extend=False)
     assert caplog.messages == []
     corpus.rename(tmp_path / "elsewhere")
-    check_clips(run, CorpusConfig(tmp_path / "elsewhere", layout="lrs3"))
-    assert caplog.messages == [f"the corpus has moved from {corpus} to {tmp_path / 'elsewhere'}, with the same clips"]
+    find_new_clips(run, CorpusConfig(tmp_path / "elsewhere", layout="lrs3"), extend=False)
+    assert caplog.messages == [f"the corpus has moved from {corpus} to {tmp_path / 'elsewhere'}"]
 
 
 def test_another_corpus_is_refused_with_its_clips(corpus: Path, tmp_path: Path) -> None:
@@ -58,11 +58,11 @@ def test_another_corpus_is_refused_with_its_clips(corpus: Path, tmp_path: Path) 
     for number in range(7):
         (other / f"train/b/{number}.mp4").write_bytes(b"video")
     with pytest.raises(RunError) as caught:
-        check_clips(run, CorpusConfig(other))
+        find_new_clips(run, CorpusConfig(other), extend=False)
     assert str(caught.value).split("\n  ")[1:] == [
         "1 clip not there: test/a/1",
-        "6 clips not of the run: train/b/0, train/b/2, train/b/3, train/b/4, train/b/5, ...",
-        "1 clip with another size or path: test/a/2\n"
+        "1 clip with another size or path: test/a/2",
+        "6 clips not of the run: train/b/0, train/b/2, train/b/3, train/b/4, train/b/5, ...\n"
         "name the corpus that the run was begun with, or another --out to start a new run",
     ]
 

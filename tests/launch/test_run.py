@@ -116,6 +116,21 @@ def test_corpus_and_run_may_move(
         extract(config_for(tmp_path / "corpus"), tmp_path / "run", assets)
 
 
+def test_a_run_that_grows_has_the_bytes_of_one_begun_later(
+    undisturbed: runner.Outcome, corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    shutil.copytree(corpus.folder, tmp_path / "corpus")
+    last = tmp_path / "corpus" / undisturbed.folder.shards[3].clips[0].video_path
+    last.rename(tmp_path / "aside.mp4")
+    config = config_for(tmp_path / "corpus")
+    first = extract(config, tmp_path / "out", assets)
+    assert len(first.folder.shards) == 3
+    (tmp_path / "aside.mp4").rename(last)
+    outcome = extract(config, tmp_path / "out", assets, extend=True)
+    assert outcome.totals.num_shards == 4
+    assert shard_bytes(tmp_path / "out") == shard_bytes(undisturbed.folder.path)
+
+
 def test_a_run_is_resumed_that_knows_a_setting_by_its_earlier_name(
     undisturbed: runner.Outcome, corpus: demo.DemoCorpus
 ) -> None:
