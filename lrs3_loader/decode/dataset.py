@@ -90,7 +90,9 @@ class ClipDataset:
         self.beat()
         sources, skip = select_frames(track, clip, self.config)
         head = self._head(clip, root, track, sources, skip) if request.start == 0 else None
-        return self._read(request, FrameReader(track, sources, request.start), head)
+        first = int(skip * FRAMES_PER_SECOND)
+        lost = track.frames_lost_25fps()[first : first + len(sources)]
+        return self._read(request, FrameReader(track, sources, request.start, lost), head)
 
     def _read(self, request: ChunkRequest, reader: FrameReader, head: ClipHead | None) -> DecodedChunk:
         max_bytes = self.config.chunk_mebibytes << 20 if request.max_bytes is None else request.max_bytes

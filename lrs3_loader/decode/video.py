@@ -19,6 +19,8 @@ import torch
 from av.video.reformatter import VideoReformatter
 
 from lrs3_loader.config import DecodeConfig
+from lrs3_loader.decode.avi import check_avi
+from lrs3_loader.decode.matroska import damaged_ranges
 from lrs3_loader.decode.mp4 import check_mp4, joined
 from lrs3_loader.errors import ClipError, NoVideoError, TooLargeError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS, check_regular, open_input
@@ -35,6 +37,9 @@ _BEGINNINGS = {
     "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c"),
     "nut": b"nut/multimedia container\0",
 }
+MIN_STEPS = 10  # between frames, before a rate counts as constant
+STEP_TOLERANCE = 0.02  # of a step: containers round timestamps
+MAX_GAP_SHARE = 0.05  # of the steps; with more gaps the rate varies
 MAX_SLOTS = 10_000_000  # frames at 25 fps (111 hours) of a whole file, of which a clip may be a part
 
 Allocate = Callable[[tuple[int, ...]], torch.Tensor]
@@ -57,6 +62,7 @@ class VideoTrack:
     height: int  # as coded: a file with a rotation of 90 degrees gives frames of height ``width``
     width: int
     key_pts: np.ndarray  # [k] i64, ascending: the key frames, with which decoding can begin
+    damaged_pts: frozenset[int] = frozenset()  # frames whose bytes are known to be damaged
 
     __repr__ = shape_repr
 
@@ -68,6 +74,43 @@ class VideoTrack:
     def frame_indices_25fps(self) -> np.ndarray:
         """Return the source frame for each frame at 25 fps, [T] i64; see :func:`resample_to_25fps`."""
         return resample_to_25fps(self.pts, self.end_pts, self.time_base)
+
+    def frames_lost_25fps(self) -> np.ndarray:
+        """Tell which frames at 25 fps stand in for frames that the file has lost, [T] bool; see :func:`is_after_loss`.
+
+        A source frame stands for itself as long as others are shown.
+        """
+        sources = self.frame_indices_25fps()
+        times = int(self.pts[0]) + np.arange(len(sources)) / (FRAMES_PER_SECOND * float(self.time_base))
+        step = np.median(np.diff(self.pts)) if len(self.pts) > 1 else 0
+        return is_after_loss(self.pts)[sources] & (times - self.pts[sources] >= step)
+
+
+def is_after_loss(pts: np.ndarray) -> np.ndarray:
+    """Tell after which frames others are missing.
+
+    That is known at a constant rate only: all frames are equally far apart, but for a few gaps of several frames. Where
+    timestamps count frames, as in AVI, a gap is a frame that is to be shown for longer.
+
+    Args:
+        pts: [n] i64, ascending.
+
+    Returns:
+        [n] bool.
+    """
+    lost = np.zeros(len(pts), dtype=bool)
+    steps = np.diff(pts)
+    if len(steps) < MIN_STEPS:
+        return lost
+    usual = np.median(steps)
+    if usual < 2:
+        return lost
+    counts = np.rint(steps / usual)
+    is_regular = np.abs(steps - counts * usual) <= np.maximum(1, STEP_TOLERANCE * usual) * np.maximum(counts, 1)
+    gaps = counts > 1
+    if is_regular.all() and (counts > 0).all() and gaps.mean() <= MAX_GAP_SHARE:
+        lost[:-1] = gaps
+    return lost
 
 
 def resample_to_25fps(pts: np.ndarray, end_pts: int, time_base: Fraction) -> np.ndarray:
@@ -106,6 +149,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         TooLargeError: its frames are larger, or more, than ``config`` allows.
     """
     with open_container(path, name) as container:
+        ranges = _damaged_ranges(path, name) if "matroska" in container.format.name else ()
         _check_not_joined(path, name, container.format.name)
         stream = _video_stream(container, name)
         height, width = stream.height, stream.width
@@ -114,7 +158,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         if height * width > config.max_pixels:
             raise TooLargeError(f"{name}: frames of {width}x{height}, more than {config.max_pixels} pixels")
         max_packets = config.max_frames * MAX_SOURCE_RATE // FRAMES_PER_SECOND
-        unsorted, durations, key_pts = _demux_timestamps(container, stream, name, max_packets)
+        unsorted, durations, key_pts, damaged = _demux_timestamps(container, stream, name, max_packets, ranges)
         time_base = Fraction(stream.time_base or 1)
         promised = _promised_seconds(stream)
         if container.format.name == "avi":  # it has no timestamps: a lost packet would shift all that follow
@@ -134,7 +178,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         raise UnreadableError(
             f"{name}: cut short: {float(promised):.2f} s promised, {float(seconds):.2f} s of video there"
         )
-    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts))
+    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts), damaged)
 
 
 def open_container(path: Path, name: str) -> av.container.InputContainer:
@@ -149,9 +193,17 @@ def open_container(path: Path, name: str) -> av.container.InputContainer:
     check_regular(path, name)
     try:
         check_mp4(path, name)
+        check_avi(path, name)
     except OSError as error:
         raise UnreadableError(f"{name}: {error.strerror}") from error
     return open_input(path, name)
+
+
+def _damaged_ranges(path: Path, name: str) -> tuple[range, ...]:
+    try:
+        return damaged_ranges(path)
+    except OSError as error:
+        raise UnreadableError(f"{name}: {error.strerror}") from error
 
 
 def _check_not_joined(path: Path, name: str, container: str) -> None:
@@ -176,12 +228,22 @@ def _video_stream(container: av.container.InputContainer, name: str) -> av.Video
 
 
 def _demux_timestamps(
-    container: av.container.InputContainer, stream: av.VideoStream, name: str, max_packets: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Read the times [n] of the frames that are shown, their durations [n] (0: unknown) and those of key frames [k]."""
+    container: av.container.InputContainer,
+    stream: av.VideoStream,
+    name: str,
+    max_packets: int,
+    damaged_ranges: tuple[range, ...],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, frozenset[int]]:
+    """Read the timestamps of a track.
+
+    Returns:
+        the times [n] of the frames that are shown, their durations [n] (0: unknown), the times of key frames [k], and
+        those of frames that lie in damaged bytes of the file.
+    """
     pts: list[int] = []
     durations: list[int] = []
     key_pts: list[int] = []
+    damaged: set[int] = set()
     num_packets = 0
     try:
         for packet in container.demux(stream):
@@ -202,6 +264,8 @@ def _demux_timestamps(
                         "recordings joined without rewriting their timestamps"
                     )
                 key_pts.append(time)
+            if any((packet.pos or 0) in damaged_range for damaged_range in damaged_ranges):
+                damaged.add(time)
             # Nothing before the first key frame can be decoded; an edit list may hide frames that others depend on.
             if key_pts and not packet.is_discard:
                 pts.append(time)
@@ -211,7 +275,7 @@ def _demux_timestamps(
         raise UnreadableError(f"{name}: damaged after {num_packets} video packets ({why})") from error
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
-    return np.array(pts), np.array(durations), np.array(key_pts)
+    return np.array(pts), np.array(durations), np.array(key_pts), frozenset(damaged)
 
 
 def _promised_seconds(stream: av.VideoStream) -> Fraction:
@@ -237,9 +301,10 @@ class FrameReader:
         track: the video.
         sources: [n] non-decreasing indices into ``track.pts``; repeated ones are decoded once.
         start: how many of them to leave out.
+        lost: [n] bool, those that stand in for lost frames, and count as damaged.
     """
 
-    def __init__(self, track: VideoTrack, sources: np.ndarray, start: int = 0) -> None:
+    def __init__(self, track: VideoTrack, sources: np.ndarray, start: int = 0, lost: np.ndarray | None = None) -> None:
         self.track = track
         self.num_frames = len(sources)
         self._times: list[int] = track.pts[sources].tolist()
@@ -249,6 +314,7 @@ class FrameReader:
         self._time: int | None = None  # of the last frame that was decoded
         self._pixels: np.ndarray | None = None  # of the last frame that was wanted
         self._is_damaged = False
+        self._lost = lost
 
     @property
     def num_left(self) -> int:
@@ -275,7 +341,7 @@ class FrameReader:
                 frames = allocate((num_frames, *pixels.shape))
                 rows = frames.numpy()
             rows[i] = pixels
-            if self._is_damaged:
+            if self._is_damaged or (self._lost is not None and self._lost[start + i]):
                 damaged.append(start + i)
         return frames, tuple(damaged)
 
@@ -285,7 +351,7 @@ class FrameReader:
         if self._time != wanted or self._pixels is None:
             pixels = self._rgb(self._find(wanted))
             if self._pixels is not None and pixels.shape != self._pixels.shape:
-                raise self._lost("the size of the frames changes")
+                raise self._failed("the size of the frames changes")
             self._pixels = pixels
         self._num_read += 1
         return self._pixels
@@ -300,8 +366,8 @@ class FrameReader:
                 if time is not None and time > wanted:
                     break
         except MEDIA_ERRORS as error:
-            raise self._lost(str(getattr(error, "strerror", error))) from error
-        raise self._lost("no frame at its time")
+            raise self._failed(str(getattr(error, "strerror", error))) from error
+        raise self._failed("no frame at its time")
 
     def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
         """Convert a frame to pixels [H, W, 3], a view of the memory that the frame owns."""
@@ -311,7 +377,7 @@ class FrameReader:
         pixels = rows[:, : 3 * shown.width].reshape(shown.height, shown.width, 3)
         return np.rot90(pixels, round(frame.rotation / 90))
 
-    def _lost(self, why: str) -> ClipError:
+    def _failed(self, why: str) -> ClipError:
         message = f"damaged video: {self._num_read} of {self.num_frames} frames decoded, then: {why}"
         return UnreadableError(f"{self.track.name}: {message}")
 
@@ -333,16 +399,20 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[tuple[av.VideoFrame, b
             first = next(frames, None)
             if first is None or (key is not None and (first.pts is None or first.pts > pts)):
                 continue
-            yield from _with_damage(itertools.chain([first], frames))
+            yield from _with_damage(itertools.chain([first], frames), track.damaged_pts)
             return
 
 
-def _with_damage(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFrame, bool]]:
+def _with_damage(frames: Iterable[av.VideoFrame], damaged_pts: frozenset[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
     """Tell which frames are damaged: of which the decoder had to conceal parts, or that are predicted from such frames.
 
-    Damage lasts until the next key frame. B frames are also predicted from the frame that is shown after them, and from
-    one another.
+    Frames whose bytes are known to be damaged count as those of which parts were concealed. Damage lasts until the next
+    key frame. B frames are also predicted from the frame that is shown after them, and from one another.
     """
+
+    def has_damage(frame: av.VideoFrame) -> bool:
+        return bool(frame.is_corrupt or frame.pts in damaged_pts)
+
     waiting: list[av.VideoFrame] = []  # B frames
     is_damaged = False
     for frame in frames:
@@ -350,9 +420,9 @@ def _with_damage(frames: Iterable[av.VideoFrame]) -> Iterator[tuple[av.VideoFram
         if frame.pict_type == av.video.frame.PictureType.B and len(waiting) < MAX_REORDERED:
             continue
         for other in waiting[:-1]:
-            yield other, is_damaged or any(each.is_corrupt for each in waiting)
-        is_damaged = frame.is_corrupt or (is_damaged and not frame.key_frame)
+            yield other, is_damaged or any(map(has_damage, waiting))
+        is_damaged = has_damage(frame) or (is_damaged and not frame.key_frame)
         yield frame, is_damaged
         waiting.clear()
     for frame in waiting:
-        yield frame, is_damaged or any(each.is_corrupt for each in waiting)
+        yield frame, is_damaged or any(map(has_damage, waiting))

@@ -11,7 +11,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
-from datetime import timedelta
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +20,7 @@ from torch.distributed.rendezvous import rendezvous
 from lrs3_loader.errors import RunError
 
 START_TIMEOUT_SECONDS = 1800.0  # for all ranks to start
+ANNOUNCEMENT_SECONDS = 6 * 3600.0  # for rank 0 to prepare the run
 UNRESPONSIVE_SECONDS = 900.0  # a rank without progress for this long counts as lost; no clip takes a tenth of it
 _POLL_SECONDS = 0.2
 
@@ -52,8 +52,16 @@ class WorkQueue:
         self._ask(lambda: self._store.set("launch", json.dumps(message)))
 
     def announcement(self) -> dict[str, Any]:
-        """Wait for rank 0's announcement, for hours if need be: it may be scanning a large corpus."""
-        self._ask(lambda: self._store.wait(["launch"], timedelta(hours=6)))
+        """Wait for rank 0's announcement, for hours if need be: it may be scanning a large corpus.
+
+        Raises:
+            RunError: rank 0 has announced nothing within six hours.
+        """
+        until = time.monotonic() + ANNOUNCEMENT_SECONDS
+        while not self._ask(lambda: self._store.check(["launch"])):  # ``wait`` would not be interrupted by signals
+            if time.monotonic() > until:
+                raise RunError(f"rank 0 has not prepared the run within {ANNOUNCEMENT_SECONDS:g} s; look at its log")
+            time.sleep(_POLL_SECONDS)
         message: dict[str, Any] = json.loads(self._ask(lambda: self._store.get("launch")))
         if "pending" in message:
             message["pending"] = [index for start, stop in message["pending"] for index in range(start, stop)]

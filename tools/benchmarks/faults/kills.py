@@ -13,7 +13,7 @@ import os
 import pickle
 import random
 import signal
-import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from time import perf_counter
 from unittest import mock
+
+import torch.distributed as dist
+from tqdm import tqdm
 
 from benchmarks.faults import scenarios
 from benchmarks.faults.scenarios import SCENARIOS, Ending, Laboratory, Scenario, digest, run_command
@@ -83,7 +86,11 @@ class Killer:
                 time.sleep(draw.uniform(0.0, 0.03))
                 return super().process_frames(*arguments)  # type: ignore[arg-type]
 
-        with mock.patch.object(scenarios, "_Extractor", Extractor), mock.patch.object(leases, "_POLL_SECONDS", 0.01):
+        with (
+            mock.patch.object(scenarios, "_Extractor", Extractor),
+            mock.patch.object(leases, "_POLL_SECONDS", 0.01),
+            mock.patch.object(tqdm, "monitor_interval", 0),
+        ):
             yield
 
     def _measure(self) -> None:
@@ -149,10 +156,9 @@ class _Launch:
 
     def __init__(self, words: list[str], num_ranks: int, endings: Path):
         self._endings = endings
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(num_ranks)}
+        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(num_ranks)}
+        own["TORCHELASTIC_USE_AGENT_STORE"] = "True"
         self._pids = [self._fork(words, {**own, "RANK": str(rank)}) for rank in range(num_ranks)]
         self._alive = set(self._pids)
 
@@ -163,6 +169,7 @@ class _Launch:
         code = 1
         try:
             os.environ.update(variables)
+            tqdm.set_lock(threading.RLock())  # the usual one is shared with processes that may have been killed with it
             os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # torch's store writes stack traces there
             ending = run_command(words)
             with open(f"{self._endings}.{variables['RANK']}", "wb") as file:

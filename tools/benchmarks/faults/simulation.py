@@ -22,7 +22,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
 from typing import Any
 from unittest import mock
 
@@ -114,13 +113,6 @@ class SimulatedStore:
 
     def check(self, keys: list[str]) -> bool:
         return bool(self._request(lambda: all(self._prefix + key in self._data for key in keys)))
-
-    def wait(self, keys: list[str], timeout: timedelta) -> None:
-        until = self._world.scheduler.now + timeout.total_seconds()
-        while not self.check(keys):
-            if self._world.scheduler.now > until:
-                raise dist.DistStoreError("wait timeout")
-            self._world.scheduler.pause(2.0)
 
 
 class _WorldCalls(FileCalls):

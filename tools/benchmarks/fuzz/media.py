@@ -115,6 +115,7 @@ class MediaFuzz:
 
     def __enter__(self) -> MediaFuzz:
         torch.set_num_threads(1)
+        os.environ.setdefault("SVT_LOG", "0")  # the encoder of AV1 is talkative
         for name in self._kinds:
             path = Path(self._folder.name) / f"whole.{KINDS[name].suffix}"
             write_clip(path, KINDS[name])
