@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks.stand_in import Record, stand_in_device
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.errors import RunError
 from support.paths import REPO
@@ -56,18 +58,28 @@ LONGEST = ("test_run", "test_decode", "test_landmarks")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the longest files first, so that no process ends long after the other, and mark what uses the shared folder.
-
-    Tests marked ``gpu`` are skipped on a machine without one, but fail where a GPU is expected.
-    """
+    """Put the longest files first, so that no process ends long after the other; mark what uses the shared folder."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     for item in items:
         if SHARED_FIXTURES & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.shared)
-    if torch.cuda.is_available() or os.environ.get("LRS3_LOADER_EXPECT_GPU") == "1":
-        return
-    for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(
-                pytest.mark.skip(reason="no CUDA device here (LRS3_LOADER_EXPECT_GPU=1 makes this a failure)")
-            )
+
+
+@pytest.fixture
+def stand_in() -> Iterator[Record]:
+    """The stand-in device, with the record of what it is asked to do."""
+    if torch.cuda.is_available():
+        pytest.skip("the stand-in device is for machines without a GPU (hide it with CUDA_VISIBLE_DEVICES=)")
+    with stand_in_device(free_gib=1) as record:  # batches are small, then
+        yield record
+
+
+@pytest.fixture(autouse=True)
+def gpu(request: pytest.FixtureRequest) -> None:
+    """Give tests marked ``gpu`` the stand-in device on a machine without a GPU.
+
+    Where a GPU is expected (``LRS3_LOADER_EXPECT_GPU=1``) they fail without one.
+    """
+    expects_one = torch.cuda.is_available() or os.environ.get("LRS3_LOADER_EXPECT_GPU") == "1"
+    if "gpu" in request.node.keywords and not expects_one:
+        request.getfixturevalue("stand_in")

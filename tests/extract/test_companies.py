@@ -98,12 +98,13 @@ def test_a_clip_has_the_same_fields_in_any_company(
     config = dataclasses.replace(
         config,
         landmarks=dataclasses.replace(config.landmarks, frame_batch=8),
-        speech=dataclasses.replace(config.speech, dtype="float32", store="float32"),
+        speech=dataclasses.replace(config.speech, dtype="float32", store="float32", batch_seconds=4.0),
         regression=RegressionConfig(checkpoint=make_deep3d(tmp_path), batch=4, dtype="float32"),
     )
     config = resolve(config, device)
     where = torch.device(device)
     extractor = Extractor(config, Models.load(config, Assets(assets), where), where)
+    chunks = chunks if device == "cpu" else chunks[:2]
 
     def extract(company: list[int], with_reject: bool) -> dict[str, ClipFeatures]:
         items = [*[chunks[number] for number in company], *[make_reject(make_clip())] * with_reject]
@@ -115,7 +116,7 @@ def test_a_clip_has_the_same_fields_in_any_company(
         alone |= extract([number], with_reject=False)
     assert len(alone) == len(chunks)
     random = np.random.default_rng(0)
-    for _ in range(NUM_COMPANIES):
+    for _ in range(NUM_COMPANIES if device == "cpu" else 1):
         company = random.permutation(len(chunks))[: random.integers(2, len(chunks) + 1)].tolist()
         for key, features in extract(company, with_reject=bool(random.integers(2))).items():
             expected = alone[key]

@@ -286,22 +286,24 @@ def damaged_clips(clip: FitInput) -> list[FitInput]:
 
 
 @pytest.mark.parametrize("config", [FitConfig.fast(), FitConfig.best()], ids=["fast", "best"])
-@pytest.mark.parametrize("name", ["small", "demo"])
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.mark.parametrize(
+    ("device", "name"), [("cpu", "small"), ("cpu", "demo"), pytest.param("cuda", "small", marks=pytest.mark.gpu)]
+)
 def test_a_clip_has_the_same_numbers_in_any_company(device: str, name: str, config: FitConfig) -> None:
     """Whatever the order, the number, the lengths and the damage of the others, and however batches are padded."""
     model = MODEL if name == "small" else demo_head()
     clips = varied_clips(model)
     strangers = clips + damaged_clips(clips[0])
     model = model.to(device)
-    alone = [LandmarkFitter(model, config)([clip])[0] for clip in clips]
+    compared = range(0, len(clips), 1 if device == "cpu" else 4)
+    alone = {number: LandmarkFitter(model, config)([clips[number]])[0] for number in compared}
     random = np.random.default_rng(0)
-    for _ in range(5):
+    for _ in range(5 if device == "cpu" else 2):
         company = random.permutation(len(strangers))[: random.integers(2, len(strangers) + 1)].tolist()
         fitter = LandmarkFitter(model, config, batch_frames=int(random.choice([1, 100, 400, 10_000])))
         fitter._length_step = int(random.choice([1, 16]))
         for number, result in zip(company, fitter([strangers[number] for number in company]), strict=True):
-            if number < len(clips):
+            if number in alone:
                 assert_same_numbers(alone[number], result)
 
 
