@@ -270,6 +270,19 @@ class WorkerConfig:
 
 
 @dataclass(frozen=True)
+class OffsetLimits:
+    """Which of the measured offsets are applied."""
+
+    max_offset_frames: int = 6
+    """Larger audio-video offsets are not applied (25 fps frames)."""
+    min_offset_confidence: float = 0.1
+    """Offsets measured with less confidence (0..2) are not applied."""
+
+    def __post_init__(self) -> None:
+        _positive(self, "max_offset_frames")
+
+
+@dataclass(frozen=True)
 class LaunchConfig:
     """Settings that may differ between launches of a run."""
 
@@ -280,6 +293,10 @@ class LaunchConfig:
     device: str = "auto"
     """auto, cpu, cuda or cuda:N; auto gives each rank the GPU of its local rank."""
     workers: Annotated[WorkerConfig, rarely("decode processes")] = field(default_factory=WorkerConfig)
+    offsets: OptionalPlace = None
+    """A sync.jsonl that `verify --sync` wrote for a run of this corpus: the audio of its clips is shifted by their
+    offsets. Decided when a run is begun, and recorded in its manifest."""
+    offsets_limits: Annotated[OffsetLimits, rarely("offsets")] = field(default_factory=OffsetLimits)
     demo: bool = False
     """Make a small corpus of synthetic talking heads and extract it."""
     retry_rejects: tuple[str, ...] | None = None

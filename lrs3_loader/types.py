@@ -61,6 +61,7 @@ class Clip:
     text: str | None = None  # the spoken text, if the corpus gives it without a transcript file
     start_seconds: float | None = None  # None: from the first frame
     end_seconds: float | None = None  # None: to the last frame
+    audio_offset_frames: int | None = None  # frames (25 fps) by which the audio is late in the file, which is undone
 
     def __post_init__(self) -> None:
         if self.key.count("/") != 2 or "." in self.key:

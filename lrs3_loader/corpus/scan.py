@@ -167,7 +167,7 @@ def _name_clips(found: list[Found], on_collision: str) -> list[Clip]:
             free = (name for number in itertools.count(2) if (name := f"{key}_{number}") not in named)
             for item in items[1:]:
                 named[next(free)] = item
-    names = [field.name for field in dataclasses.fields(Clip) if field.name != "key"]
+    names = {field.name for field in dataclasses.fields(Found)} & {field.name for field in dataclasses.fields(Clip)}
     return [Clip(key, **{name: getattr(named[key], name) for name in names}) for key in sorted(named)]
 
 

@@ -111,7 +111,10 @@ class ClipDataset:
         transcript = read_transcript(root / clip.transcript_path) if clip.transcript_path else None
         name = clip.sound_path or clip.video_path
         start = None if clip.sound_path else track.start_seconds
-        time_range = TimeRange(start, skip, len(sources), open_end=clip.end_seconds is None)
+        late = Fraction(clip.audio_offset_frames or 0, FRAMES_PER_SECOND)
+        if transcript is not None and late:  # its times are those of the audio
+            transcript = dataclasses.replace(transcript, words=tuple(_earlier(word, late) for word in transcript.words))
+        time_range = TimeRange(start, skip + late, len(sources), open_end=clip.end_seconds is None)
         audio = read_audio(root / name, name, time_range, self.config.max_av_mismatch_seconds)
         self.beat()
         f0_hz, num_f0_rows = self.pitch(audio.waveform.numpy(), ROWS_PER_FRAME * len(sources))
@@ -129,6 +132,12 @@ class ClipDataset:
             num_excess_samples=audio.num_excess_samples,
         )
         return ClipHead(audio.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
+
+
+def _earlier(word: tuple[str, float, float, float], seconds: Fraction) -> tuple[str, float, float, float]:
+    """Move a word of a transcript to an earlier time."""
+    text, start, end, score = word
+    return text, round(start - float(seconds), 4), round(end - float(seconds), 4), score
 
 
 def _identity(root: Location) -> tuple[int, int] | None:

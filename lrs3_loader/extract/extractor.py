@@ -406,6 +406,8 @@ class Extractor:
             "conventions": self.models.conventions(self.config),
             "quality": state.quality,
         }
+        if clip.audio_offset_frames is not None:
+            meta["audio_offset_frames"] = clip.audio_offset_frames
         if clip.text is not None:
             meta["text"] = clip.text
         if head.transcript is not None:

@@ -6,9 +6,10 @@ their files.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
@@ -156,8 +157,21 @@ def compare_clips(folder: RunFolder, clips: Iterable[Clip]) -> tuple[list[str], 
     """
     before = {clip.key: clip for shard in folder.shards for clip in shard.clips}
     now = {clip.key: clip for clip in clips}
-    changed = [key for key in before.keys() & now.keys() if before[key] != now[key]]
+    common = before.keys() & now.keys()  # offsets are the run's own, and no property of the corpus
+    changed = [key for key in common if dataclasses.replace(before[key], audio_offset_frames=None) != now[key]]
     return sorted(before.keys() - now.keys()), sorted(now.keys() - before.keys()), sorted(changed)
+
+
+def check_offsets(folder: RunFolder, offsets: Mapping[str, int]) -> None:
+    """Check that a run was begun with these audio-video offsets, by key; raises ``RunError`` otherwise."""
+    for shard in folder.shards:
+        for clip in shard.clips:
+            if clip.audio_offset_frames != offsets.get(clip.key):
+                begun, now = clip.audio_offset_frames or 0, offsets.get(clip.key, 0)
+                raise RunError(
+                    f"{folder.path} was begun with other offsets ({clip.key}: {begun} frames there, {now} now); "
+                    "leave --offsets out to resume it, or name another --out to start a new run"
+                )
 
 
 def adopt_names(extractor: Extractor, folder: RunFolder) -> None:

@@ -20,6 +20,7 @@ from lrs3_loader.extract.models import Models, require_extras
 from lrs3_loader.launch.identity import (
     adopt_names,
     check_compatible,
+    check_offsets,
     find_new_clips,
     software,
     tell_changes,
@@ -27,6 +28,7 @@ from lrs3_loader.launch.identity import (
 )
 from lrs3_loader.run.folder import RunFolder, demo_corpus_folder
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.offsets import load_offsets, with_offsets
 from lrs3_loader.types import FIELDS, Clip, Shard
 
 logger = logging.getLogger(__name__)
@@ -54,10 +56,15 @@ def prepare(
         corpus = find_corpus(config.corpus)
         logger.info("%s", corpus.describe())
         config = dataclasses.replace(config, corpus=dataclasses.replace(config.corpus, layout=corpus.layout))
-        shards = make_plan(corpus.clips, config.plan, corpus.root)
+        found = corpus.clips if launch.offsets is None else with_offsets(corpus.clips, _offsets(launch))
+        shards = make_plan(found, config.plan, corpus.root)
         warn_if_short_of_space(config, shards, launch.out, assets)
     else:
         added = find_new_clips(begun, config.corpus, launch.extend)
+        if launch.offsets is not None:
+            offsets = _offsets(launch)
+            check_offsets(begun, offsets)
+            added = with_offsets(added, offsets)
     assets.ensure(config.face.face_model, speaking=config.speaking.needs_scores)
     extractor = load_extractor(config, assets, device, begun)
     if begun is not None:
@@ -81,6 +88,11 @@ def prepare(
     clips, all_shards = count_of(folder.shards.num_clips, "clip"), count_of(len(folder.shards), "shard")
     logger.info("%s in %s, %s to do, on %s", clips, all_shards, count_of(len(pending), "shard"), device.type)
     return folder, extractor, pending
+
+
+def _offsets(launch: LaunchConfig) -> dict[str, int]:
+    limits = launch.offsets_limits
+    return load_offsets(str(launch.offsets), limits.max_offset_frames, limits.min_offset_confidence)
 
 
 def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> Extractor:

@@ -29,6 +29,7 @@ _TYPES = {
     "text?": str,
     "start_seconds?": float,
     "end_seconds?": float,
+    "audio_offset_frames?": int,
 }
 _CLIP_FIELDS = [name.rstrip("?") for name in _TYPES]
 _SHARD_NAME = re.compile(r"[^/\0]+-\d{6,}")

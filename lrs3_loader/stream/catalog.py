@@ -33,7 +33,8 @@ class Catalog:
         """Number the selected samples of another tar; return their ids [n] in the order of the tar."""
         assert source.samples is not None, "only a listed tar can be catalogued"
         first = len(self)
-        for place, (key, num_frames) in enumerate(source.samples):
+        for place, (key, stored_frames) in enumerate(source.samples):
+            num_frames = self._settings.frames_left(key, stored_frames)
             if self._settings.selects(key, num_frames):
                 self._sources.append(len(self.sources))
                 self._places.append(place)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,15 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import differences
+from lrs3_loader.run.offsets import OFFSETS_FILE, load_offsets
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.normalize import Normalizer
 from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
-from lrs3_loader.stream.sources import Locations, list_locations
-from lrs3_loader.stream.tasks import Item, Task, crop, describe_tasks, make_task
+from lrs3_loader.stream.sources import Locations, list_locations, split_locations
+from lrs3_loader.stream.tasks import Item, Task, crop, describe_tasks, make_task, shift_audio
 from lrs3_loader.stream.weights import Weights
 
 CURSOR = "__cursor__"
@@ -66,6 +68,10 @@ class ShardStream(IterableDataset[Item]):
         normalize: ``"stats"`` or the path of a ``stats.json`` (``lrs3-loader export stats``): arrays become ``(x -
             mean) / deviation`` for each of their numbers, and pitch its normalised natural logarithm (0 where it is
             unvoiced). ``valid``, ``speaking`` and ``pose`` stay as they are, and so does padding, which is 0.
+        offsets: audio-video offsets that are undone: ``"sync"`` for those that ``verify --sync`` wrote into the run,
+            the path of such a file, or a table of frames by key (positive: the audio is late). Of a file, offsets of
+            at most 6 frames with a confidence of at least 0.1 are used; ``lrs3_loader.run.offsets.load_offsets``
+            makes a table with other limits. A clip loses as many frames as it is shifted by.
         person: local run or tars of one person, for the task ``"postnet"`` only. Each item is then
             ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
         equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
@@ -114,6 +120,7 @@ class ShardStream(IterableDataset[Item]):
         weights: Weights | None = None,
         mix: Sequence[float] | None = None,
         normalize: Literal["stats"] | str | Path | None = None,
+        offsets: Literal["sync"] | str | Path | Mapping[str, int] | None = None,
         person: Locations | None = None,
         equal_batches: bool = True,
         follow: bool = False,
@@ -130,6 +137,7 @@ class ShardStream(IterableDataset[Item]):
         self.rank, self.world_size = resolve_rank(rank, world_size)
         known = {"task": self.task, "rank": self.rank, "world_size": self.world_size}
         known["num_locations"] = len(list_locations(run_or_urls))
+        known["offsets"] = _offsets_table(offsets, run_or_urls)
         self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
@@ -287,7 +295,9 @@ class ShardStream(IterableDataset[Item]):
         return {"corpus": item, "person": self.task(person, random_for)}
 
     def _prepared(self, samples: list[Sample], seed: list[int], visit: list[int]) -> list[Sample]:
-        """Return the samples cropped and normalised."""
+        """Return the samples with their audio in sync, cropped and normalised."""
+        if (offsets := self._settings.offsets) is not None:
+            samples = [shift_audio(sample, offsets.get(sample["__key__"], 0)) for sample in samples]
         length = self._settings.crop_frames
         if length is not None:
             seeds = [[self._settings.seed, *seed, zlib.crc32(sample["__key__"].encode()), *visit] for sample in samples]
@@ -297,6 +307,9 @@ class ShardStream(IterableDataset[Item]):
 
     def _identity(self) -> dict[str, Any]:
         scaled = {} if self._normalizer is None else {"normalize": self._normalizer.sha256}
+        if (offsets := self._settings.offsets) is not None:
+            lines = sorted(f"{key} {frames}" for key, frames in offsets.items())
+            scaled["offsets"] = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
         return {**self._settings.identity(), **self._source.identity(), **scaled}
 
     def _require_agreement(self) -> None:
@@ -316,6 +329,18 @@ class ShardStream(IterableDataset[Item]):
 
 if ShardStream.__doc__ is not None:  # python -OO leaves documentation out
     ShardStream.__doc__ += describe_tasks()
+
+
+def _offsets_table(given: str | Path | Mapping[str, int] | None, locations: Locations) -> Mapping[str, int] | None:
+    """Return the offsets in frames by key that ``ShardStream(offsets=...)`` names."""
+    if given is None or isinstance(given, Mapping):
+        return given
+    if str(given) != "sync":
+        return load_offsets(given)
+    table: dict[str, int] = {}
+    for run in split_locations(locations):
+        table |= load_offsets(f"{run.rstrip('/')}/{OFFSETS_FILE}")
+    return table
 
 
 def _renamed(deprecated: dict[str, Any]) -> dict[str, Any]:

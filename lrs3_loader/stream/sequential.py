@@ -147,6 +147,7 @@ class _Batches:
                         num_frames = frames_of(sample)
                     except ValueError:
                         num_frames = 0  # none of its arrays has a time axis
+                    num_frames = self.settings.frames_left(key, num_frames)
                     if self.settings.selects(key, num_frames):
                         yield sample, num_frames
             except DamagedError as error:

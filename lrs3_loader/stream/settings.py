@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class StreamSettings:
     weights: Any = None  # see ``stream.weights.Weights``
     mix: Sequence[float] | None = None
     num_locations: int = 1
+    offsets: Mapping[str, int] | None = None  # frames by which the audio of a clip is late, by key
 
     def __post_init__(self) -> None:
         for name in _AT_LEAST_ONE:
@@ -103,6 +104,11 @@ class StreamSettings:
     def identity(self) -> dict[str, Any]:
         """Return the arguments that must be equal when a saved position is loaded."""
         return {"task": self.task.name, **{name: getattr(self, name) for name in _IDENTITY}}
+
+    def frames_left(self, key: str, num_frames: int) -> int:
+        """Return how many frames of a clip are left once its audio-video offset is undone; -1 if none are."""
+        offset = abs(self.offsets.get(key, 0)) if self.offsets is not None else 0
+        return num_frames if offset == 0 else num_frames - offset if num_frames > offset else -1
 
     def selects(self, key: str, num_frames: int) -> bool:
         """Return whether a clip belongs to the stream."""

@@ -270,5 +270,24 @@ def crop(sample: Sample, num_frames: int, random: np.random.Generator) -> Sample
     return cut
 
 
+def shift_audio(sample: Sample, offset_frames: int) -> Sample:
+    """Undo an audio-video offset (positive: the audio is late), by dropping as many frames.
+
+    Audio rows (``mel``, ``f0``, ``hubert``) lose their beginning and all others their end, or the other way round.
+    """
+    if offset_frames == 0:
+        return sample
+    shifted: Sample = {}
+    for name, value in sample.items():
+        rows = rows_per_frame(name)
+        if rows is None:
+            shifted[name] = value
+            continue
+        drop = rows * abs(offset_frames)
+        at_start = (rows == ROWS_PER_FRAME) == (offset_frames > 0)
+        shifted[name] = value[drop:] if at_start else value[: len(value) - drop]
+    return shifted
+
+
 def _mask(lengths: torch.Tensor, num_rows: int) -> torch.Tensor:
     return (torch.arange(num_rows) < lengths[:, None]).float()
