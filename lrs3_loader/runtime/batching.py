@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 
-def batch_by_length(
-    lengths: Sequence[int], max_size: int, *, min_fill: float = 0.0, length_step: int = 1
-) -> Iterator[list[int]]:
+def batch_by_length(lengths: Sequence[int], max_size: int, *, min_fill: float = 0.0) -> Iterator[list[int]]:
     """Group sequences of similar length, longest first; sequences of equal length keep their order.
 
     Args:
         lengths: the length of each sequence.
         max_size: the most items that a batch may hold, padding included. A longer sequence forms a batch by itself.
         min_fill: the shortest sequence of a batch is at least this share of its longest (1: equal lengths only).
-        length_step: a batch is padded to a multiple of this length.
 
     Yields:
         The indices of the sequences in one batch, its longest first.
@@ -23,7 +20,7 @@ def batch_by_length(
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         if batch:
             longest = lengths[batch[0]]
-            too_large = (len(batch) + 1) * round_up(longest, length_step) > max_size
+            too_large = (len(batch) + 1) * longest > max_size
             if too_large or lengths[i] < min_fill * longest:
                 yield batch
                 batch = []

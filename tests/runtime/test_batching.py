@@ -31,4 +31,3 @@ def test_batches_are_determined_by_lengths_and_order() -> None:
 
 def test_lengths_are_rounded_up_to_steps() -> None:
     assert list(batch_by_length([9, 9, 3], 32)) == [[0, 1, 2]]
-    assert list(batch_by_length([9, 9, 3], 32, length_step=8)) == [[0, 1], [2]]  # 16 each

@@ -5,7 +5,11 @@ pose and mouth opening, jointly with their expression and pose; then, with the i
 all frames under a smoothness prior. Both stages minimise the objective of ``terms`` by Levenberg-Marquardt
 (``solver``). With as many keyframes as frames, the first stage is the joint fit of everything. Frames of many clips go
 through each stage together; long clips are cut into overlapping windows, so a batch has bounded size (``windows``).
-The result of a clip does not depend on the other clips.
+
+The result of a clip does not depend on the other clips. On a CPU, every product has the shape that it has for the
+clip alone: only clips of one length share a batch, and with one thread results are equal to the bit. A GPU is slow with
+small products, so there clips of many lengths share one; the solver then works in double precision, in which the order
+of sums changes nothing that is stored by more than 1e-6.
 
 Gauge: landmarks alone do not distinguish a large face far away from a small one nearby. Identities are held at the mean
 face's size (``FitConfig.size_sigma``), so the depth tells how large the face appears, not where it was.
@@ -19,6 +23,7 @@ T frames of a sequence, I identity modes, E expression modes, D = E + 6 unknowns
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,13 +40,12 @@ from lrs3_loader.face.fit.types import FitConfig, FitInput, FitResult
 from lrs3_loader.face.fit.windows import Window, WindowBatch, batches, split_into_windows
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera, project
 from lrs3_loader.face.geometry.rotation import matrix_to_euler
-from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel, linear_offsets
+from lrs3_loader.face.model.morphable import IDEXP_SCALE, NUM_LANDMARKS, FaceModel
 
 __all__ = ["FitConfig", "FitInput", "FitResult", "LandmarkFitter"]
 
 _MIN_POINTS = 6  # seen in a frame, for a closed-form pose
 _MIN_WEIGHT = 1e-9
-_GPU_LENGTH_STEP = 16  # frames: kernels and memory for a few different lengths only
 
 
 @dataclass(frozen=True)
@@ -60,17 +64,24 @@ class LandmarkFitter:
     """Fits one face model to clips, on the model's device: ``fitter(clips) -> results`` in the same order.
 
     ``batch_frames`` frames are fitted together (default 128 on a CPU, where more would leave the caches, 16384 on a
-    GPU). It changes nothing but the last bits of the results. Raises ``ValueError`` for dense points that the model, or
-    later a clip, lacks.
+    GPU). With ``mixed`` (default: on a GPU), clips of different lengths share a batch and the solver works in double
+    precision, see the module docstring. Raises ``ValueError`` for dense points that the model, or later a clip, lacks.
     """
 
-    def __init__(self, model: FaceModel, config: FitConfig | None = None, batch_frames: int | None = None) -> None:
+    def __init__(
+        self,
+        model: FaceModel,
+        config: FitConfig | None = None,
+        batch_frames: int | None = None,
+        mixed: bool | None = None,
+    ) -> None:
+        on_cpu = model.device.type == "cpu"
         self.model = model
         self.config = config or FitConfig.fast()
-        self.batch_frames = batch_frames or (128 if model.device.type == "cpu" else 16_384)
-        self._length_step = 1 if model.device.type == "cpu" else _GPU_LENGTH_STEP
+        self.batch_frames = batch_frames or (128 if on_cpu else 16_384)
+        self.mixed = not on_cpu if mixed is None else mixed
         self._points = FitPoints(model, self.config)
-        self._products = ModeProducts(self._points.basis)
+        self._products = ModeProducts(self._points.basis, torch.float64 if self.mixed else torch.float32)
         self._id_prior = identity_prior(model, self.config)
 
     @torch.no_grad()
@@ -115,8 +126,19 @@ class LandmarkFitter:
         none = torch.zeros_like(clip_of).index_add(0, clip_of, enough.long())[clip_of] == 0
         usable = torch.where(none, valid, enough)
         weights = torch.where(usable[:, None], confidence * self._points.weights + _MIN_WEIGHT, 1.0)
-        rotation, translation = weak_perspective(measured.normalized_xy, points, weights)
-        return bridge_gaps(rotation, translation, usable, clip_of)
+        rotations, translations = [], []
+        for part in self._groups(measured.lengths):
+            pose = weak_perspective(measured.normalized_xy[part], points[part], weights[part])
+            rotation, translation = bridge_gaps(*pose, usable[part], clip_of[part])
+            rotations.append(rotation)
+            translations.append(translation)
+        return torch.cat(rotations), torch.cat(translations)
+
+    def _groups(self, lengths: Sequence[int]) -> list[slice]:
+        """Frames [N] that are computed together where each frame counts by itself: all, or those of each clip."""
+        if self.mixed:
+            return [slice(0, sum(lengths))]
+        return [slice(stop - length, stop) for length, stop in zip(lengths, itertools.accumulate(lengths), strict=True)]
 
     def _keyframes(self, measured: Measurements, rotation: torch.Tensor, translation: torch.Tensor) -> list[Window]:
         """One window per clip with the frames from which its identity is estimated."""
@@ -146,7 +168,8 @@ class LandmarkFitter:
         exp[is_key] = first.exp[is_key]
         if bool(is_key.all()):
             return first
-        points = basis.neutral(first.id)[measured.clip_of] + linear_offsets(basis.exp, exp)
+        offsets = torch.cat([basis.offsets(exp[None, part])[0] for part in self._groups(measured.lengths)])
+        points = basis.neutral(first.id)[measured.clip_of] + offsets
         rotation, translation = self._closed_form_poses(measured, points)
         rotation[is_key], translation[is_key] = first.rotation[is_key], first.translation[is_key]
         return State(first.id, exp, rotation, translation)
@@ -166,7 +189,7 @@ class LandmarkFitter:
         """
         basis, final = self._points.basis, State(*(value.clone() for value in vars(start).values()))
         converged = torch.ones(len(start.id), dtype=torch.bool, device=precision.device)
-        for batch in batches(windows, self.batch_frames, precision.device, self._length_step):
+        for batch in batches(windows, self.batch_frames, precision.device, mixed=self.mixed):
             state = start.select(batch.clip, batch.index)
             observations = self._observations(batch, measured.normalized_xy, precision, state.translation)
             if correlated_share is not None:
@@ -228,16 +251,20 @@ class LandmarkFitter:
         id, exp, bounds = state.id.float(), state.exp.float(), self._points.basis.bounds.float()
         if self.config.clamp:
             exp = torch.clamp(exp, min=bounds[0], max=bounds[1])
-        pose = torch.cat((matrix_to_euler(state.rotation), state.translation), -1).float()
         lengths = [len(clip.valid) for clip in clips]
         clip_of = torch.repeat_interleave(torch.tensor(lengths)).to(id.device)
-        by_frame = exp, pose, self.model.idexp_lm3d(id[clip_of], exp), self.model.landmarks(id[clip_of], exp)
-        exps, poses, offsets, points = (value.cpu().split(lengths) for value in by_frame)
+        groups = self._groups(lengths)
+        turn = torch.cat([matrix_to_euler(state.rotation[part]) for part in groups])
+        offset = torch.cat([self.model.landmark_offsets(id[clip_of[part]], exp[part]) for part in groups])
+        by_frame = exp, torch.cat((turn, state.translation), -1).float(), offset
+        exps, poses, offsets = (value.cpu().split(lengths) for value in by_frame)
+        mean = self.model.landmark_mean.cpu()
         id, results = id.cpu(), []
         for k, clip in enumerate(clips):
-            error, size = _distances(clip, project(points[k], poses[k], Camera.for_frame(clip.height, clip.width)))
+            camera = Camera.for_frame(clip.height, clip.width)
+            error, size = _distances(clip, project(mean + offsets[k], poses[k], camera))
             means = error.nanmean(1), error[:, MOUTH].nanmean(1)
-            results.append(FitResult(id[k], exps[k], poses[k], offsets[k], *means, size, converged[k]))
+            results.append(FitResult(id[k], exps[k], poses[k], IDEXP_SCALE * offsets[k], *means, size, converged[k]))
         return results
 
 

@@ -11,6 +11,11 @@ Schur complement. See Nocedal and Wright, "Numerical Optimization" (2006), chapt
 Bounds of coefficients are a steep quadratic outside them, whose curvature counts only near and beyond them (a
 semismooth Newton method). Compared with projection onto the bounds: as good a fit, and converged after five iterations
 where projection still zigzags after twenty.
+
+Steps amplify the rounding of the equations up to ten thousand times: in single precision, a last bit that depends on
+the other sequences of a batch moves coefficients by up to 5e-4. So either every sequence has the shapes that it would
+have alone (``windows``, ``terms.multiply``) and its result does not depend on the others at all, or the equations are
+in double precision and it depends on them by less than 1e-6: the precision is that of ``ModeProducts``.
 """
 
 from __future__ import annotations
@@ -26,7 +31,6 @@ from lrs3_loader.face.fit.terms import (
     Observations,
     Residuals,
     State,
-    bound_penalty,
     compute_residuals,
     cost,
     gradient,
@@ -37,7 +41,7 @@ from lrs3_loader.face.fit.terms import (
 from lrs3_loader.face.fit.types import FitConfig
 
 _FIRST_DAMPING = 1e-3
-_MIN_DAMPING = 1e-5  # of a unit diagonal: above the rounding of a single precision factorisation
+_MIN_DAMPING = 1e-5  # of a unit diagonal: above the rounding of a factorisation in single precision
 _MAX_DAMPING = 1e6
 _MIN_CURVATURE = 1e-12  # relative: keeps frames without any landmark (padding) solvable
 _pad = torch.nn.functional.pad
@@ -59,7 +63,7 @@ class FitProblem:
 
     def cost(self, state: State, residuals: Residuals) -> torch.Tensor:
         """Objective [B] f64 at ``state``, whose residuals are ``residuals``."""
-        total = cost(state, residuals, self.basis, self.observations)
+        total = cost(state, residuals, self.observations)
         if self.id_precision is None:
             return total
         return total + ((state.id[:, None] @ self.id_precision)[:, 0] * state.id).sum(-1)
@@ -72,7 +76,7 @@ class FitProblem:
         return by_frames, by_id + (self.id_precision @ state.id[..., None])[..., 0]
 
     def curvature(self, state: State, residuals: Residuals) -> Curvature:
-        """Half the Gauss-Newton Hessian of the data terms (no priors, no smoothness), f32."""
+        """Half the Gauss-Newton Hessian of the data terms (no priors, no smoothness)."""
         return curvature(state, residuals, self.products, with_identity=self.id_precision is not None)
 
 
@@ -81,7 +85,7 @@ def minimise(state: State, problem: FitProblem, config: FitConfig) -> tuple[Stat
 
     A sequence has converged when a step changes its objective by less than ``tolerance``, relatively; it is not moved
     any more. Near its minimum the Hessian hardly changes: it is then reused (a chord method) for as long as every step
-    improves the objective. The result of a sequence depends on the other sequences of the batch by rounding only.
+    improves the objective. All of this is decided for each sequence by itself.
     """
     residuals = problem.residuals(state)
     best = problem.cost(state, residuals)
@@ -119,23 +123,26 @@ def _apply(vector: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
 
 
 class NormalEquations:
-    """Gauss-Newton equations at one state, f32, scaled to a unit diagonal, damped and factorised.
+    """Gauss-Newton equations at one state, scaled to a unit diagonal, damped and factorised.
 
-    Jacobi scaling takes the condition number from about 1e6 to 1e4, which single precision can represent.
+    They are in the precision of the problem's ``ModeProducts``. Jacobi scaling takes the condition number from about
+    1e6 to 1e4, which single precision can represent.
     """
 
     def __init__(self, state: State, residuals: Residuals, problem: FitProblem, damping: torch.Tensor) -> None:
         """``damping`` [B] is relative to the diagonal."""
         observations = problem.observations
-        self._damping = damping.float().view(-1, 1, 1)
+        self._dtype = dtype = problem.products.dtype
+        self._damping = damping.to(dtype).view(-1, 1, 1)
         acceleration = observations.acceleration_precision
-        self._smooth = observations.velocity_precision.float(), None if acceleration is None else acceleration.float()
+        acceleration = None if acceleration is None else acceleration.to(dtype)
+        self._smooth = observations.velocity_precision.to(dtype), acceleration
         blocks = problem.curvature(state, residuals)
-        stiff = (observations.exp_precision + bound_penalty(state.exp, problem.basis, observations)[2]).float()
+        stiff = (observations.exp_precision + residuals.bound_curvature).to(dtype)
         self._factor(blocks.frames, _pad(stiff, (0, POSE_SIZE)))
         self._id_size = blocks.id.shape[-1]
         if problem.id_precision is not None:
-            self._add_border(blocks.border, blocks.id + problem.id_precision.float())
+            self._add_border(blocks.border, blocks.id + problem.id_precision.to(dtype))
 
     def replaced_where(self, chosen: torch.Tensor, other: NormalEquations) -> NormalEquations:
         """Equations with the sequences ``chosen`` [B] bool taken from ``other``. Overwrites ``self``."""
@@ -179,9 +186,9 @@ class NormalEquations:
         and of the identity [B, I] (None if it is known), f64.
         """
         shape = gradient.shape
-        right = (self._scale * gradient.float()).flatten(1)
+        right = (self._scale * gradient.to(self._dtype)).flatten(1)
         if self._id_size:
-            right = torch.cat((right, self._id_scale * id_gradient.float()), 1)
+            right = torch.cat((right, self._id_scale * id_gradient.to(self._dtype)), 1)
         moves, id_moves = self._split(self._conjugate_gradients(-right, shape, num_cg), shape)
         step = (self._scale * moves).double()
         return step, (self._id_scale * id_moves).double() if self._id_size else None

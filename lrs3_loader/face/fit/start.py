@@ -67,6 +67,8 @@ def bridge_gaps(
     Before the first and after the last valid frame of a clip, the nearest valid pose is repeated. ``valid`` [N] is true
     at least once per clip; ``clip_of`` [N] is each frame's clip number, ascending.
     """
+    if valid.device.type == "cpu" and bool(valid.all()):
+        return rotation, translation
     index = torch.arange(len(valid), device=valid.device)
     before = torch.where(valid, index, -1).cummax(0).values
     after = torch.where(valid, index, len(valid)).flip(0).cummin(0).values.flip(0)

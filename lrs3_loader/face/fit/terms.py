@@ -22,7 +22,8 @@ standard deviations and linear beyond (Charbonnier et al., "Deterministic edge-p
 imaging", IEEE TIP 1997).
 
 Objective, gradient and unknowns are in double precision, so that convergence is seen clearly; curvatures, which only
-steer the steps, are in single precision. "Half" derivatives leave out the factor 2 of a derivative of squares.
+steer the steps, may be in single precision (``curvature.ModeProducts``). "Half" derivatives leave out the factor 2 of a
+derivative of squares.
 """
 
 from __future__ import annotations
@@ -35,10 +36,20 @@ import torch
 
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.geometry.rotation import axis_angle_to_matrix
-from lrs3_loader.face.model.morphable import linear_offsets
 
 POSE_SIZE = 6
 _pad = torch.nn.functional.pad
+
+
+def multiply(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
+    """Product [B, T, m] of ``rows`` [B, T, n] and ``table`` [n, m].
+
+    On a CPU, each sequence is multiplied by itself: libraries sum in an order that depends on the number of rows, so a
+    product of all rows would give a sequence other last bits in other company.
+    """
+    if rows.device.type == "cpu":
+        return torch.bmm(rows, table.expand(len(rows), -1, -1))
+    return rows @ table
 
 
 @dataclass(frozen=True)
@@ -51,8 +62,12 @@ class Basis:
     bounds: torch.Tensor  # [2, E], infinite where the model has none
 
     def neutral(self, id: torch.Tensor) -> torch.Tensor:
-        """Landmarks [..., K, 3] for the identity ``id`` [..., I] without expression."""
-        return self.mean + linear_offsets(self.id, id)
+        """Landmarks [B, K, 3] for the identities ``id`` [B, I] without expression."""
+        return self.mean + multiply(id[:, None], self.id.flatten(0, 1).mT).view(-1, *self.mean.shape)
+
+    def offsets(self, exp: torch.Tensor) -> torch.Tensor:
+        """Offsets [B, T, K, 3] of the landmarks by the expressions ``exp`` [B, T, E]."""
+        return multiply(exp, self.exp.flatten(0, 1).mT).view(*exp.shape[:2], *self.mean.shape)
 
 
 @dataclass(frozen=True)
@@ -95,7 +110,7 @@ class State:
 
 @dataclass(frozen=True)
 class Residuals:
-    """Difference between a state and the measured landmarks."""
+    """What the objective and its derivatives at one state are made of."""
 
     normalized_xy: torch.Tensor  # [B, T, K, 2] predicted
     difference: torch.Tensor  # [B, T, K, 2] predicted - measured
@@ -103,6 +118,10 @@ class Residuals:
     depth: torch.Tensor  # [B, T, K]
     weight: torch.Tensor  # [B, T, K] precision, reduced for outliers
     cost: torch.Tensor  # [B, T, K] rho(precision |difference|^2)
+    changes: torch.Tensor  # [B, T - 1, D] from each frame to the next; for the rotation, sin(angle) times the axis
+    bound_cost: torch.Tensor  # [B, T, E], see ``bound_penalty``; half its slope and half its curvature
+    bound_slope: torch.Tensor  # [B, T, E]
+    bound_curvature: torch.Tensor  # [B, T, E]
 
 
 Fields = TypeVar("Fields", State, Residuals)
@@ -110,13 +129,15 @@ Fields = TypeVar("Fields", State, Residuals)
 
 def where(chosen: torch.Tensor, new: Fields, old: Fields) -> Fields:
     """``new`` for the sequences ``chosen`` [B] bool and ``old`` for the rest."""
+    if chosen.device.type == "cpu" and bool(chosen.all()):
+        return new
     pairs = zip(vars(new).values(), vars(old).values(), strict=True)
     return type(new)(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
 
 def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observations: Observations) -> Residuals:
     """Residuals of a state; ``neutral`` [B, K, 3] are the landmarks of its identities without expression."""
-    turned = (neutral[:, None] + linear_offsets(basis.exp, state.exp)) @ state.rotation.mT
+    turned = (neutral[:, None] + basis.offsets(state.exp)) @ state.rotation.mT
     placed = turned + state.translation[..., None, :]
     depth = DISTANCE - placed[..., 2]
     normalized_xy = placed[..., :2] / depth[..., None]
@@ -127,7 +148,8 @@ def compute_residuals(state: State, neutral: torch.Tensor, basis: Basis, observa
         limit = observations.outlier_sigma**2
         root = (1 + cost / limit).sqrt()
         cost, weight = 2 * limit * (root - 1), weight / root
-    return Residuals(normalized_xy, difference, turned, depth, weight, cost)
+    bounds = bound_penalty(state.exp, basis, observations)
+    return Residuals(normalized_xy, difference, turned, depth, weight, cost, _frame_changes(state), *bounds)
 
 
 def gradient(
@@ -141,16 +163,16 @@ def gradient(
     skew = moment - moment.mT
     by_turn = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1)
     by_model_point = (by_place @ state.rotation).flatten(-2)  # [B, T, 3K]
-    by_exp = by_model_point @ basis.exp.flatten(0, 1) + observations.exp_precision * state.exp
-    by_exp = by_exp + bound_penalty(state.exp, basis, observations)[1]
-    by_id = by_model_point.sum(1) @ basis.id.flatten(0, 1)
+    by_exp = multiply(by_model_point, basis.exp.flatten(0, 1)) + observations.exp_precision * state.exp
+    by_exp = by_exp + residuals.bound_slope
+    by_id = multiply(by_model_point.sum(1, keepdim=True), basis.id.flatten(0, 1))[:, 0]
     smooth = smoothness_gradient(
-        frame_changes(state), observations.velocity_precision, observations.acceleration_precision
+        residuals.changes, observations.velocity_precision, observations.acceleration_precision
     )
     return torch.cat((by_exp, by_turn, by_place.sum(-2)), -1) + smooth, by_id
 
 
-def frame_changes(state: State) -> torch.Tensor:
+def _frame_changes(state: State) -> torch.Tensor:
     """Change from each frame to the next [B, T - 1, D]; for the rotation, sin(angle) times the axis."""
     relative = state.rotation[:, 1:] @ state.rotation[:, :-1].mT
     skew = relative - relative.mT
@@ -183,7 +205,11 @@ def smoothness_diagonal(velocity: torch.Tensor, acceleration: torch.Tensor | Non
 
 def _difference_transposed(change: torch.Tensor) -> torch.Tensor:
     """Adjoint of ``x[1:] - x[:-1]`` along time: [B, T - 1, D] -> [B, T, D]."""
-    return _pad(change, (0, 0, 1, 0)) - _pad(change, (0, 0, 0, 1))
+    batch, num_changes, size = change.shape
+    result = change.new_zeros(batch, num_changes + 1, size)
+    result[:, 1:] = change
+    result[:, :-1] -= change
+    return result
 
 
 def bound_penalty(
@@ -211,13 +237,13 @@ def bound_penalty(
     return strength * value, strength * torch.where(above > below, slope, -slope), strength / (2 * width) * ramp
 
 
-def cost(state: State, residuals: Residuals, basis: Basis, observations: Observations) -> torch.Tensor:
+def cost(state: State, residuals: Residuals, observations: Observations) -> torch.Tensor:
     """Objective [B] without the identity prior."""
-    changes = frame_changes(state)
+    changes = residuals.changes
     terms = [
         residuals.cost,
         observations.exp_precision * state.exp.square(),
-        bound_penalty(state.exp, basis, observations)[0],
+        residuals.bound_cost,
         observations.velocity_precision * changes.square(),
     ]
     if observations.acceleration_precision is not None:

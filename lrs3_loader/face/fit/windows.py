@@ -16,6 +16,7 @@ from lrs3_loader.runtime.batching import batch_by_length, round_up
 
 WINDOW_FRAMES = 512  # longer clips are fitted in windows that keep this many frames
 MARGIN_FRAMES = 32  # additional frames at inner ends: fitted with both windows, kept from one
+_MIXED_STEP, _EQUAL_STEP = 16, 4  # frames
 
 
 @dataclass(frozen=True)
@@ -60,18 +61,23 @@ def split_into_windows(lengths: Sequence[int]) -> list[Window]:
     return found
 
 
-def batches(
-    parts: Sequence[Window], batch_frames: int, device: torch.device, length_step: int = 1
-) -> Iterator[WindowBatch]:
-    """Gather windows of similar length into batches of at most ``batch_frames`` frames, padding included.
+def batches(parts: Sequence[Window], batch_frames: int, device: torch.device, *, mixed: bool) -> Iterator[WindowBatch]:
+    """Gather windows into batches of at most ``batch_frames`` frames, padding included.
 
-    A longer window is a batch by itself. Lengths are rounded up to multiples of ``length_step``, so that there are few.
+    A longer window is a batch by itself. With ``mixed``, windows of similar length share a batch, padded to a multiple
+    of 16 frames, so that there are few shapes. Otherwise each window is padded to a multiple of 4 frames, whatever its
+    neighbours, and shares a batch with others of that length only: it then has the shape, and the place relative to 16
+    bytes of memory, that it has alone.
     """
-    lengths = [len(part.frames) for part in parts]
-    for numbers in batch_by_length(lengths, batch_frames, length_step=length_step):
-        windows = [parts[number] for number in numbers]
-        place = torch.arange(round_up(len(windows[0].frames), length_step))
-        index = torch.stack([window.frames[place.clamp(max=len(window.frames) - 1)] for window in windows])
-        real = place < torch.tensor([[len(window.frames)] for window in windows])
-        clip = torch.tensor([window.clip for window in windows])
-        yield WindowBatch(windows, clip.to(device), index.to(device), real.to(device))
+    step = _MIXED_STEP if mixed else _EQUAL_STEP
+    lengths = [round_up(len(part.frames), step) for part in parts]
+    for numbers in batch_by_length(lengths, batch_frames, min_fill=0.0 if mixed else 1.0):
+        yield _batch([parts[number] for number in numbers], lengths[numbers[0]], device)
+
+
+def _batch(windows: list[Window], length: int, device: torch.device) -> WindowBatch:
+    place = torch.arange(length)
+    index = torch.stack([window.frames[place.clamp(max=len(window.frames) - 1)] for window in windows])
+    real = place < torch.tensor([[len(window.frames)] for window in windows])
+    clip = torch.tensor([window.clip for window in windows])
+    return WindowBatch(windows, clip.to(device), index.to(device), real.to(device))

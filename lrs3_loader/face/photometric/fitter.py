@@ -120,7 +120,7 @@ class PhotometricFitter(LandmarkFitter):
         errors = torch.full((starts[-1],), torch.nan)
         moved = State(*(value.clone() for value in vars(state).values()))
         windows = split_into_windows(measured.lengths)
-        for batch in batches(windows, min(self.batch_frames, _BATCH_FRAMES), self.model.device):
+        for batch in batches(windows, min(self.batch_frames, _BATCH_FRAMES), self.model.device, mixed=self.mixed):
             part = state.select(batch.clip, batch.index)
             samples = self._samples(batch, clips, starts, appearances, part)
             batch.scatter(errors, samples.error().view(batch.index.shape).cpu())
