@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
 from lrs3_loader.face.image.warp import crop
+from lrs3_loader.runtime.transfer import to_device
 from lrs3_loader.speaking.network import FACE_SIZE
 
 SIDE = 0.7  # of the crop over that of the box
@@ -64,7 +65,8 @@ class FaceCropper:
             height, width = frames.shape[1:3]
             self._frames = frames[:0]
             self._squares = squares.new_full((_HALF, 3), torch.nan)
-            self._last = squares.new_tensor([[(width - 1) / 2, (height - 1) / 2, min(height, width)]])
+            whole = torch.tensor([[(width - 1) / 2, (height - 1) / 2, min(height, width)]])
+            self._last = to_device(whole, squares.device)
         end = [squares.new_full((_HALF, 3), torch.nan)] if self._num_left == 0 else []
         squares = torch.cat([self._squares, squares, *end])
         waiting = torch.cat([self._frames, frames]) if len(self._frames) else frames

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks.stand_in import Record
 from lrs3_loader.audio.mfcc import Mfcc
 from lrs3_loader.speaking import SpeakingNetwork
 from lrs3_loader.speaking import scorer as scorer_module
@@ -147,3 +148,13 @@ def test_gpu_equals_cpu(scorer: SpeakingScorer) -> None:
     whole, waveform = take(scorer, 20, 20, 0)
     (found,), (wanted,) = on_gpu([clip], [waveform]), scorer([whole], [waveform])
     torch.testing.assert_close(found.cpu(), wanted, rtol=0, atol=1e-3)
+
+
+def test_nothing_waits_for_the_device_while_frames_pass(stand_in: Record) -> None:
+    on_gpu = SpeakingScorer(SpeakingNetwork(speaking_weights()), "cuda")
+    clip, frames, points = ClipFaces(20), draw_frames(20).cuda(), draw_points(20).cuda()
+    before = len(stand_in.waits)
+    on_gpu.append(clip, frames[:12], points[:12])
+    on_gpu.append(clip, frames[12:], points[12:])
+    assert stand_in.waits[before:] == []
+    assert sum(map(len, clip.crops)) == 20

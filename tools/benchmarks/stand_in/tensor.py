@@ -7,6 +7,7 @@ Every operation of a thread comes by ``StandInMode``. One that touches the devic
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -116,6 +117,24 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
     return StandInTensor(result, device)
 
 
+def _recurrent(layer: Callable[..., Any], x: Tensor, state: Any, weights: Sequence[Tensor], *settings: Any) -> Any:
+    """``gru`` or ``lstm`` as the one call of cuDNN that it is; PyTorch would ask the driver for cuDNN."""
+    states = list(state) if isinstance(state, (list, tuple)) else [state]
+    given = [x, *states, *weights]
+    device = next(tensor.device_of for tensor in given if isinstance(tensor, StandInTensor))
+    hosts = [tensor.host for tensor in given if isinstance(tensor, StandInTensor)]
+    if len(hosts) < len(given):
+        raise RuntimeError(f"{layer.__name__}: tensors are not at the same device, at {place_of_caller()}")
+    first = 1 + len(states)
+    results = layer(hosts[0], hosts[1:first] if len(states) > 1 else hosts[1], hosts[first:], *settings)
+    num_bytes = sum(tensor.numel() * tensor.element_size() for tensor in (*hosts, *results))
+    num_flops = 2 * sum(weight.numel() for weight in hosts[first:]) * x.shape[:-1].numel()
+    name = layer.__name__
+    kernel = Kernel(name, place_of_caller(), rules.arithmetic_of(name, hosts), True, num_bytes, num_flops)
+    device.count(kernel, hosts, [], list(results))
+    return tuple(StandInTensor(result, device) for result in results)
+
+
 #: Functions that PyTorch would answer without asking the tensor, or by asking the driver.
 _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.tolist: _tolist,
@@ -123,6 +142,8 @@ _ANSWERS: dict[Any, Callable[..., Any]] = {
     Tensor.__setitem__: _setitem,
     Tensor.is_pinned: lambda tensor, *_: False,
     F.scaled_dot_product_attention: _attention,
+    torch.gru: partial(_recurrent, torch.gru),
+    torch.lstm: partial(_recurrent, torch.lstm),
 }
 
 
