@@ -16,6 +16,8 @@ COMMANDS = {
     "extract": "extract a corpus of talking-face clips into shards",
     "doctor": "check that a run can work, and say how to fix what cannot",
     "verify": "check every shard of a run, and list missing or damaged ones",
+    "select": "choose clips of a run by their figures",
+    "filter": "write the chosen clips of a run as a smaller run",
     "report": "write a run as one self-contained HTML page",
     "preview": "draw landmarks, mesh and curves of one clip",
     "export": "convert a run to GeneFace's format, and back",

@@ -7,8 +7,10 @@ lrs3-loader bundle unpack lrs3_0722.zip.part_* --out data/binary/lrs3
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
@@ -16,6 +18,7 @@ import tyro
 from tqdm import tqdm
 
 from lrs3_loader.launch import cli
+from lrs3_loader.selection.settings import Choice
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class Pack:
     """Size of each part except the last: 500MB, 2GiB, or a number of bytes."""
     name: str | None = None
     """Name of the archive (the folder's when not given)."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
 
     def __call__(self) -> int:
         from lrs3_loader.interop.bundle.bundle import pack_archive
@@ -37,12 +41,28 @@ class Pack:
 
         try:
             part_size = parse_size(self.part_size)
-            with tqdm(unit="B", unit_scale=True, disable=None) as bar:
-                manifest = pack_archive(self.source, self.to, part_size, self.name, bar.update)
+            with self._chosen() as source, tqdm(unit="B", unit_scale=True, disable=None) as bar:
+                manifest = pack_archive(source, self.to, part_size, self.name or self.source.name, bar.update)
         except ValueError as error:
             raise cli.UsageError(str(error)) from error
         print(manifest)
         return cli.EXIT_OK
+
+    @contextmanager
+    def _chosen(self) -> Iterator[Path]:
+        """Yield the folder to pack: a run of the chosen clips is made beside the parts, and removed afterwards."""
+        from lrs3_loader.io.files import make_folder
+        from lrs3_loader.run.folder import RunFolder
+        from lrs3_loader.selection.smaller_run import filter_run
+
+        where = self.choice.expression()
+        if where is None:
+            yield self.source
+            return
+        make_folder(self.to)
+        with tempfile.TemporaryDirectory(prefix=".filter-", dir=self.to) as scratch:
+            filter_run(RunFolder.open(self.source), where, Path(scratch) / "run")
+            yield Path(scratch) / "run"
 
 
 @dataclass(frozen=True)

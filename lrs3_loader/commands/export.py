@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from lrs3_loader.interop.geneface.settings import ExportOptions, ImportOptions
 from lrs3_loader.launch import cli
+from lrs3_loader.selection.settings import Choice
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,9 @@ class Stats:
     """Use the shards written so far of an unfinished run."""
     splits: tuple[str, ...] = ()
     """Only clips of these splits (all when empty)."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     out: Path | None = None
-    """Another file to write, for the figures of some splits."""
+    """Another file to write, for the figures of some clips."""
 
     def __call__(self) -> int:
         from lrs3_loader.stream import stats
@@ -103,9 +105,10 @@ class Stats:
         def select(key: str) -> bool:
             return not self.splits or key.split("/")[0] in self.splits
 
-        if self.splits and self.out is None:
-            raise cli.UsageError("stats.json holds the figures of all splits: name another file for some, with --out")
-        path, figures = stats.write_stats(self.run, self.partial, select, self.out)
+        where = self.choice.text
+        if (self.splits or where) and self.out is None:
+            raise cli.UsageError("stats.json holds the figures of all clips: name another file for some, with --out")
+        path, figures = stats.write_stats(self.run, self.partial, select, self.out, where)
         print(f"{path}: {stats.describe_stats(figures)}")
         return cli.EXIT_OK
 

@@ -18,6 +18,7 @@ import tyro
 
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
+from lrs3_loader.selection.settings import Choice
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Args:
     """Measure this many clips, evenly spread over the run, rather than all."""
     gallery: int = 6
     """Number of clips to draw: the worst fit and other extremes first."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     models: Annotated[ModelSources, rarely("model files")] = field(default_factory=ModelSources)
 
     def __post_init__(self) -> None:
@@ -69,6 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             gallery=args.gallery,
             load_model=lambda: model_of_run(folder, args.models.face_model, Assets(args.models.assets), fetch=False),
             progress=bar.update,
+            where=args.choice.expression(),
         )
     for problem in findings.damaged:
         print(f"damaged: {problem}")

@@ -12,12 +12,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
+from lrs3_loader.selection.settings import Choice
 from lrs3_loader.syncnet.settings import DemoData, TrainConfig, TrainLaunch
 
 
@@ -28,6 +29,8 @@ class Args:
     """Folder of the finished run to train on."""
     demo: bool = False
     """Render and extract a corpus of synthetic talking heads (in OUT/demo-run) and train on that."""
+    preset: Literal["latentsync", "talkvid", "hallo"] | None = None
+    """Only clips that pass the published rule of this project; with --where both must hold."""
     train: Annotated[TrainConfig, rarely("network and optimiser")] = field(default_factory=TrainConfig)
     data: Annotated[DemoData, rarely("demo corpus")] = field(default_factory=DemoData)
 
@@ -42,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     run = args.run or args.launch.out / "demo-run"
     if args.demo:
         _make_demo_run(run, args.data, args.launch.device)
-    accuracy = train_syncnet(run, args.train, args.launch)
+    choice = Choice(args.train.where, args.preset)
+    accuracy = train_syncnet(run, replace(args.train, where=choice.text), args.launch)
     if accuracy is not None:
         print(describe_accuracy(accuracy))
     return cli.EXIT_OK

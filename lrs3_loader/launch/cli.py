@@ -77,6 +77,14 @@ def parse(
             sys.exit(EXIT_OK)
 
 
+def tool_name(command: str) -> str:
+    """Return the name of a command's script in ``tools``.
+
+    A ``select.py`` there would hide Python's own module of that name from all scripts beside it.
+    """
+    return f"{'select_clips' if command == 'select' else command.replace('-', '_')}.py"
+
+
 def as_called(text: str) -> str:
     """Spell the commands that ``text`` names the way this program was called.
 
@@ -90,7 +98,7 @@ def as_called(text: str) -> str:
         return text
 
     def spell(match: re.Match[str]) -> str:
-        tool = program.with_name(match[2].replace("-", "_") + ".py")
+        tool = program.with_name(tool_name(match[2]))
         return f"{tool}" if match[1].startswith("-m") else f"python {tool}"
 
     return _COMMAND.sub(spell, text)

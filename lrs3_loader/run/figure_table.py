@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,8 +57,14 @@ class FigureTable:
         )
 
     @classmethod
-    def of_ledgers(cls, ledgers: Iterable[Ledger], name: str = "the run") -> FigureTable:
+    def of_ledgers(
+        cls, ledgers: Iterable[Ledger], name: str = "the run", only: Collection[str] | None = None
+    ) -> FigureTable:
         """Build the table from ledgers, in their order.
+
+        Args:
+            name: of the run, for messages.
+            only: figures to read (None: all).
 
         Raises:
             RunError: a ledger holds something else than numbers, or figures of another version's definitions.
@@ -77,7 +83,8 @@ class FigureTable:
         texts.append([ledger.shard for ledger in kept for _ in ledger.samples])
         columns = dict(zip(TEXT_COLUMNS, map(_objects, texts), strict=True))
         columns |= {"num_frames": frames, "duration_seconds": frames / FRAMES_PER_SECOND}
-        for figure in sorted({figure for ledger in kept for figure in ledger.figures} - columns.keys()):
+        figures = {figure for ledger in kept for figure in ledger.figures} - columns.keys()
+        for figure in sorted(figures if only is None else figures.intersection(only)):
             columns[figure] = _column(kept, figure)
         has = [bool(ledger.figures) for ledger in kept for _ in ledger.samples]
         return cls(columns, np.array(has, bool), name)

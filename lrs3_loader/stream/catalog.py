@@ -35,7 +35,8 @@ class Catalog:
         first = len(self)
         for place, (key, stored_frames) in enumerate(source.samples):
             num_frames = self._settings.frames_left(key, stored_frames)
-            if self._settings.selects(key, num_frames):
+            chosen = source.chosen is None or source.chosen[place]
+            if chosen and self._settings.selects(key, num_frames):
                 self._sources.append(len(self.sources))
                 self._places.append(place)
                 self._frames.append(num_frames)

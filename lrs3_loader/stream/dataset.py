@@ -17,6 +17,8 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import differences
 from lrs3_loader.run.offsets import OFFSETS_FILE, load_offsets
 from lrs3_loader.run.tar import Sample
+from lrs3_loader.selection.expression import Expression
+from lrs3_loader.stream.agreement import require_agreement
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
 from lrs3_loader.stream.normalize import Normalizer
 from lrs3_loader.stream.open import open_stream
@@ -61,6 +63,9 @@ class ShardStream(IterableDataset[Item]):
         max_frames: skip longer clips.
         crop_frames: cut longer clips to this many frames, at a random place in each epoch.
         select: called with a clip's key ``"<split>/<speaker>/<utterance>"``; skip the clip if it returns false.
+        where: skip the clips for which this condition over their figures is not true, as in
+            ``"face_size_px > 150 and abs(yaw_p95) < 40 and speech_fraction > 0.3"``; docs/quality.md has the language
+            and the figures. It needs ledgers.
         weights: how often each clip comes in an epoch: a table by key (1 for those not in it), a function of the key,
             or ``"speakers"`` (all speakers equally often). A clip of weight 2 comes twice, one of weight 0.5 in
             every second epoch on average, and one of weight 0 never. Local tars only.
@@ -117,6 +122,7 @@ class ShardStream(IterableDataset[Item]):
         max_frames: int | None = None,
         crop_frames: int | None = None,
         select: Callable[[str], bool] | None = None,
+        where: str | None = None,
         weights: Weights | None = None,
         mix: Sequence[float] | None = None,
         normalize: Literal["stats"] | str | Path | None = None,
@@ -135,12 +141,20 @@ class ShardStream(IterableDataset[Item]):
         given = {name: value for name, value in locals().items() if name in StreamSettings.__dataclass_fields__}
         self.task = make_task(task)
         self.rank, self.world_size = resolve_rank(rank, world_size)
-        known = {"task": self.task, "rank": self.rank, "world_size": self.world_size}
+        condition = None if where is None else Expression(where)
+        known: dict[str, Any] = {
+            "task": self.task,
+            "where": condition,
+            "rank": self.rank,
+            "world_size": self.world_size,
+        }
         known["num_locations"] = len(list_locations(run_or_urls))
         known["offsets"] = _offsets_table(offsets, run_or_urls)
         self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
+        if person is not None:
+            require_agreement([*split_locations(run_or_urls), *split_locations(person)])
         self._person = None if person is None else PersonClips(person, self._settings)
         self._normalizer = None if normalize is None else Normalizer(normalize, run_or_urls, self.task.fields)
         self._source, self._skipped_tars = open_stream(run_or_urls, self._settings)
@@ -239,7 +253,7 @@ class ShardStream(IterableDataset[Item]):
 
     @property
     def num_filtered(self) -> int | None:
-        """Number of clips skipped by ``min_frames``, ``max_frames`` and ``select``; None if it is not known."""
+        """Number of clips skipped by ``min_frames``, ``max_frames``, ``select``, ``where``; None: not known."""
         return self._source.num_filtered
 
     @property

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.selection.expression import known_names, unknown_name
+from lrs3_loader.stream.agreement import require_agreement, require_unique_keys
 from lrs3_loader.stream.indexed import IndexedBatches
 from lrs3_loader.stream.plans import FollowedPlan, IndexedPlan, wait_for_run
 from lrs3_loader.stream.sequential import SequentialBatches
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.shared_state import SharedState
 from lrs3_loader.stream.sources import Locations, list_sources, published_source, require_fields, split_locations
+from lrs3_loader.stream.where import Where
 
 #: The batches of one rank. Both kinds have the same methods; their positions differ, but for ``epoch`` and ``to_json``.
 BatchSource = IndexedBatches | SequentialBatches
@@ -28,7 +31,9 @@ def open_stream(locations: Locations, settings: StreamSettings) -> tuple[BatchSo
         names: list[str] = list(followed.folder.shards.names)
         shared = SharedState(followed.max_batches, names, settings.skips_errors)
         return IndexedBatches(followed, settings, shared), {}
-    listing = list_sources(locations, partial=settings.partial, skip_errors=settings.skips_errors)
+    require_agreement(split_locations(locations))
+    where = None if settings.where is None else Where(settings.where)
+    listing = list_sources(locations, partial=settings.partial, skip_errors=settings.skips_errors, where=where)
     require_fields(listing.sources, settings.task.fields)
     names = [source.name for source in listing.sources]
     if not listing.is_indexed:
@@ -39,6 +44,7 @@ def open_stream(locations: Locations, settings: StreamSettings) -> tuple[BatchSo
         shared = SharedState(0, names, settings.skips_errors)
         urls = [source.url for source in listing.sources]
         return SequentialBatches(urls, settings, shared), listing.skipped
+    require_unique_keys(listing.sources)
     plan = IndexedPlan(listing, settings)
     if not len(plan.catalog):
         raise RunError(f"none of the {plan.catalog.num_filtered} clips in {locations} is long enough and selected")
@@ -59,4 +65,6 @@ def _follow(locations: Locations, settings: StreamSettings) -> FollowedPlan:
     folder = wait_for_run(found[0], settings)
     first, _ = published_source(folder, folder.shards[0])
     require_fields([] if first is None else [first], settings.task.fields)
+    if settings.where is not None and (unknown := sorted(set(settings.where.names) - known_names().keys())):
+        raise RunError(unknown_name(unknown[0], known_names()))
     return FollowedPlan(folder, settings)

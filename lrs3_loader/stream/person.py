@@ -18,7 +18,7 @@ class PersonClips:
     """Gives the samples for batch number ``g`` of the corpus, which depend only on seed, epoch and g."""
 
     def __init__(self, locations: Locations, settings: StreamSettings):
-        """Settings are those of the corpus stream; ``select`` speaks of the corpus and is not applied.
+        """Settings are those of the corpus stream; ``select`` and ``where`` speak of the corpus and are not applied.
 
         Raises:
             RunError: there is nothing to read, no clip is long enough, or a location is remote.
@@ -27,7 +27,7 @@ class PersonClips:
         if not (listing.is_local and listing.is_indexed):
             raise RunError(f"the person's clips must be local, got {locations}: copy the run first")
         require_fields(listing.sources, settings.task.fields)
-        self._catalog = Catalog(replace(settings, select=None), listing.sources)
+        self._catalog = Catalog(replace(settings, select=None, where=None), listing.sources)
         if not len(self._catalog):
             raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")
         self._settings = settings

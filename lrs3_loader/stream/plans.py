@@ -30,6 +30,7 @@ from lrs3_loader.stream.schedule import (
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Listing, Source, published_source
 from lrs3_loader.stream.weights import SampleWeights
+from lrs3_loader.stream.where import Where
 
 logger = logging.getLogger(__name__)
 
@@ -114,6 +115,7 @@ class FollowedPlan:
         self.catalog = Catalog(settings)
         self.max_batches = folder.shards.num_clips
         self._settings = settings
+        self._where = None if settings.where is None else Where(settings.where)
 
     def identity(self) -> dict[str, Any]:
         return {"run": self.folder.run_hash}
@@ -137,11 +139,11 @@ class FollowedPlan:
         shards = self.folder.shards
         for number, shard in enumerate(shards, 1):
             wait = _Wait(self._settings.poll_seconds, log_waits)
-            source, problem = published_source(self.folder, shard)
+            source, problem = published_source(self.folder, shard, self._where)
             while source is None:
                 trouble = f" ({problem})" if problem else ""
                 wait.sleep(f"{shard.name}, shard {number} of {len(shards)}, in {self.folder.path}{trouble}")
-                source, problem = published_source(self.folder, shard)
+                source, problem = published_source(self.folder, shard, self._where)
             wait.end()
             yield source
 

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
+from lrs3_loader.selection.expression import Expression
 from lrs3_loader.stream.schedule import BatchRule
 from lrs3_loader.stream.tasks import Task
 
@@ -47,6 +48,7 @@ class StreamSettings:
     max_frames: int | None
     crop_frames: int | None
     select: Callable[[str], bool] | None
+    where: Expression | None
     equal_batches: bool
     follow: bool
     partial: bool
@@ -103,7 +105,8 @@ class StreamSettings:
 
     def identity(self) -> dict[str, Any]:
         """Return the arguments that must be equal when a saved position is loaded."""
-        return {"task": self.task.name, **{name: getattr(self, name) for name in _IDENTITY}}
+        identity = {"task": self.task.name, **{name: getattr(self, name) for name in _IDENTITY}}
+        return identity if self.where is None else {**identity, "where": self.where.text}
 
     def frames_left(self, key: str, num_frames: int) -> int:
         """Return how many frames of a clip are left once its audio-video offset is undone; -1 if none are."""

@@ -20,6 +20,7 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read_ledger, shard_of_tar, tar_name
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.stream.remote import is_remote, open_remote, remote_run
+from lrs3_loader.stream.where import Where
 from lrs3_loader.types import FIELDS, Shard
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class Source:
     samples: tuple[tuple[str, int], ...] | None  # (key, T) in the order of the tar; None: not known
     shard: tuple[str, str] | None = None  # folder or URL of the run, and name of the shard; None: it has no ledger
     fields: frozenset[str] | None = None  # arrays that every sample has; None: not known
+    chosen: tuple[bool, ...] | None = None  # samples that the stream's ``where`` chooses; None: all
     location: int = 0  # number of the run, path or URL, among those given, that it belongs to
 
     @property
@@ -106,15 +108,17 @@ def split_locations(locations: Locations) -> list[str]:
     return expanded
 
 
-def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> Listing:
+def list_sources(locations: Locations, *, partial: bool, skip_errors: bool, where: Where | None = None) -> Listing:
     """Find the tars and read their ledgers.
 
     Args:
         locations: run folders and tars, local or remote.
         partial: list the published shards of a run that is not finished.
         skip_errors: skip published tars that are missing, cut off or unreadable, and name them in ``skipped``.
+        where: chooses samples by their figures.
 
     Raises:
+        ValueError: figures are asked for, and a tar has no ledger.
         RunError: there is nothing to read, a run is not finished, or a tar is damaged and not skipped.
     """
     listing = Listing()
@@ -122,22 +126,24 @@ def list_sources(locations: Locations, *, partial: bool, skip_errors: bool) -> L
         first = len(listing.sources)
         for location in split_locations(given):
             if location.startswith("pipe:") or location.split("?")[0].endswith(_TAR_ENDINGS):
-                _list_tar(location, listing, skip_errors)
+                _list_tar(location, listing, skip_errors, where)
             elif is_remote(location):
-                _list_remote_run(location.removesuffix("/"), listing, partial)
+                _list_remote_run(location.removesuffix("/"), listing, partial, where)
             else:
-                _list_run(location, listing, partial, skip_errors)
+                _list_run(location, listing, partial, skip_errors, where)
         listing.sources[first:] = [replace(source, location=number) for source in listing.sources[first:]]
     if not listing.sources:
         raise RunError("; ".join([f"there is nothing to read in {locations}", *listing.skipped.values()]))
+    if where is not None:
+        where.require()
     return listing
 
 
-def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool) -> None:
+def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool, where: Where | None) -> None:
     folder = RunFolder.open(Path(location))
     missing = []
     for shard in folder.shards:
-        source, problem = published_source(folder, shard)
+        source, problem = published_source(folder, shard, where)
         if source is not None:
             listing.sources.append(source)
         elif problem is not None:
@@ -147,12 +153,12 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool)
     _refuse_unfinished(location, missing, partial)
 
 
-def published_source(folder: RunFolder, shard: Shard) -> tuple[Source | None, str | None]:
+def published_source(folder: RunFolder, shard: Shard, where: Where | None = None) -> tuple[Source | None, str | None]:
     """Return (source, None) for a shard of a run, (None, problem), or (None, None) if it is not published."""
-    return _published(folder.store, shard.name, folder.run_hash)
+    return _published(folder.store, shard.name, folder.run_hash, where)
 
 
-def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source | None, str | None]:
+def _published(store: Store, shard: str, run_hash: str | None, where: Where | None) -> tuple[Source | None, str | None]:
     seen = None
     while True:
         try:
@@ -169,20 +175,21 @@ def _published(store: Store, shard: str, run_hash: str | None) -> tuple[Source |
                 return None, f"{store.where(ledger_name(shard))} belongs to another run"
             if (size := store.size(tar_name(shard, ledger.generation))) != ledger.num_bytes:
                 return None, f"{url} has {size} bytes, its ledger says {ledger.num_bytes}"
-            return Source(shard, url, ledger.samples, (str(store.root), shard), _stored_fields(ledger)), None
+            return _source(store, shard, url, ledger, where), None
         except FileNotFoundError:
             if ledger == seen:
                 return None, f"{url} is missing although its ledger is there"
             seen = ledger  # look again: the shard may just have been replaced
 
 
-def _list_remote_run(location: str, listing: Listing, partial: bool) -> None:
+def _list_remote_run(location: str, listing: Listing, partial: bool, where: Where | None) -> None:
     with remote_run(location) as folder:
         ledgers = {ledger.shard: ledger for ledger in folder.ledgers()}
         missing = [name for name in folder.shards.names if name not in ledgers]
         for name, ledger in ledgers.items():
             url = f"{location}/{tar_name(name, ledger.generation)}"
-            listing.sources.append(Source(name, url, ledger.samples, (location, name), _stored_fields(ledger)))
+            source = _source(folder.store, name, url, ledger, where)
+            listing.sources.append(replace(source, shard=(location, name)))
     _refuse_unfinished(location, missing, partial)
 
 
@@ -194,18 +201,25 @@ def _refuse_unfinished(location: str, missing: list[str], partial: bool) -> None
         )
 
 
-def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
+def _source(store: Store, shard: str, url: str, ledger: Ledger, where: Where | None) -> Source:
+    chosen = None if where is None else tuple(where.mask(store, ledger).tolist())
+    return Source(shard, url, ledger.samples, (str(store.root), shard), _stored_fields(ledger), chosen)
+
+
+def _list_tar(location: str, listing: Listing, skip_errors: bool, where: Where | None) -> None:
     if is_remote(location):
+        _require_ledger(location, where)
         listing.sources.append(Source(location, location, None))
         return None
     path = Path(location)
     if path.parent.name == TAR_FOLDER:
-        source, problem = _published(LocalStore(path.parent.parent), shard_of_tar(path.name), None)
+        source, problem = _published(LocalStore(path.parent.parent), shard_of_tar(path.name), None, where)
         if problem is not None:
             return _skip_or_raise(location, problem, listing, skip_errors)
         if source is not None:
             listing.sources.append(replace(source, name=location))
             return None
+    _require_ledger(location, where)
     try:
         with TarIndex(path) as tar:
             samples = tuple((sample.key, tar.num_frames(index)) for index, sample in enumerate(tar.samples))
@@ -213,6 +227,11 @@ def _list_tar(location: str, listing: Listing, skip_errors: bool) -> None:
         listing.sources.append(Source(location, location, samples, fields=fields))
     except DamagedError as error:
         _skip_or_raise(location, str(error), listing, skip_errors)
+
+
+def _require_ledger(location: str, where: Where | None) -> None:
+    if where is not None:
+        raise ValueError(f"where needs the figures in ledgers, and {location} has none: give the folder of the run")
 
 
 def _stored_fields(ledger: Ledger) -> frozenset[str] | None:

@@ -123,7 +123,11 @@ def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
 
 
 def write_stats(
-    run: Path, partial: bool = False, select: Callable[[str], bool] | None = None, out: Path | None = None
+    run: Path,
+    partial: bool = False,
+    select: Callable[[str], bool] | None = None,
+    out: Path | None = None,
+    where: str | None = None,
 ) -> tuple[Path, RunStats]:
     """Compute the statistics of a local run and write them to its folder as ``stats.json``.
 
@@ -132,11 +136,12 @@ def write_stats(
         partial: use the shards written so far of an unfinished run.
         select: called with a clip's key; only clips for which it returns true count.
         out: another file to write.
+        where: only clips for which this condition over their figures is true count.
 
     Raises:
         RunError: there is no run, it is not finished (unless ``partial``), no clip is selected, or a tar is damaged.
     """
-    stream = ShardStream(run, "raw", shuffle=False, select=select, partial=partial, rank=0, world_size=1)
+    stream = ShardStream(run, "raw", shuffle=False, select=select, where=where, partial=partial, rank=0, world_size=1)
     try:
         stats = compute_stats(check_sample(str(run), sample) for sample in stream)
     except DamagedError as error:

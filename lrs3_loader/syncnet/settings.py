@@ -28,6 +28,8 @@ class TrainConfig:
     """Fraction of speakers that are used only for the evaluation."""
     seed: int = 0
     """Seed of the initial weights and of the data order."""
+    where: str | None = None
+    """Only clips for which this condition over their figures is true (docs/quality.md)."""
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_clips", "pairs_per_clip", "width", "learning_rate"):

@@ -145,8 +145,8 @@ class Training:
         Raises:
             RunError: none of their clips is long enough.
         """
-        selected = partial(is_spoken_by, self.held_out)
-        stream = ShardStream(self._run, READS, shuffle=False, equal_batches=False, select=selected)
+        selected, where = partial(is_spoken_by, self.held_out), self.config.where
+        stream = ShardStream(self._run, READS, shuffle=False, equal_batches=False, select=selected, where=where)
         self.model.eval()
         mine = [score_clip(self.model, sample) for sample in stream]
         self.model.train()
@@ -180,6 +180,7 @@ class Training:
             batch_size=self.config.batch_clips,
             seed=self.config.seed,
             select=partial(is_spoken_by, self.trained_on),
+            where=self.config.where,
             rank=rank,
             world_size=world_size,
         )

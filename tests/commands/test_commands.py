@@ -33,7 +33,9 @@ def call(words: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
 def test_every_command_has_a_module_and_a_tool() -> None:
     stems = {name.replace("-", "_") for name in COMMANDS}
     assert {path.stem for path in (REPO / "lrs3_loader" / "commands").glob("[a-z]*.py")} == stems
-    assert stems <= {path.stem for path in (REPO / "tools").glob("*.py")}
+    tools = {path.name for path in (REPO / "tools").glob("*.py")}
+    assert {cli.tool_name(name) for name in COMMANDS} <= tools
+    assert not {name.removesuffix(".py") for name in tools} & sys.stdlib_module_names  # they would hide these
 
 
 def test_help_lists_the_commands_and_wrong_names_are_told(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ ORDER = [
     {"types", "errors"},
     {"runtime", "io"},
     {"face", "quality", "run", "config"},
-    {"corpus", "assets", "audio", "demo", "speaking", "stream"},
+    {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
     {"extract", "decode"},
     {"viz", "doctor", "interop", "syncnet"},
     {"launch"},

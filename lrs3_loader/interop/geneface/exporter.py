@@ -33,6 +33,7 @@ from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
 from lrs3_loader.interop.geneface.settings import ExportOptions
 from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.selection.smaller_run import chosen_keys
 from lrs3_loader.types import Shard
 
 logger = logging.getLogger(__name__)
@@ -76,7 +77,9 @@ def export_geneface(
     """
     _check_model(folder, face_model)
     maker = ItemMaker(options.items, face_model)
-    shards, speaker_index, held_out = _choose(folder, options)
+    where = options.choice.expression()
+    keys = None if where is None else chosen_keys(folder, where)
+    shards, speaker_index, held_out = _choose(folder, options, keys)
     _prepare(dest, options.overwrite)
     dropped: Counter[str] = Counter()
     notes: dict[str, Any] = {}
@@ -84,6 +87,8 @@ def export_geneface(
         sets = {name: _SetWriter(stack, dest, name) for name in ("train", "val")}
         for sample in itertools.chain.from_iterable(map(folder.samples, shards)):
             progress(1)
+            if keys is not None and sample["__key__"] not in keys:
+                continue
             notes = notes or _notes(sample, folder)
             key = sample["__key__"]
             speaker = key.split("/")[1]
@@ -149,8 +154,13 @@ class _SetWriter(IndexedWriter):
         self._sizes_file.write(buffer.getvalue())
 
 
-def _choose(folder: RunFolder, options: ExportOptions) -> tuple[list[Shard], dict[str, int], Container[str]]:
-    """The shards to export, the numbers of their speakers, and the keys (or speakers) held out for validation."""
+def _choose(
+    folder: RunFolder, options: ExportOptions, keys: Container[str] | None
+) -> tuple[list[Shard], dict[str, int], Container[str]]:
+    """The shards to export, the numbers of their speakers, and the keys (or speakers) held out for validation.
+
+    ``keys`` are those of the clips to export (None: all). The numbers of speakers do not depend on them.
+    """
     splits = {clip.split for shard in folder.shards for clip in shard.clips}
     unknown = set(options.splits) - splits
     if unknown:
@@ -166,11 +176,13 @@ def _choose(folder: RunFolder, options: ExportOptions) -> tuple[list[Shard], dic
     planned = [shard for shard in folder.shards if shard.clips[0].split in splits]
     shards = [shard for shard in planned if shard.name in published]
     clips = [clip for shard in planned for clip in shard.clips]
+    chosen = [clip for clip in clips if keys is None or clip.key in keys]
     speaker_index = {name: number for number, name in enumerate(sorted({clip.speaker for clip in clips}))}
     if options.validation == "every100":
-        return shards, speaker_index, {clip.key for clip in clips[::_EVERY]}
+        return shards, speaker_index, {clip.key for clip in chosen[::_EVERY]}
     samples = [sample for shard in shards for sample in folder.ledger(shard).samples]
-    exportable = {key.split("/")[1] for key, num_frames in samples if 2 * num_frames - 1 >= MIN_MEL_ROWS}
+    long_enough = [key for key, num_frames in samples if 2 * num_frames - 1 >= MIN_MEL_ROWS]
+    exportable = {key.split("/")[1] for key in long_enough if keys is None or key in keys}
     return shards, speaker_index, held_out_speakers(exportable, options.val_fraction)
 
 

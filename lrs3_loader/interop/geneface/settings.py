@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
+import tyro
+
 from lrs3_loader.config import PlanConfig, rarely
+from lrs3_loader.selection.settings import Choice
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,7 @@ class ExportOptions:
     """Export what is there of a run that is not finished."""
     overwrite: bool = False
     """Replace a set that is already there."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     items: Annotated[ItemOptions, rarely("quirks")] = field(default_factory=ItemOptions)
 
     def __post_init__(self) -> None:

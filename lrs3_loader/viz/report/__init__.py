@@ -7,6 +7,7 @@ from pathlib import Path
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.selection.expression import Expression
 from lrs3_loader.viz.report.collect import Findings, Progress, collect
 from lrs3_loader.viz.report.gallery import ModelLoader, draw_cards
 from lrs3_loader.viz.report.page import render
@@ -15,7 +16,14 @@ __all__ = ["Findings", "collect", "write_report"]
 
 
 def write_report(
-    folder: RunFolder, page: Path, *, sample: int | None, gallery: int, load_model: ModelLoader, progress: Progress
+    folder: RunFolder,
+    page: Path,
+    *,
+    sample: int | None,
+    gallery: int,
+    load_model: ModelLoader,
+    progress: Progress,
+    where: Expression | None = None,
 ) -> Findings:
     """Write ``page``, whole or not at all.
 
@@ -24,11 +32,12 @@ def write_report(
         gallery: clips to draw.
         load_model: gives the run's face model, or raises ``RunError``; then no meshes are drawn.
         progress: told of every clip that was read.
+        where: measure and draw only clips for which this is true.
 
     Raises:
         RunError: the page cannot be written.
     """
-    findings = collect(folder, sample=sample, num_picks=gallery, progress=progress)
+    findings = collect(folder, sample=sample, num_picks=gallery, progress=progress, where=where)
     cards, remark = draw_cards(folder, findings.picks, load_model, findings.damaged)
     try:
         with atomic_write(page) as file:

@@ -17,6 +17,8 @@ from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex
+from lrs3_loader.selection.expression import Expression
+from lrs3_loader.selection.waterfall import describe_waterfall, waterfall
 from lrs3_loader.types import Shard
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, Timeline
@@ -52,25 +54,37 @@ class Findings:
     num_measured: int = 0  # clips
     damaged: list[str] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
+    selection: list[str] = field(default_factory=list)  # what each condition takes, in lines of equal columns
 
 
-def collect(folder: RunFolder, *, sample: int | None, num_picks: int, progress: Progress) -> Findings:
+def collect(
+    folder: RunFolder, *, sample: int | None, num_picks: int, progress: Progress, where: Expression | None = None
+) -> Findings:
     """Read a run as far as it goes; shards that turn out damaged are named and passed over.
 
     Args:
         sample: how many clips to measure, evenly spread; all when None. Ledgers are always read in full.
         num_picks: how many clips to choose for drawing.
         progress: told of every clip read.
+        where: measure and draw only clips for which this is true.
 
     Raises:
-        RunError: ``sync.jsonl`` is damaged.
+        RunError: a figure that ``where`` names was not measured, or ``sync.jsonl`` is damaged.
     """
     done = folder.published()
     ledgers = {shard.name: folder.ledger(shard) for shard in folder.shards if shard.name in done}
     findings = _from_ledgers(folder, list(ledgers.values()))
     findings.damaged += folder.ledger_errors
-    num_samples = findings.totals.num_samples
-    chosen = evenly_spread(num_samples, num_samples if sample is None else sample)
+    candidates = list(range(findings.totals.num_samples))
+    if where is not None:
+        table = folder.figures()
+        mask, steps = waterfall(table, where)
+        keys = set(table.columns["key"][mask].tolist())
+        numbered = enumerate(key for ledger in ledgers.values() for key, _ in ledger.samples)
+        candidates = [number for number, key in numbered if key in keys]
+        findings.selection = describe_waterfall(table, steps)
+    num_candidates = len(candidates)
+    chosen = [candidates[i] for i in evenly_spread(num_candidates, num_candidates if sample is None else sample)]
     chooser = _Chooser(num_picks, len(chosen))
     for shard, index, found in _samples(folder, ledgers, chosen, findings.damaged):
         for measure in MEASURES:

@@ -1,0 +1,68 @@
+"""Choose clips of a run by their figures: write their keys, or the whole table.
+
+lrs3-loader select runs/demo --where "face_size_px > 150 and abs(yaw_p95) < 40" --out keys.txt
+
+lrs3-loader select /data/lrs3-shards --preset talkvid --csv figures.csv --parquet figures.parquet
+
+No tar is opened. The lines printed say how many clips and hours each condition takes, after those before it and alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lrs3_loader.launch import cli
+from lrs3_loader.selection.presets import PRESETS
+from lrs3_loader.selection.settings import Choice
+
+
+@dataclass(frozen=True)
+class Args:
+    run: Annotated[str, tyro.conf.Positional]
+    """Folder or URL of the run."""
+    choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
+    out: Path | None = None
+    """File for the keys of the chosen clips, one a line."""
+    csv: Path | None = None
+    """File for the figures of the chosen clips, as CSV."""
+    parquet: Path | None = None
+    """The same as parquet (needs the extra `table`)."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = cli.parse(Args, __doc__ or "", "select", argv)
+
+    from lrs3_loader.io.files import atomic_write
+    from lrs3_loader.run.folder import RunFolder
+    from lrs3_loader.selection.waterfall import describe_waterfall, waterfall
+
+    where = args.choice.expression()
+    table = RunFolder.open(args.run).figures()
+    if table.missing:
+        print(f"note: {cli.as_called(table.missing)}")
+    chosen = table
+    if where is not None:
+        mask, steps = waterfall(table, where)
+        chosen = table.rows(mask)
+        print(*describe_waterfall(table, steps), sep="\n")
+    if args.choice.preset:
+        preset = PRESETS[args.choice.preset]
+        print(f"{args.choice.preset}: {preset.source}", f"not covered: {preset.not_covered}", sep="\n")
+    if args.out is not None:
+        with atomic_write(args.out) as file:
+            file.writelines(f"{key}\n".encode("utf-8", "surrogateescape") for key in chosen.columns["key"])
+    if args.csv is not None:
+        chosen.write_csv(args.csv)
+    if args.parquet is not None:
+        chosen.write_parquet(args.parquet)
+    written = ", ".join(str(path) for path in (args.out, args.csv, args.parquet) if path is not None)
+    print(
+        f"{len(chosen)} of {len(table)} clips, {chosen.seconds / 3600:.2f} of {table.seconds / 3600:.2f} hours"
+        + (f" in {written}" if written else "")
+    )
+    return cli.EXIT_OK
