@@ -19,6 +19,8 @@ python tools/bench.py speaking --clips FOLDER     # active-speaker scores with o
 
 python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 
+python tools/bench.py large                       # long clips in 1080p and 4K, in 1 GiB of shared memory
+
 python tools/bench.py faults                      # failing file calls, kills, power cuts, unlucky timing
 """
 
@@ -174,6 +176,34 @@ class Cluster:
 
 
 @dataclass(frozen=True)
+class Large:
+    """Long clips in 1080p and 4K, decoded in a budget of shared memory. Exit code 1 if it was not kept."""
+
+    seconds: float = 300.0
+    """Length of each clip."""
+    clips: int = 1
+    """Clips of each size."""
+    mebibytes: int = 1024
+    """The budget, as of extract --decode-mebibytes."""
+    workers: int = 2
+    """Decode processes."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise)."""
+
+    def __call__(self) -> int:
+        from benchmarks import large_frames
+
+        is_good = True
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for line, is_kept in large_frames.run_benchmark(
+                Path(folder), self.seconds, self.clips, self.mebibytes, self.workers
+            ):
+                print(line, flush=True)
+                is_good &= is_kept
+        return cli.EXIT_OK if is_good else cli.EXIT_PROBLEM
+
+
+@dataclass(frozen=True)
 class Faults(FaultOptions):
     """Fail every file call of every command, kill it, cut the power, fail requests to object storage, draw schedules
     of ranks, launches and readers, kill real ranks, publish shards again under readers, and have damaged clips and
@@ -283,11 +313,12 @@ COMMANDS = {
     "fit": Fit(),
     "speaking": Speaking(Path()),
     "cluster": Cluster(),
+    "large": Large(),
     "faults": Faults(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Cluster | Faults
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Cluster | Large | Faults
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

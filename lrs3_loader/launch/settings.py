@@ -94,10 +94,16 @@ def words_from_file(path: Path, given: Sequence[str]) -> list[str]:
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, list):
-            words += [flag, *map(str, value)] if value else []
+            words += [flag, *(_word(path, name, entry) for entry in value)] if value else []
         else:
-            words += [flag, str(value)]
+            words += [flag, _word(path, name, value)]
     return words
+
+
+def _word(path: Path, name: str, value: object) -> str:
+    if isinstance(value, (dict, list)):  # aliases could make them of any size
+        raise RunError(f"{path}: {name} must be a value or a list of values, without lists or mappings in it")
+    return str(value)
 
 
 def as_file(run: RunConfig, launch: LaunchConfig) -> str:

@@ -22,6 +22,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lrs3_loader.config import RunConfig, as_json
 from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
@@ -51,8 +52,9 @@ logger = logging.getLogger(__name__)
 RECORD_FILE = "run.json"
 MANIFEST_FILE = "manifest.jsonl"
 _GROWN = re.compile(r"manifest\.g([1-9]\d{0,5})\.jsonl")
+_SECTIONS = {f"{name}?": dict for name, section in as_json(RunConfig()).items() if isinstance(section, dict)}
 _RECORD = {
-    "config": {"corpus?": {"corpus?": str, "layout?": str}, "face?": {"face_model?": str}, "decode?": dict},
+    "config": {**_SECTIONS, "corpus?": {"corpus?": str, "layout?": str}, "face?": {"face_model?": str}},
     "plan_sha256": str,
     "manifest?": {"file": str, "sha256": str},
     "models": {str: {"name?": str, "model?": str, "licence?": str, "sha256?": str}},

@@ -61,11 +61,12 @@ class Killer:
         self._draw = random.Random(seed)
         self._seconds: dict[int, float] = {}  # that an undisturbed launch takes, by its number of ranks
         self._number = 0
+        self._port = 0  # of the store
 
     def run(self, count: int) -> KillResult:
         """Kill ``count`` launches, and complete the run that was under way."""
         result, begun = KillResult(), perf_counter()
-        with self._patched():
+        with self._patched(), store_of_another_process() as self._port:
             for stage in STAGES:
                 self._laboratory.result(SCENARIOS[stage])
             self._measure()
@@ -109,7 +110,8 @@ class Killer:
             word.format(world=self._laboratory.world, corpus=self._laboratory.corpus)
             for word in scenario.command.split()
         ]
-        return _Launch(words, num_ranks, self._laboratory.corpus.with_name(f"endings{self._number}"))
+        endings = self._laboratory.corpus.with_name(f"endings{self._number}")
+        return _Launch(words, num_ranks, self._number, self._port, endings)
 
     def _complete(self, scenario: Scenario, result: KillResult, count: int) -> None:
         """Launch a command until it has ended, killing it each time if that is still to be done."""
@@ -151,14 +153,38 @@ class Killer:
                 yield f"{path} is neither what it was nor what it is to be"
 
 
+@contextlib.contextmanager
+def store_of_another_process() -> Iterator[int]:
+    """Keep a store for the ranks of all launches, whose threads would get in the way of forking; yields its port."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+        os.write(writing, b"%d\n" % store.port)
+        while True:
+            signal.pause()
+    os.close(writing)
+    with open(reading, "rb") as ports:
+        port = int(ports.readline())
+    try:
+        yield port
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+
+
 class _Launch:
     """The ranks of one launch."""
 
-    def __init__(self, words: list[str], num_ranks: int, endings: Path):
+    def __init__(self, words: list[str], num_ranks: int, number: int, port: int, endings: Path):
         self._endings = endings
-        self._store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-        own = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(self._store.port), "WORLD_SIZE": str(num_ranks)}
-        own["TORCHELASTIC_USE_AGENT_STORE"] = "True"
+        own = {
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "WORLD_SIZE": str(num_ranks),
+            "TORCHELASTIC_USE_AGENT_STORE": "True",
+            "TORCHELASTIC_RESTART_COUNT": str(number),  # each launch has its own part of the store
+        }
         self._pids = [self._fork(words, {**own, "RANK": str(rank)}) for rank in range(num_ranks)]
         self._alive = set(self._pids)
 

@@ -31,7 +31,7 @@ from lrs3_loader.__main__ import COMMANDS
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.doctor import checks
 from lrs3_loader.interop.geneface import indexed, item
-from lrs3_loader.launch import cli, prepare, runner
+from lrs3_loader.launch import cli, identity, prepare, runner
 from lrs3_loader.run import ledger_index, lock
 from lrs3_loader.run.ledger import Ledger, tar_name
 from lrs3_loader.run.shards import check_tar
@@ -230,9 +230,10 @@ class Laboratory:
         def extractor(config: Any, models: Any, device: Any) -> _Extractor:
             return _Extractor(config, device, self.is_second)
 
-        for module in (prepare, runner):
-            yield mock.patch.object(module, "Models", _Models)
-            yield mock.patch.object(module, "Extractor", extractor)
+        yield mock.patch.object(prepare, "Models", _Models)
+        yield mock.patch.object(prepare, "Extractor", extractor)
+        yield mock.patch.object(prepare, "adopt_names")
+        for module in (identity, prepare, runner):
             yield mock.patch.object(module, "software", return_value=software)
         yield mock.patch("lrs3_loader.corpus.plan.calibrate", return_value=100)
         yield mock.patch("lrs3_loader.doctor.disk_space.calibrate", return_value=100)

@@ -35,7 +35,7 @@ from benchmarks.faults.scenarios import KEYS, REJECTED, Laboratory, in_short, re
 from benchmarks.faults.scheduler import Process, Scheduler, SimulatedThreading, SimulatedTime
 from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
 from lrs3_loader.errors import RunError
-from lrs3_loader.launch import leases, progress, runner
+from lrs3_loader.launch import leases, prepare, progress, runner
 from lrs3_loader.launch.leases import WorkQueue, agree_on_round
 from lrs3_loader.run import lock
 from lrs3_loader.run.folder import RunFolder
@@ -561,8 +561,7 @@ class World:
             patch(mock.patch.object(lock.RunLock, "__exit__", left))
             patch(mock.patch.object(runner, "BackgroundTask", _Inline))
             patch(mock.patch.object(runner, "progress_display", _no_display))
-            patch(mock.patch.object(runner, "Extractor", extractor))
-            patch(mock.patch("lrs3_loader.launch.prepare.Extractor", extractor))
+            patch(mock.patch.object(prepare, "Extractor", extractor))
             patch(watched(self._calls))
             yield
 

@@ -16,7 +16,7 @@ import signal
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -30,6 +30,7 @@ from benchmarks.faults.scenarios import SCENARIOS, Laboratory, Tree, run_command
 from benchmarks.fuzz.damage import damage
 from benchmarks.fuzz.supervise import Lost, run_cases
 from lrs3_loader import demo
+from lrs3_loader.config import LaunchConfig, RunConfig, demo_defaults
 from lrs3_loader.corpus.csv_table import read_clip_table
 from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.decode.mp4 import check_mp4
@@ -42,6 +43,7 @@ from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.io import unpickle
 from lrs3_loader.io.mat_files import read_mat
 from lrs3_loader.io.safe_load import decode_npy
+from lrs3_loader.launch.settings import as_file, config_from_json, words_from_file
 from lrs3_loader.run import ledger_index
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger
@@ -209,6 +211,7 @@ def make_targets(laboratory: Laboratory, folder: Path) -> dict[str, Target]:
         ),
         "index": Target((index,), _Opened(folder, run, "index.jsonl"), (), names_file=False, **json_file),
         "offsets": Target((_OFFSETS,), _Opened(folder, run, "sync.jsonl"), typed, names_file=False, **json_file),
+        "YAML": Target((_yaml(),), lambda path, _: words_from_file(path, ()), typed, ".yaml", _YAML_TOKENS),
         "lock": Target((Holder.me().encode(),), lambda path, data: Holder.parse(data), (), **json_file),
         "transcript": Target((_TRANSCRIPT,), lambda path, _: read_transcript(path), (ClipError,), ".txt", _WORDS),
         "table": Target((_TABLE,), lambda path, _: read_clip_table(path), typed, ".csv", (b'"', b",", b"\r", b"\0")),
@@ -225,6 +228,20 @@ def make_targets(laboratory: Laboratory, folder: Path) -> dict[str, Target]:
 
 
 _NPY_TOKENS = (b"'|O'", b"'<f8'", b"'<U999'", b"True", b"(1099511627776,)", b"(-1,)", b"(", b"\x93NUMPY\x02\0")
+_YAML_TOKENS = (
+    b"&a [",
+    b"*a",
+    b"]\n",
+    b": ",
+    b"- ",
+    b"!!python/object:os.system",
+    b"? ",
+    b"{",
+    b"1e9",
+    b"0x",
+    b"\t",
+    b"--- ",
+)
 _WORDS = (b"Text:", b"Conf:", b"FRAME X Y W H", b"WORD START END ASDSCORE", b"\n\n", b"nan", b"1e999", b"\xff", b"\0")
 _OFFSETS = b'{"key": "pretrain/anna/00000", "in_training": true, "offset_frames": 1, "confidence": 3.5}\n'
 _TRANSCRIPT = b"""Text:  THE QUICK BROWN FOX
@@ -239,6 +256,10 @@ THE 0.00 0.68 4.2
 QUICK 0.68 0.9 1.1
 """
 _TABLE = b"path,split,speaker,start,end,text\n/etc/hostname,test,anna,0,1.5,hello\n/etc/hostname,test,anna,2,3,\n"
+
+
+def _yaml() -> bytes:
+    return as_file(demo_defaults(RunConfig()), LaunchConfig(out=Path("runs/a"))).encode()
 
 
 def _read_tar(path: Path, data: bytes) -> None:
@@ -268,6 +289,8 @@ class _Opened:
             opened = RunFolder.open(place)
             opened.summaries()
             read_offsets(opened.store)
+            with suppress(ValueError):
+                config_from_json(opened.record["config"])
         except RunError as error:
             if str(place) not in str(error):
                 raise AssertionError(f"the message does not name the file: {error}") from error
