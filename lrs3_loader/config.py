@@ -273,13 +273,15 @@ class WorkerConfig:
 class OffsetLimits:
     """Which of the measured offsets are applied."""
 
+    min_offset_frames: int = 2
+    """Smaller audio-video offsets are not applied (25 fps frames): one frame is within the error of a measurement."""
     max_offset_frames: int = 6
     """Larger audio-video offsets are not applied (25 fps frames)."""
     min_offset_confidence: float = 0.1
     """Offsets measured with less confidence (0..2) are not applied."""
 
     def __post_init__(self) -> None:
-        _positive(self, "max_offset_frames")
+        _positive(self, "min_offset_frames", "max_offset_frames")
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ class Args:
     """Render and extract a corpus of synthetic talking heads (in OUT/demo-run) and train on that."""
     preset: Literal["latentsync", "talkvid", "hallo"] | None = None
     """Only clips that pass the published rule of this project; with --where both must hold."""
+    repeats: int = 1
+    """Train so many times, each with another seed and other held-out speakers (OUT/repeat-0, ...): mean and spread."""
     train: Annotated[TrainConfig, rarely("network and optimiser")] = field(default_factory=TrainConfig)
     data: Annotated[DemoData, rarely("demo corpus")] = field(default_factory=DemoData)
 
@@ -40,13 +42,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.demo == (args.run is not None):
         raise cli.UsageError("give either the folder of a run or --demo")
 
+    if args.repeats < 1:
+        raise cli.UsageError(f"--repeats must be at least 1, got {args.repeats}")
+
+    from lrs3_loader.syncnet.repeats import train_repeats
     from lrs3_loader.syncnet.train import describe_accuracy, train_syncnet
 
     run = args.run or args.launch.out / "demo-run"
     if args.demo:
         _make_demo_run(run, args.data, args.launch.device)
-    choice = Choice(args.train.where, args.preset)
-    accuracy = train_syncnet(run, replace(args.train, where=choice.text), args.launch)
+    config = replace(args.train, where=Choice(args.train.where, args.preset).text)
+    if args.repeats > 1:
+        repeats = train_repeats(run, config, args.launch, args.repeats)
+        if repeats is not None:
+            print(repeats.describe())
+        return cli.EXIT_OK
+    accuracy = train_syncnet(run, config, args.launch)
     if accuracy is not None:
         print(describe_accuracy(accuracy))
     return cli.EXIT_OK

@@ -92,7 +92,12 @@ def prepare(
 
 def _offsets(launch: LaunchConfig) -> dict[str, int]:
     limits = launch.offsets_limits
-    return load_offsets(str(launch.offsets), limits.max_offset_frames, limits.min_offset_confidence)
+    return load_offsets(
+        str(launch.offsets),
+        min_offset_frames=limits.min_offset_frames,
+        max_offset_frames=limits.max_offset_frames,
+        min_confidence=limits.min_offset_confidence,
+    )
 
 
 def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> Extractor:

@@ -20,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 OFFSETS_FILE = "sync.jsonl"
 MAX_OFFSET = 10  # of those that are measured
+MIN_APPLIED = 2  # one frame is within the error of a measurement: a sixth of the demo's clips come out so
 MAX_APPLIED = 6  # LatentSync's bound; larger ones are rather another voice or a wrong measurement
 MIN_CONFIDENCE = 0.1  # cosine of the best offset above the median
 
@@ -43,12 +44,17 @@ def read_offsets(store: Store, name: str = OFFSETS_FILE) -> list[dict[str, Any]]
 
 
 def load_offsets(
-    path: str | Path, max_offset_frames: int = MAX_APPLIED, min_confidence: float = MIN_CONFIDENCE
+    path: str | Path,
+    *,
+    min_offset_frames: int = MIN_APPLIED,
+    max_offset_frames: int = MAX_APPLIED,
+    min_confidence: float = MIN_CONFIDENCE,
 ) -> dict[str, int]:
     """Read the offsets to be applied from a ``sync.jsonl``, and log how many there are.
 
     Args:
         path: the file, or its URL.
+        min_offset_frames: smaller offsets are not applied.
         max_offset_frames: larger offsets are not applied.
         min_confidence: offsets that were measured with less confidence are not applied.
 
@@ -67,11 +73,11 @@ def load_offsets(
     applied = {
         key: line["offset_frames"]
         for key, line in measured.items()
-        if abs(line["offset_frames"]) <= max_offset_frames and line["confidence"] >= min_confidence
+        if min_offset_frames <= abs(line["offset_frames"]) <= max_offset_frames and line["confidence"] >= min_confidence
     }
     logger.info(
-        "%s: %d of %d clips are out of sync; %d of them by at most %d frames with a confidence of %g or more: shifted",
-        *(text, len(measured), len(lines), len(applied), max_offset_frames, min_confidence),
+        "%s: %d of %d clips have an offset; those %d of %d to %d frames with a confidence of %g or more are shifted",
+        *(text, len(measured), len(lines), len(applied), min_offset_frames, max_offset_frames, min_confidence),
     )
     return applied
 

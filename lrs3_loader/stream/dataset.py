@@ -75,7 +75,7 @@ class ShardStream(IterableDataset[Item]):
             unvoiced). ``valid``, ``speaking`` and ``pose`` stay as they are, and so does padding, which is 0.
         offsets: audio-video offsets that are undone: ``"sync"`` for those that ``verify --sync`` wrote into the run,
             the path of such a file, or a table of frames by key (positive: the audio is late). Of a file, offsets of
-            at most 6 frames with a confidence of at least 0.1 are used; ``lrs3_loader.run.offsets.load_offsets``
+            2 to 6 frames with a confidence of at least 0.1 are used; ``lrs3_loader.run.offsets.load_offsets``
             makes a table with other limits. A clip loses as many frames as it is shifted by.
         person: local run or tars of one person, for the task ``"postnet"`` only. Each item is then
             ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.

@@ -26,6 +26,8 @@ class TrainConfig:
     """Weight decay of AdamW."""
     held_out: float = 0.15
     """Fraction of speakers that are used only for the evaluation."""
+    fold: int = 0
+    """Which speakers are held out: each number stands for others, until all have been."""
     seed: int = 0
     """Seed of the initial weights and of the data order."""
     where: str | None = None
@@ -39,8 +41,9 @@ class TrainConfig:
             raise ValueError(f"max_shift_frames must be at least 1, got {self.max_shift_frames}")
         if not 0 < self.held_out < 1:
             raise ValueError(f"held_out must lie between 0 and 1, got {self.held_out}")
-        if self.weight_decay < 0 or self.seed < 0:
-            raise ValueError(f"weight_decay and seed must be >= 0, got {self.weight_decay} and {self.seed}")
+        for name in ("weight_decay", "seed", "fold"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
 
 
 @dataclass(frozen=True)

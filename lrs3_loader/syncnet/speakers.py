@@ -16,8 +16,10 @@ def is_spoken_by(speakers: Set[str], key: str) -> bool:
     return speaker_of(key) in speakers
 
 
-def hold_out(speakers: Iterable[str], fraction: float) -> frozenset[str]:
+def hold_out(speakers: Iterable[str], fraction: float, fold: int = 0) -> frozenset[str]:
     """Choose a fraction (0..1) of the speakers, at least one and never all, by the hashes of their names.
+
+    The next ``fold`` holds out the next speakers in the order of the hashes, beginning again after the last.
 
     Raises:
         ValueError: there are fewer than two speakers.
@@ -25,4 +27,5 @@ def hold_out(speakers: Iterable[str], fraction: float) -> frozenset[str]:
     known = sorted(set(speakers), key=lambda name: (hashlib.sha256(name.encode()).hexdigest(), name))
     if len(known) < 2:
         raise ValueError(f"speakers can be held out only where there are two or more, got {len(known)}")
-    return frozenset(known[: min(max(round(fraction * len(known)), 1), len(known) - 1)])
+    count = min(max(round(fraction * len(known)), 1), len(known) - 1)
+    return frozenset(known[(fold * count + number) % len(known)] for number in range(count))

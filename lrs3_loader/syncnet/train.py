@@ -80,7 +80,7 @@ class Training:
         self._run, self._features = folder.path, feature_models(folder.record)
         speakers = {clip.speaker for shard in folder.shards for clip in shard.clips}
         try:
-            self.held_out = hold_out(speakers, config.held_out)
+            self.held_out = hold_out(speakers, config.held_out, config.fold)
         except ValueError as error:
             raise RunError(f"cannot train on {folder.path}: {error}") from error
         self.trained_on = frozenset(speakers) - self.held_out
@@ -218,7 +218,9 @@ class Training:
         Raises:
             RunError: it has other settings, features or speakers; the message names the difference.
         """
-        then = {"config": {**checkpoint.config, "epochs": self.config.epochs}, "features": checkpoint.features}
+        # Checkpoints of earlier versions lack the options that came later.
+        config = {**asdict(TrainConfig()), **checkpoint.config, "epochs": self.config.epochs}
+        then = {"config": config, "features": checkpoint.features}
         now = {"config": asdict(self.config), "features": self._features}
         lines = differences(then, now)
         if checkpoint.speakers != sorted(self.trained_on):

@@ -64,8 +64,11 @@ def test_only_small_and_certain_offsets_of_a_file_are_used(
     write_offsets(run.path / "sync.jsonl", offsets)
     with caplog.at_level(logging.INFO, logger="lrs3_loader"):
         assert load_offsets(run.path / "sync.jsonl") == {one: 2}
-    assert "3 of 4 clips are out of sync; 1 of them by at most 6 frames" in caplog.text
-    assert load_offsets(run.path / "sync.jsonl", max_offset_frames=10, min_confidence=0) == {one: 2, two: 7, three: -1}
+    assert "3 of 4 clips have an offset; those 1 of 2 to 6 frames" in caplog.text
+    wide = load_offsets(run.path / "sync.jsonl", min_offset_frames=1, max_offset_frames=10, min_confidence=0)
+    assert wide == {one: 2, two: 7, three: -1}
+    near = load_offsets(run.path / "sync.jsonl", min_confidence=0)
+    assert near == {one: 2}
     (tmp_path / "other.jsonl").write_bytes((run.path / "sync.jsonl").read_bytes())
     for given in ("sync", tmp_path / "other.jsonl"):
         found = {sample["__key__"]: len(sample["valid"]) for sample in ShardStream(run.path, "raw", offsets=given)}

@@ -19,6 +19,7 @@ from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy, ClipScores, score_clip
 from lrs3_loader.syncnet.measure import ClipOffset, describe_offsets, measure_offsets
 from lrs3_loader.syncnet.model import SyncNetModel
+from lrs3_loader.syncnet.repeats import REPEATS_FILE, train_repeats
 from lrs3_loader.syncnet.scalars import EVALUATION_FILE, SCALARS_FILE, Scalars, read_scalars
 from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
 from lrs3_loader.syncnet.speakers import hold_out, is_spoken_by
@@ -133,6 +134,31 @@ def test_a_finished_training_is_evaluated_again_and_can_be_prolonged(small_run: 
     train_syncnet(small_run.path, longer, launch(tmp_path / "b"))
     prolonged = weights(tmp_path / "a")
     assert all(torch.equal(prolonged[name], tensor) for name, tensor in weights(tmp_path / "b").items())
+
+
+def test_repeats_hold_out_other_speakers_and_tell_mean_and_spread(small_run: RunFolder, tmp_path: Path) -> None:
+    repeats = train_repeats(small_run.path, SMALL, launch(tmp_path), 3)
+    assert repeats is not None
+    checkpoints = [SyncNetCheckpoint.load(tmp_path / f"repeat-{number}" / CHECKPOINT_FILE) for number in range(3)]
+    speakers = {clip.speaker for shard in small_run.shards for clip in shard.clips}
+    held_out = [speakers - set(checkpoint.speakers) for checkpoint in checkpoints]
+    assert [len(each) for each in held_out] == [1, 1, 1]
+    assert len(set.union(*held_out)) == 3
+    assert repeats.seeds == (0, 1, 2)
+    assert not torch.equal(checkpoints[0].model["sound.project.weight"], checkpoints[1].model["sound.project.weight"])
+    saved = json.loads((tmp_path / REPEATS_FILE).read_text())
+    values = [accuracy.by_clip for accuracy in repeats.accuracies]
+    assert saved["clip_accuracy"]["values"] == values
+    assert saved["clip_accuracy"]["mean"] == pytest.approx(np.mean(values))
+    assert saved["clip_accuracy"]["deviation"] == pytest.approx(np.std(values))
+    assert saved["num_clips"] == [5, 5, 5]
+    assert (
+        f"{100 * np.mean(values):.1f} % of clips, standard deviation {100 * np.std(values):.1f}" in repeats.describe()
+    )
+    again = train_repeats(small_run.path, SMALL, launch(tmp_path), 3)
+    assert again == repeats
+    with pytest.raises(RunError, match="other settings"):  # a fold is no other seed
+        train_syncnet(small_run.path, TrainConfig(**{**vars(SMALL), "fold": 1}), launch(tmp_path / "repeat-0"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(small_run: RunFolder, tmp_path: Path) -> None:
@@ -290,6 +316,10 @@ def test_speakers_are_held_out_alike_everywhere() -> None:
     held_out = hold_out(names, 0.15)
     assert held_out == hold_out(reversed(names + names), 0.15)
     assert len(held_out) == 6
+    folds = [hold_out(names, 0.15, fold) for fold in range(7)]
+    assert folds[0] == held_out
+    assert all(len(fold) == 6 for fold in folds)
+    assert set().union(*folds[:6]) < set(names) == set().union(*folds)
     assert len(hold_out(names[:2], 0.01)) == len(hold_out(names[:2], 0.99)) == 1
     assert is_spoken_by({"b"}, "a/b/c")
     assert not is_spoken_by({"b"}, "b/a/b")
@@ -355,7 +385,7 @@ def test_another_file_of_torch_is_no_checkpoint(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs must be above 0, got 0"),
         ({"max_shift_frames": 0}, "max_shift_frames must be at least 1, got 0"),
         ({"held_out": 1.0}, "held_out must lie between 0 and 1, got 1.0"),
-        ({"seed": -1}, "got 0.01 and -1"),
+        ({"seed": -1}, "seed must be at least 0, got -1"),
     ],
 )
 def test_settings_that_cannot_be_are_named(fields: dict[str, Any], message: str) -> None:
