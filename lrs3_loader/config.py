@@ -303,10 +303,19 @@ class LaunchConfig:
     """Make a small corpus of synthetic talking heads and extract it."""
     retry_rejects: tuple[str, ...] | None = None
     """Run shards that contain rejects again (only rejects of the given reasons, if any)."""
+    log_folder: Path | None = None
+    """Append the log of each rank as JSON lines (rank-N.jsonl), and keep the progress there as a text file for
+    Prometheus (lrs3_loader.prom)."""
+    max_reject_fraction: float = 1.0
+    """Exit code 3 if a larger share of the run's clips are rejects, and in any case if all are."""
     extend: bool = False
     """Add shards for clips that are new in the corpus; published ones stay as they are."""
     repair: bool = False
     """Read all shards first, and make those again that do not match their records."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.max_reject_fraction <= 1:
+            raise ValueError(f"max_reject_fraction must lie in 0..1, got {self.max_reject_fraction}")
 
 
 #: On a GPU: bytes that one frame, one aligned crop and one second of audio take during processing (rounded up), and

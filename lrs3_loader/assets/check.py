@@ -135,6 +135,8 @@ def _check_speech(assets: Assets, name: str) -> AssetStatus:
     licence = "Apache-2.0" if name == HUBERT else "see its card"
     state: State = "missing" if folder is None else "unknown"
     problem = None
+    if folder is None and (Path(name).is_absolute() or name.startswith((".", "~"))):
+        problem, instructions = f"there is no folder {name}", "name another with --hubert"
     try:
         if folder is not None:
             find_weights(folder)

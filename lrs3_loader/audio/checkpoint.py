@@ -122,6 +122,8 @@ def _fetch(name: str) -> Path:
         except LocalEntryNotFoundError:
             return _hub_folder(name, cached_only=False)
     except (HfHubHTTPError, HFValidationError, EntryNotFoundError, OSError) as error:
+        if Path(name).is_absolute() or name.startswith((".", "~")):
+            raise RunError(f"there is no folder {name}: name another with --hubert") from error
         where = name.rstrip("/").split("/")[-1] or "hubert"
         raise RunError(
             f"speech encoder {name!r} is no folder here, not in the Hugging Face cache, and could not be downloaded: "

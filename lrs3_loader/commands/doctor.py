@@ -53,16 +53,23 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_trials(args: Args) -> list[checks.CheckResult]:
     """Run the checks that import torch and the decoders, and that of memory, which depends on the corpus."""
     from lrs3_loader.assets.locate import Assets
-    from lrs3_loader.corpus.scan import corpus_root, scan_corpus
+    from lrs3_loader.corpus.scan import find_corpus
     from lrs3_loader.doctor import disk_space, trial
+    from lrs3_loader.errors import RunError
 
     assets = Assets(args.assets)
     found = [trial.check_gpu(), trial.check_decoders()]
     found += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
     frame_size = (224, 224)
-    if args.run.corpus.corpus is not None:
-        clips, root = scan_corpus(args.run.corpus), corpus_root(args.run.corpus)
-        found += [trial.check_clips(clips, root, args.run.decode)]
-        found += [disk_space.check_disk_space(args.run, clips, root, args.out, assets)]
-        frame_size = trial.largest_frames(clips, root)
+    try:
+        corpus = None if args.run.corpus.corpus is None else find_corpus(args.run.corpus)
+    except RunError as error:
+        corpus = None
+        found.append(checks.CheckResult("corpus", "fail", str(error), "name another with --corpus, or its --layout"))
+    if corpus is not None:
+        found += [trial.check_clips(corpus.clips, corpus.root, args.run.decode)]
+        found += [disk_space.check_disk_space(args.run, corpus.clips, corpus.root, args.out, assets)]
+        found += [trial.check_shards(corpus, args.run.plan, args.ranks)]
+        frame_size = trial.largest_frames(corpus.clips, corpus.root)
+    found += [checks.check_cores(args.ranks)]
     return [*found, checks.check_memory(args.ranks, args.workers.num_workers, *frame_size)]

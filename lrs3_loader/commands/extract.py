@@ -4,7 +4,8 @@ lrs3-loader extract --demo --out runs/demo
 
 torchrun --nproc_per_node 4 -m lrs3_loader extract --corpus /data/lrs3 --out /data/lrs3-shards
 
-Run the same command again to resume, or: lrs3-loader extract --resume /data/lrs3-shards
+Exit codes: 0 done, 1 a problem that its last line names, 2 wrong arguments, 3 too many rejects, 130 or 143 stopped by
+Ctrl-C or a signal. Run the same command again to resume, or: lrs3-loader extract --resume /data/lrs3-shards
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Args:
     """Print all settings as such a file, and stop."""
     dry_run: bool = False
     """Print what would be done (layout, clips, hours, shards, bytes, time), and stop."""
+    json: bool = False
+    """Print the summary as JSON, for scripts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,10 +54,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     from lrs3_loader.launch import leases, runner, summary
 
-    if (outcome := runner.run(args.run, args.launch, leases.connect())) is not None:
-        print(summary.describe_outcome(outcome))
-        if args.launch.demo:
-            print(summary.describe_demo(outcome.folder))
+    if (outcome := runner.run(args.run, args.launch, leases.connect())) is None:
+        return cli.EXIT_OK
+    print(summary.outcome_as_json(outcome) if args.json else summary.describe_outcome(outcome))
+    if args.launch.demo and not args.json:
+        print(summary.describe_demo(outcome.folder))
+    num_rejects, num_clips = len(outcome.totals.rejects), outcome.folder.shards.num_clips
+    if num_rejects == num_clips or num_rejects > args.launch.max_reject_fraction * num_clips:
+        print(f"{num_rejects} of {num_clips} clips are rejects", file=sys.stderr)
+        return cli.EXIT_REJECTS
     return cli.EXIT_OK
 
 

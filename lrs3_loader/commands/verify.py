@@ -11,6 +11,7 @@ lrs3-loader verify runs/demo --sync runs/syncnet/checkpoint.pt
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from lrs3_loader.errors import count_of
 from lrs3_loader.launch import cli
 
 
@@ -32,33 +34,43 @@ class Args:
     add_figures: bool = False
     """Of a run that an older version wrote: copy the figures of every clip from the shards to the ledgers, where select
     and streams find them."""
+    json: bool = False
+    """Print the result as JSON, for scripts."""
     sync: Path | None = None
     """A checkpoint that train-syncnet wrote: measure offsets as well, into OUT/sync.jsonl."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "verify", argv)
+    if args.json and args.sync is not None:
+        raise cli.UsageError("give either --json or --sync")
 
-    from lrs3_loader.launch.summary import describe_rejects
+    from lrs3_loader.launch.summary import describe_rejects, totals_as_json
     from lrs3_loader.run.folder import RunFolder
     from lrs3_loader.run.lock import RunLock
 
     folder = RunFolder.open(args.out)
-    num_bad = num_completed = 0
+    found: dict[str, list[str]] = {}
+    num_completed = 0
     writes = args.repair or args.add_figures
     with RunLock(folder.path) if writes and isinstance(folder.path, Path) else nullcontext():
         for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
-            num_bad += bool(problems)
-            for problem in problems:
+            if problems:
+                found[shard.name] = problems
+            for problem in problems if not args.json else ():
                 tqdm.write(f"{shard.name}: {problem}")
             if problems and args.repair:
                 folder.unpublish(shard)
             if not problems and args.add_figures:
                 num_completed += folder.add_figures(shard)
     totals = folder.totals()
+    num_bad = len(found)
+    if args.json:
+        print(json.dumps({"out": str(folder.path), "problems": found, **totals_as_json(totals)}))
+        return cli.EXIT_PROBLEM if num_bad else cli.EXIT_OK
     print(
-        f"{len(folder.shards) - num_bad} of {len(folder.shards)} shards intact: "
-        f"{totals.num_samples} samples, {len(totals.rejects)} rejects",
+        f"{len(folder.shards) - num_bad} of {count_of(len(folder.shards), 'shard')} intact: "
+        f"{count_of(totals.num_samples, 'sample')}, {count_of(len(totals.rejects), 'reject')}",
         *describe_rejects(totals),
         sep="\n",
     )

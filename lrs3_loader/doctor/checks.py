@@ -22,7 +22,7 @@ from typing import Literal
 from packaging.version import InvalidVersion, Version
 
 from lrs3_loader import __version__
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
 from lrs3_loader.runtime.free_memory import available_bytes
@@ -38,6 +38,7 @@ PACKAGES = ("transformers", "huggingface_hub", "numpy", "scipy", "av", "praat-pa
 #: What a rank takes, with HuBERT-large on a CPU, and a decode worker, both without frames.
 RANK_BYTES, WORKER_BYTES = 3 << 30, 400 << 20
 RANK_FRAMES, WORKER_FRAMES = 64, 4  # in memory at least: two batches on a CPU, and what a worker is asked for
+MANY_RANKS = 4  # for each core: more is a mistake
 MIN_OPEN_FILES = 1024
 MIN_PROCESSES = 512
 MIN_FREE_BYTES = 1 << 30
@@ -231,6 +232,16 @@ def check_memory(num_ranks: int, num_workers: int, height: int = 224, width: int
         return CheckResult("memory", "ok", text)
     remedy = "fewer ranks or --workers, or more memory (docker run --memory, sbatch --mem)"
     return CheckResult("memory", "warn", text, remedy)
+
+
+def check_cores(num_ranks: int) -> CheckResult:
+    """Check that so many ranks have a core each; their decode processes share what is left."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    text = f"{count_of(num_ranks, 'rank')} on {count_of(cores, 'core')}"
+    if num_ranks <= cores:
+        return CheckResult("cores", "ok", text)
+    remedy = f"at most {count_of(cores, 'rank')} (torchrun --nproc_per_node): more only wait for one another"
+    return CheckResult("cores", "fail" if num_ranks > MANY_RANKS * cores else "warn", text, remedy)
 
 
 def _gib(num_bytes: int) -> str:

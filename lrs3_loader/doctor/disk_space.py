@@ -15,7 +15,7 @@ from lrs3_loader.config import RunConfig
 from lrs3_loader.corpus.plan import calibrate, estimate_frames
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.doctor.checks import CheckResult
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
@@ -75,8 +75,8 @@ def check_disk_space(
     disk = os.statvfs(place)
     there = sum(entry.stat().st_size for entry in os.scandir(out / "shards")) if (out / "shards").is_dir() else 0
     free, needed = disk.f_bavail * disk.f_frsize, max(0.0, num_bytes - there)
-    hours = num_frames / FRAMES_PER_SECOND / 3600
-    text = f"{len(clips):,} clips, about {hours:.3g} hours: {size_text(needed)} to write, {size_text(free)} free"
+    length = duration_text(num_frames / FRAMES_PER_SECOND)
+    text = f"{count_of(len(clips), 'clip')}, about {length} long: {size_text(needed)} to write, {size_text(free)} free"
     if free >= 1.1 * needed:
         return CheckResult("room", "ok", text)
     return CheckResult("room", "warn", text, "free some space, choose another --out, or store fewer fields")
@@ -95,6 +95,13 @@ def warn_if_short_of_space(config: RunConfig, shards: Sequence[Shard], out: Loca
 def size_text(num_bytes: float) -> str:
     """Return ``1.2 GB`` or ``3.4 MB``."""
     return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e9 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def duration_text(seconds: float) -> str:
+    """Return ``40 seconds``, ``7 minutes`` or ``433.3 hours``."""
+    if seconds < 120:
+        return count_of(round(seconds), "second")
+    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.4g} hours"
 
 
 def _num_modes(face_model: str, assets: Assets) -> tuple[int, int]:

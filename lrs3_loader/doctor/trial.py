@@ -15,11 +15,13 @@ import torch
 from lrs3_loader.assets.check import check_assets
 from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.f0 import f0_praat
-from lrs3_loader.config import DecodeConfig, WorkerConfig
+from lrs3_loader.config import DecodeConfig, PlanConfig, WorkerConfig
+from lrs3_loader.corpus.plan import make_plan
+from lrs3_loader.corpus.scan import Corpus
 from lrs3_loader.decode.loader import ClipLoader
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.doctor.checks import CheckResult, Level
-from lrs3_loader.errors import RunError, UnreadableError
+from lrs3_loader.errors import RunError, UnreadableError, count_of
 from lrs3_loader.io.media_file import open_input
 from lrs3_loader.io.storage import Location, store_at
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
@@ -86,6 +88,18 @@ def check_clips(clips: Sequence[Clip], root: Location, config: DecodeConfig) -> 
     return CheckResult("corpus", "ok", f"{len(chosen)} of {len(clips):,} clips tried, all can be decoded")
 
 
+def check_shards(corpus: Corpus, plan: PlanConfig, num_ranks: int) -> CheckResult:
+    """Check that there is a shard for every rank."""
+    num_shards = len(make_plan(corpus.clips, plan, corpus.root))
+    text = f"{corpus.describe()}, {count_of(num_shards, 'shard')} for {count_of(num_ranks, 'rank')}"
+    if num_shards >= num_ranks:
+        return CheckResult("shards", "ok", text)
+    smaller = max(250, plan.shard_frames * num_shards // (4 * num_ranks))
+    return CheckResult(
+        "shards", "warn", f"{text}: some have nothing to do", f"--shard-frames {smaller}, or fewer ranks"
+    )
+
+
 def largest_frames(clips: Sequence[Clip], root: Location) -> tuple[int, int]:
     """Height and width of the largest frames that the headers of evenly spaced clips state; (224, 224) without any."""
     sizes = []
@@ -138,7 +152,7 @@ def check_gpu() -> CheckResult:
 
 
 def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:
-    """Check the model files that a run reads: missing ones that can be downloaded are warnings."""
+    """Check the model files that a run reads: missing ones that can be downloaded are warnings, others failures."""
     checks = []
     for row in check_assets(assets, face_model, speech):
         if not row.required:
@@ -147,7 +161,8 @@ def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResu
         if row.state == "damaged":
             level, text, remedy = "fail", row.problem or "damaged", f"delete it and run: {FETCH_COMMAND}"
         elif row.state == "missing":
-            text, remedy = f"not on this machine ({row.needed_for})", row.instructions
+            level = "fail" if row.problem else "warn"
+            text, remedy = row.problem or f"not on this machine ({row.needed_for})", row.instructions
         elif row.state == "differs":
             text = f"{row.path} is another version than was checked with"
             remedy = f"fine if intended; otherwise delete it and run: {FETCH_COMMAND}"

@@ -24,6 +24,7 @@ from lrs3_loader.io.files import disk_failure
 EXIT_OK = 0
 EXIT_PROBLEM = 1
 EXIT_USAGE = 2
+EXIT_REJECTS = 3
 RANK_0_SECONDS = 60.0  # by then rank 0 has printed its error
 PATIENCE_SECONDS = 3.0
 
@@ -188,8 +189,9 @@ def _configure_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(message)s" if rank == 0 else f"[rank {rank}] %(message)s"))
     package = logging.getLogger("lrs3_loader")
+    handler.setLevel(logging.INFO if rank == 0 else logging.WARNING)
     package.addHandler(handler)
-    package.setLevel(logging.INFO if rank == 0 else logging.WARNING)
+    package.setLevel(logging.INFO)
     package.propagate = False
 
 

@@ -9,7 +9,7 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import find_corpus
-from lrs3_loader.doctor.disk_space import estimate_bytes, size_text
+from lrs3_loader.doctor.disk_space import duration_text, estimate_bytes, size_text
 from lrs3_loader.errors import count_of
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.runtime.device import pick_device
@@ -40,7 +40,7 @@ def _lines(config: RunConfig, launch: LaunchConfig) -> Iterator[str]:
         speakers = {clip.speaker for clip in clips}
         _, num_frames = estimate_bytes(config, clips, corpus.root, assets)
         counts = (len(clips), "clip"), (len(speakers), "speaker"), (num_shards, "shard")
-        length = _duration(num_frames / FRAMES_PER_SECOND)
+        length = duration_text(num_frames / FRAMES_PER_SECOND)
         yield f"  {split}: {', '.join(count_of(*count) for count in counts)}, about {length} long"
     num_bytes, num_frames = estimate_bytes(config, corpus.clips, corpus.root, assets)
     yield f"to write: {count_of(len(shards), 'shard')}, about {size_text(num_bytes)} in {launch.out}"
@@ -52,12 +52,6 @@ def _lines(config: RunConfig, launch: LaunchConfig) -> Iterator[str]:
     if pick_device(launch.device).type == "cpu":
         seconds = num_frames / CPU_FRAMES_PER_SECOND / num_ranks
         ranks, rate = count_of(num_ranks, "CPU rank"), f"{CPU_FRAMES_PER_SECOND:.0f} frames/s"
-        yield f"time to expect: {_duration(seconds)} on {ranks}, at {rate} each with HuBERT-large (see BENCH.md)"
+        yield f"time to expect: {duration_text(seconds)} on {ranks}, at {rate} each with HuBERT-large (see BENCH.md)"
     else:
         yield "time to expect: not known for this GPU; after a minute of the run, its progress bar tells"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} seconds"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.4g} hours"

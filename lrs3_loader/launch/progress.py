@@ -8,15 +8,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from tqdm import tqdm
 
 from lrs3_loader.launch.leases import WorkQueue
+from lrs3_loader.launch.run_log import METRICS, write_metrics
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 logger = logging.getLogger(__name__)
 
 PLAIN_LINE_SECONDS = 30.0  # between lines where there is no terminal
+METRICS_SECONDS = 5.0  # at least, between two states of the metrics
 
 #: Names of the shared counters. Slots are the rows of batches, padding included.
 COUNTERS = ("clips", "frames", "rejects", "frame_slots", "audio_samples", "audio_slots")
@@ -51,13 +54,17 @@ class Tally:
 
 
 @contextmanager
-def progress_display(queue: WorkQueue, num_clips: int, num_clips_done: int) -> Iterator[None]:
+def progress_display(
+    queue: WorkQueue, num_clips: int, num_clips_done: int, metrics_folder: Path | None = None
+) -> Iterator[None]:
     """Show clips, frames/s, speed in real time, rejects and remaining time while the block runs.
 
-    On a terminal this is a bar; elsewhere a line is logged every half minute.
+    On a terminal this is a bar; elsewhere a line is logged every half minute. The same figures are kept in
+    ``metrics_folder``, if one is given (see ``run_log.write_metrics``).
     """
     stop = threading.Event()
-    thread = threading.Thread(target=_show, args=(queue, num_clips, num_clips_done, stop), name="progress", daemon=True)
+    parameters = queue, num_clips, num_clips_done, metrics_folder, stop
+    thread = threading.Thread(target=_show, args=parameters, name="progress", daemon=True)
     thread.start()
     try:
         yield
@@ -66,8 +73,11 @@ def progress_display(queue: WorkQueue, num_clips: int, num_clips_done: int) -> I
         thread.join(timeout=5.0)
 
 
-def _show(queue: WorkQueue, num_clips: int, num_clips_done: int, stop: threading.Event) -> None:
+def _show(
+    queue: WorkQueue, num_clips: int, num_clips_done: int, metrics_folder: Path | None, stop: threading.Event
+) -> None:
     started = time.monotonic()
+    written = 0.0
     on_terminal = sys.stderr.isatty()
     stopped = False
     with tqdm(total=num_clips, initial=num_clips_done, unit="clip", dynamic_ncols=True, disable=not on_terminal) as bar:
@@ -77,6 +87,10 @@ def _show(queue: WorkQueue, num_clips: int, num_clips_done: int, stop: threading
             seconds = max(time.monotonic() - started, 1e-9)
             speed = f"{frames / seconds:.0f} frames/s, {frames / seconds / FRAMES_PER_SECOND:.1f}x real time"
             done, text = num_clips_done + clips, f"{speed}, {rejects} rejects"
+            if metrics_folder is not None and (stopped or time.monotonic() - written > METRICS_SECONDS):
+                written = time.monotonic()
+                values = num_clips, done, rejects, frames, frames / seconds
+                write_metrics(metrics_folder, dict(zip(METRICS, values, strict=True)))
             if on_terminal:
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(done - bar.n)

@@ -25,6 +25,7 @@ from lrs3_loader.launch.identity import software
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.prepare import finalize_config, load_extractor, prepare
 from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
+from lrs3_loader.launch.run_log import log_to
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock, guard_store
 from lrs3_loader.runtime.device import configure_torch, pick_device
@@ -60,6 +61,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
     configure_torch(config.threads)
     import_ahead(f0_praat)
     with contextlib.ExitStack() as held:
+        held.enter_context(log_to(launch.log_folder, queue.rank))
         lock: RunLock | None = None
         if queue.rank == 0:
             folder, extractor, pending, lock = _lead(config, launch, queue, device, held)
@@ -74,7 +76,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         num_clips_done = num_clips - sum(folder.shards.counts[index] for index in pending)
         started = time.monotonic()
         try:
-            with progress_display(queue, num_clips, num_clips_done):
+            with progress_display(queue, num_clips, num_clips_done, launch.log_folder):
                 extract_shards(folder, leases, launch, extractor, queue)
                 queue.leave()
                 if unresponsive := ", ".join(map(str, queue.wait_for_all())):
@@ -142,7 +144,9 @@ def extract_shards(
         shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float], started_at: str
     ) -> None:
         with extractor.clip_stream():
-            folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
+            ledger = folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
+        counts = {"samples": len(ledger.samples), "rejects": len(ledger.rejects), "frames": ledger.num_frames}
+        logger.debug("published", extra={"values": {"shard": shard.name, **counts}})
         tally.flush()
         if queue.add("shards", 1) % INDEX_EVERY == 0:
             folder.published()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
+from lrs3_loader.errors import count_of
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.types import FRAMES_PER_SECOND
 
@@ -18,9 +20,9 @@ def describe_outcome(outcome: Outcome) -> str:
     totals = outcome.totals
     rate = outcome.num_frames / max(outcome.seconds, 1e-9)
     lines = [
-        f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} of "
-        f"{totals.num_planned_shards} shards, {totals.num_frames} frames, {totals.num_bytes / 1e6:.1f} MB "
-        f"in {outcome.folder.path}",
+        f"{count_of(totals.num_samples, 'sample')}, {count_of(len(totals.rejects), 'reject')} "
+        f"in {totals.num_shards} of {count_of(totals.num_planned_shards, 'shard')}, "
+        f"{count_of(totals.num_frames, 'frame')}, {totals.num_bytes / 1e6:.1f} MB in {outcome.folder.path}",
         f"this launch: {outcome.num_frames} frames in {outcome.seconds:.1f} s, {rate:.0f} frames/s, "
         f"{rate / FRAMES_PER_SECOND:.1f}x real time",
     ]
@@ -28,6 +30,30 @@ def describe_outcome(outcome: Outcome) -> str:
         shares = ", ".join(f"{100 * share:.1f} % of {kind}" for kind, share in outcome.padding.items())
         lines.append(f"padding in batches: {shares}")
     return "\n".join(lines + describe_rejects(totals))
+
+
+def outcome_as_json(outcome: Outcome) -> str:
+    """Format the same as one JSON object, for scripts."""
+    totals = outcome.totals
+    values = {
+        "out": str(outcome.folder.path),
+        "clips": outcome.folder.shards.num_clips,
+        **totals_as_json(totals),
+        "launch": {"frames": outcome.num_frames, "seconds": round(outcome.seconds, 3)},
+    }
+    return json.dumps(values)
+
+
+def totals_as_json(totals: Totals) -> dict[str, Any]:
+    """Return the sums over the published shards of a run as JSON values."""
+    return {
+        "shards": totals.num_planned_shards,
+        "published": totals.num_shards,
+        "samples": totals.num_samples,
+        "rejects": dict(totals.reasons.most_common()),
+        "frames": totals.num_frames,
+        "bytes": totals.num_bytes,
+    }
 
 
 def describe_rejects(totals: Totals) -> list[str]:

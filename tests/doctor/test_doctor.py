@@ -119,6 +119,13 @@ def test_missing_packages_are_named() -> None:
 Disk = namedtuple("Disk", "f_bavail f_frsize f_files f_favail f_blocks")
 
 
+def test_cores_are_weighed_against_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1}, raising=False)
+    levels = [checks.check_cores(ranks).level for ranks in (1, 2, 3, 8, 9, 64)]
+    assert levels == ["ok", "ok", "warn", "warn", "fail", "fail"]
+    assert "at most 2 ranks" in checks.check_cores(64).remedy
+
+
 def test_memory_is_weighed_against_ranks_workers_and_frames(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(checks, "available_bytes", lambda: 10 << 30)
     assert checks.check_memory(2, 2).level == "ok"
@@ -263,7 +270,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(
     assets = Assets(store=tmp_path)
     check = disk_space.check_disk_space(config, clips, corpus.folder, tmp_path / "out", assets)
     assert check.level == "ok"
-    assert check.text.startswith("1 clips, about 0.000222 hours: 0.1 MB to write")
+    assert check.text.startswith("1 clip, about 1 second long: 0.1 MB to write")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(1, 4096, 10, 10, 100))
     disk_space.warn_if_short_of_space(config, (Shard("pretrain-000000", clips),), tmp_path / "out", assets)
     assert "the disk may fill up: 1 clips" in caplog.text

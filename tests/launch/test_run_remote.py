@@ -59,7 +59,7 @@ def test_the_same_bytes_as_on_disk_though_the_connection_breaks(
     bucket.proxy.cut_after = None
     there = extract(f"{bucket.url}/corpus", f"{bucket.url}/run", assets, scratch)
     assert there.returncode == 0, there.stderr
-    assert "3 samples, 1 rejects in 2 of 2 shards" in there.stdout
+    assert "3 samples, 1 reject in 2 of 2 shards" in there.stdout
     local, remote = RunFolder.open(tmp_path / "run"), RunFolder.open(f"{bucket.url}/run")
     assert [ledger.sha256 for ledger in remote.ledgers()] == [ledger.sha256 for ledger in local.ledgers()]
     assert remote.totals().rejects == local.totals().rejects  # messages name no temporary file
