@@ -52,7 +52,7 @@ class Scenario:
 
     Attributes:
         name: for messages and ``--scenario``.
-        command: words of the command; ``{world}`` and ``{corpus}`` stand for folders.
+        command: words of the command; ``{world}``, ``{corpus}`` and ``{small}``, half of the corpus, stand for folders.
         after: names of the scenarios whose results it starts from.
         again: words that resume it after a fault (default: the same ones).
         is_second: the clips that an extraction rejects at first are accepted in this one.
@@ -117,6 +117,8 @@ SCENARIOS = {
         Scenario("resumed", _EXTRACT, after=("fresh",), damage=half_run),
         Scenario("retry-rejects", f"{_EXTRACT} --retry-rejects", after=("fresh",), is_second=True),
         Scenario("indexed", _EXTRACT, many_ledgers=True),
+        Scenario("small", _EXTRACT.replace("{corpus}", "{small}")),
+        Scenario("extend", f"{_EXTRACT} --extend", after=("small",)),
         Scenario("repair", f"{_EXTRACT} --repair", after=("fresh",), damage=damage_shards, repairs=True),
         Scenario("verify", "verify {world}/run", after=("fresh",)),
         Scenario(
@@ -204,9 +206,8 @@ class Laboratory:
 
     def __enter__(self) -> Laboratory:
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="lrs3-faults-", dir=self._place)))
-        self.world, self.corpus = folder / "world", folder / "corpus"
-        for key in KEYS:
-            path = self.corpus / f"{key}.mp4"
+        self.world, self.corpus, self.small = folder / "world", folder / "corpus", folder / "small"
+        for path in (*(self.corpus / f"{key}.mp4" for key in KEYS), *(self.small / f"{key}.mp4" for key in KEYS[:3])):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"no video: nothing is decoded here")
         self.world.mkdir()
@@ -300,7 +301,7 @@ class Laboratory:
         if again and scenario.remedy is not None:
             scenario.remedy(self.world)
         words = (scenario.again if again and scenario.again else scenario.command).split()
-        words = [word.format(world=self.world, corpus=self.corpus) for word in words]
+        words = [word.format(world=self.world, corpus=self.corpus, small=self.small) for word in words]
         least = 1 if scenario.many_ledgers else ledger_index.SAVE_FROM
         with mock.patch.object(ledger_index, "SAVE_FROM", least), mock.patch.object(runner, "INDEX_EVERY", least):
             return run_command(words)
