@@ -273,7 +273,7 @@ def test_a_disk_that_is_too_small_is_said_before_the_run(
     assert check.text.startswith("1 clip, about 1 second long: 0.1 MB to write")
     monkeypatch.setattr(os, "statvfs", lambda _: Disk(1, 4096, 10, 10, 100))
     disk_space.warn_if_short_of_space(config, (Shard("pretrain-000000", clips),), tmp_path / "out", assets)
-    assert "the disk may fill up: 1 clips" in caplog.text
+    assert "the disk may fill up: 1 clip," in caplog.text
 
 
 def test_decoders_are_tried_out_in_a_process(corpus: demo.DemoCorpus, tmp_path: Path) -> None:
