@@ -17,6 +17,8 @@ python tools/bench.py fit --clips FOLDER          # landmark fitting: against Ad
 
 python tools/bench.py speaking --clips FOLDER     # active-speaker scores with own sound, silence, another's voice
 
+python tools/bench.py figures --clips FOLDER      # figures of every clip: cost, two people in one clip, the table
+
 python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks, no models
 
 python tools/bench.py large                       # long clips in 1080p and 4K, in 1 GiB of shared memory
@@ -270,6 +272,34 @@ class Speaking:
         return cli.EXIT_OK
 
 
+@dataclass(frozen=True)
+class Figures:
+    """Figures of every clip: their CPU time, how far two people in one clip stand out, and the table of many clips."""
+
+    clips: Path
+    """Folder of real clips, in any layout."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    repeats: int = 4
+    """Extractions of all clips at each level, in turn."""
+    table_clips: int = 150_000
+    """Clips of the made-up run whose table is read."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise); 0.1 GB for 150000 clips."""
+
+    def __call__(self) -> int:
+        from benchmarks import figures
+        from lrs3_loader.assets.locate import Assets
+        from lrs3_loader.runtime.device import configure_torch
+
+        configure_torch(1)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            found = Assets(self.assets)
+            for line in figures.run_benchmark(self.clips, found, self.repeats, self.table_clips, Path(folder)):
+                print(line, flush=True)
+        return cli.EXIT_OK
+
+
 def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measured], pin: bool) -> int:
     """Print figures as they come, then write what was asked for; the exit code says whether all bounds were reached.
 
@@ -312,13 +342,14 @@ COMMANDS = {
     "scan": Scan(),
     "fit": Fit(),
     "speaking": Speaking(Path()),
+    "figures": Figures(Path()),
     "cluster": Cluster(),
     "large": Large(),
     "faults": Faults(),
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Cluster | Large | Faults
+    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Figures | Cluster | Large | Faults
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

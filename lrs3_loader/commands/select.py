@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         chosen.write_parquet(args.parquet)
     written = ", ".join(str(path) for path in (args.out, args.csv, args.parquet) if path is not None)
     print(
-        f"{len(chosen)} of {len(table)} clips, {chosen.seconds / 3600:.2f} of {table.seconds / 3600:.2f} hours"
+        f"{len(chosen)} of {len(table)} clips, {chosen.seconds / 3600:.3f} of {table.seconds / 3600:.3f} hours"
         + (f" in {written}" if written else "")
     )
     return cli.EXIT_OK

@@ -56,14 +56,14 @@ def waterfall(table: FigureTable, where: Expression) -> tuple[np.ndarray, list[S
 def describe_waterfall(table: FigureTable, steps: Sequence[Step]) -> list[str]:
     """Return a line of titles, one for all clips, and one for each condition."""
     rows = [("", "clips", "hours", "taken", "hours taken", "taken alone")]
-    rows.append(("all clips", str(len(table)), f"{table.seconds / 3600:.2f}", "", "", ""))
+    rows.append(("all clips", str(len(table)), f"{table.seconds / 3600:.3f}", "", "", ""))
     rows += [
         (
             step.condition,
             str(step.num_left),
-            f"{step.seconds_left / 3600:.2f}",
+            f"{step.seconds_left / 3600:.3f}",
             str(step.num_taken),
-            f"{step.seconds_taken / 3600:.2f}",
+            f"{step.seconds_taken / 3600:.3f}",
             str(step.num_alone),
         )
         for step in steps
