@@ -78,7 +78,7 @@ class SpeakingNetwork(nn.Module):
 
         Args:
             faces: u8 [B, T, S, S], grey levels of the faces (see ``speaking.crops``).
-            mfcc: f32 [B, 4 T, 13].
+            mfcc: [B, 4 T, 13], floating point (see ``audio.mfcc``).
             lengths: i64 [B], the frames of each clip, where some are padded to T; what the padding holds does not
                 matter. None: all have T.
 
@@ -121,7 +121,7 @@ class SpeakingNetwork(nn.Module):
     @torch.inference_mode()
     def encode_audio(self, mfcc: Tensor, lengths: Tensor) -> Tensor:
         """Compute the features of MFCC rows f32 [B, 4 T, 13]: f32 [B, T, 128]."""
-        x = mfcc[:, None]  # [B, C, rows, 13]
+        x = mfcc[:, None].float()  # [B, C, rows, 13]
         rows_per_frame = MFCC_PER_FRAME
         for i, block in enumerate(self.sounds):
             first, second, *temporal = _layers(block)

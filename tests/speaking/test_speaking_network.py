@@ -44,6 +44,7 @@ def test_equals_the_slow_reference(network: SpeakingNetwork) -> None:
     expected = slow_scores(speaking_weights(), faces, mfcc)
     assert expected.std() > 1e-2  # the frames differ
     np.testing.assert_allclose(network(faces[None], mfcc[None])[0].numpy(), expected.numpy(), rtol=0, atol=1e-5)
+    assert torch.equal(network(faces[None], mfcc[None].double()), network(faces[None], mfcc[None]))
 
 
 def test_a_clip_scores_the_same_beside_longer_ones(network: SpeakingNetwork) -> None:
