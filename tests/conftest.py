@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.stand_in import Record, stand_in_device
+from benchmarks.stand_in import Record, stand_in_device, why_not
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.errors import RunError
 from support.paths import REPO
@@ -68,8 +68,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture
 def stand_in() -> Iterator[Record]:
     """The stand-in device, with the record of what it is asked to do."""
-    if torch.cuda.is_available():
-        pytest.skip("the stand-in device is for machines without a GPU (hide it with CUDA_VISIBLE_DEVICES=)")
+    if reason := why_not():
+        pytest.skip(reason)
     with stand_in_device(free_gib=1) as record:  # batches are small, then
         yield record
 

@@ -23,12 +23,15 @@ python tools/bench.py cluster                     # 100,000 shards, 2,000 ranks,
 
 python tools/bench.py large                       # long clips in 1080p and 4K, in 1 GiB of shared memory
 
+python tools/bench.py roofline --card h200        # a model of an extraction on a GPU, which need not be here
+
 python tools/bench.py faults                      # failing file calls, kills, power cuts, unlucky timing
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -153,6 +156,26 @@ class Scale(BenchOptions):
             return scale.measure(self, device, scratch, EXTRACT, self.factors)
 
         return report(self, measure, pin=False)
+
+
+@dataclass(frozen=True)
+class Roofline(BenchOptions):
+    """A model of an extraction on a GPU that need not be here: bytes, FLOPs and launches of each stage, priced."""
+
+    card: str = "h200"
+    """h200, h100, a100, l40s, 4090, or a JSON file with the ceilings of another."""
+    validate: bool = False
+    """Compare the model with what is measured on this CPU, and with published speeds, instead."""
+
+    def __call__(self) -> int:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""  # the stand-in device takes the place of those that there are
+        from benchmarks.roofline import cards, measure, validation
+
+        def model(_: torch.device, scratch: Path) -> Measured:
+            card = cards.find_card(self.card)
+            return validation.compare(self, scratch) if self.validate else measure.measure(self, card, scratch)
+
+        return report(self, model, pin=True)
 
 
 @dataclass(frozen=True)
@@ -338,6 +361,7 @@ COMMANDS = {
     "peers": Peers(),
     "e2e": EndToEnd(),
     "scale": Scale(),
+    "roofline": Roofline(),
     "stream": Stream(),
     "scan": Scan(),
     "fit": Fit(),
@@ -349,7 +373,21 @@ COMMANDS = {
 }
 
 if TYPE_CHECKING:
-    Command = Stages | Peers | EndToEnd | Scale | Stream | Scan | Fit | Speaking | Figures | Cluster | Large | Faults
+    Command = (
+        Stages
+        | Peers
+        | EndToEnd
+        | Scale
+        | Roofline
+        | Stream
+        | Scan
+        | Fit
+        | Speaking
+        | Figures
+        | Cluster
+        | Large
+        | Faults
+    )
 else:
     Command = tyro.extras.subcommand_type_from_defaults(COMMANDS)
 

@@ -81,7 +81,7 @@ def extract(extractor: Extractor, chunks: list[DecodedChunk], record: Record) ->
 
 
 #: (kernels, waits) at most. Those of a shard depend on the steps that its fit takes.
-PER_BATCH = (510, 3)
+PER_BATCH = (560, 3)
 PER_CLIP = (270, 25)
 PER_SHARD = (5000, 50)
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from benchmarks.stand_in import Record, hollow, stand_in_device
+from benchmarks.stand_in import KernelCounter, Record, hollow, stand_in_device, why_not
 from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.extract.upload import upload
 from lrs3_loader.runtime.pipelining import BackgroundTask
@@ -33,8 +33,8 @@ def test_it_says_that_it_is_a_gpu_and_leaves_no_trace(stand_in: Record) -> None:
 
 
 def test_after_the_block_there_is_none() -> None:
-    if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+    if reason := why_not():
+        pytest.skip(reason)
     before = torch.Tensor.pin_memory, torch.inference_mode.__enter__, torch.cuda.current_stream
     with stand_in_device():
         pass
@@ -117,6 +117,15 @@ def test_kernels_bytes_and_flops(stand_in: Record) -> None:
     assert (convolved.arithmetic, convolved.num_flops) == ("half", 2 * 2 * 5 * 36 * 27)
     assert convolved.num_bytes == 2 * (2 * 3 * 64 + 5 * 27 + 2 * 5 * 36)
     assert [copy.to_device for copy in stand_in.copies] == [True]
+
+
+def test_the_bias_of_a_convolution_is_a_kernel_of_its_own(stand_in: Record) -> None:
+    network, x = nn.Conv2d(3, 4, 3).to(CUDA), torch.ones(2, 3, 8, 8, device=CUDA)
+    stand_in.clear()
+    network(x)
+    convolution, bias = stand_in.kernels
+    assert convolution.is_product
+    assert (bias.is_product, bias.num_bytes) == (False, 2 * 4 * 2 * 4 * 36)
 
 
 def test_sums_in_any_order_are_noted(stand_in: Record) -> None:
@@ -203,3 +212,19 @@ def train(device: torch.device | str) -> list[float]:
 
 def test_training_gives_the_losses_of_the_host(stand_in: Record) -> None:
     assert train(CUDA) == pytest.approx(train("cpu"), rel=1e-5)
+
+
+def test_kernels_of_the_host_are_counted_alike(stand_in: Record) -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).eval()
+    x = torch.ones(2, 3, 8, 8)
+    with KernelCounter() as plain, torch.no_grad():
+        network(x)
+    with KernelCounter() as inference, torch.inference_mode():
+        network(x)
+    network.to(CUDA)
+    x = x.to(CUDA)
+    stand_in.clear()
+    network(x)
+    counted = [[(k.op, k.num_bytes, k.num_flops) for k in each.kernels] for each in (plain, inference, stand_in)]
+    assert counted[0] == counted[1] == counted[2]
+    assert sum(kernel.num_flops for kernel in plain.kernels if kernel.is_product) == 2 * 2 * (36 * 4 * 27 + 144 * 2)

@@ -188,7 +188,8 @@ def full_config(options: BenchOptions, device: torch.device, scratch: Path) -> R
         speech=SpeechConfig(model=str(make_speech_encoder(scratch / SPEECH_FOLDER, options.quick)), dtype=dtype),
         threads=options.threads,
     )
-    return resolve(config, device.type)
+    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
+    return resolve(config, device.type, free_bytes)
 
 
 class Workbench:

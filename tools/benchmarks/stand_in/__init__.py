@@ -7,8 +7,9 @@
 ``python -m benchmarks.stand_in SCRIPT ARGS`` runs a program on it.
 """
 
-from benchmarks.stand_in.cuda import stand_in_device
+from benchmarks.stand_in.counting import KernelCounter
+from benchmarks.stand_in.cuda import stand_in_device, why_not
 from benchmarks.stand_in.record import Copy, Kernel, Record, Wait, most_common
 from benchmarks.stand_in.tensor import hollow
 
-__all__ = ["Copy", "Kernel", "Record", "Wait", "hollow", "most_common", "stand_in_device"]
+__all__ = ["Copy", "Kernel", "KernelCounter", "Record", "Wait", "hollow", "most_common", "stand_in_device", "why_not"]

@@ -20,6 +20,15 @@ from benchmarks.stand_in.tensor import StandInDevice, StandInMode, as_pinned
 NAME = "stand-in device"
 
 
+def why_not() -> str | None:
+    """Why there can be no stand-in device in this process; None if there can."""
+    if torch.cuda.is_available():
+        return "there is a GPU here already: hide it with CUDA_VISIBLE_DEVICES="
+    if not hasattr(torch._C, "_ensureCUDADeviceGuardSet"):
+        return f"the stand-in device needs a newer torch than {torch.__version__}"
+    return None
+
+
 @contextlib.contextmanager
 def stand_in_device(free_gib: int = 139) -> Iterator[Record]:
     """Within the block, this process has one CUDA device: tensors on ``cuda:0`` are computed on the host.
@@ -37,10 +46,10 @@ def stand_in_device(free_gib: int = 139) -> Iterator[Record]:
         the record, which fills while the block runs.
 
     Raises:
-        RuntimeError: this process has a GPU; hide it with ``CUDA_VISIBLE_DEVICES=``.
+        RuntimeError: this process has a GPU, or its torch is too old (``why_not``).
     """
-    if torch.cuda.is_available():
-        raise RuntimeError("there is a GPU here already: hide it with CUDA_VISIBLE_DEVICES=")
+    if reason := why_not():
+        raise RuntimeError(reason)
     torch._C._ensureCUDADeviceGuardSet()  # one that asks no driver
     record = Record()
     device = StandInDevice(record)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
-from benchmarks.stand_in.record import Arithmetic
+from benchmarks.stand_in.record import Arithmetic, Kernel
 
 
 def _names(text: str) -> frozenset[str]:
@@ -31,7 +31,7 @@ NO_KERNEL = _names(
 PRODUCTS = _names(
     "mm bmm addmm baddbmm matmul dot mv linear convolution _convolution cudnn_convolution cudnn_convolution_relu "
     "cudnn_convolution_add_relu convolution_backward attention _scaled_dot_product_attention_math "
-    "_addmm_activation"
+    "_addmm_activation mkldnn_convolution"
 )
 _INTEGER_PRODUCTS_MISSING = _names("mm bmm addmm baddbmm matmul dot mv")
 _GATHERS = _names("index index_select gather embedding take _unsafe_index")
@@ -112,6 +112,34 @@ def adds_in_any_order(name: str, args: Sequence[Any], is_floating_point: bool) -
     return is_floating_point and (name in _ANY_ORDER or (name == "bincount" and len(args) > 1))
 
 
+def adds_bias_afterwards(func: Any, args: Sequence[Any]) -> bool:
+    """Whether PyTorch adds the bias in a kernel of its own, as it does behind cuDNN's convolutions."""
+    is_convolution = func.overloadpacket.__name__ == "convolution"
+    return is_convolution and args[2] is not None and args[8] == 1  # by groups it has kernels of its own
+
+
+def kernel_of(
+    func: Any,
+    args: Sequence[Any],
+    kwargs: dict[str, Any],
+    inputs: Sequence[Tensor],
+    outputs: Sequence[Tensor],
+    place: str,
+) -> Kernel:
+    """The kernel that an operation on host tensors stands for.
+
+    Args:
+        func: the operation, not one of ``NO_KERNEL``.
+        args, kwargs: its arguments.
+        inputs, outputs: the tensors among its arguments, and those that it returned.
+        place: who asked for it.
+    """
+    name = func.overloadpacket.__name__
+    arithmetic = arithmetic_of(name, inputs or outputs)
+    num_bytes, num_flops = moved_bytes(func, inputs, outputs), flops(func, args, kwargs, outputs)
+    return Kernel(name, place, arithmetic, name in PRODUCTS, num_bytes, num_flops)
+
+
 def arithmetic_of(name: str, tensors: Iterable[Tensor]) -> Arithmetic:
     """In which numbers it computes; float32 products as PyTorch's settings say at this moment."""
     dtypes = [tensor.dtype for tensor in tensors]
@@ -129,7 +157,7 @@ def arithmetic_of(name: str, tensors: Iterable[Tensor]) -> Arithmetic:
     return "float32"
 
 
-def moved_bytes(func: Any, args: Sequence[Any], inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
+def moved_bytes(func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> int:
     """Bytes that a kernel must read and write at least."""
     name = func.overloadpacket.__name__
     written = sum(map(_extent, outputs))

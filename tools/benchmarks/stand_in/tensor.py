@@ -43,7 +43,7 @@ class StandInTensor(Tensor):
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
-        device = next(leaf.device_of for leaf in _tensors(args, kwargs or {}) if isinstance(leaf, StandInTensor))
+        device = next(leaf.device_of for leaf in tensors_of(args, kwargs or {}) if isinstance(leaf, StandInTensor))
         return device.dispatch(func, args, kwargs or {})
 
     @classmethod
@@ -172,7 +172,7 @@ class StandInDevice:
         self.record.kernels.append(kernel)
 
     def dispatch(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
-        leaves = list(_tensors(args, kwargs))
+        leaves = list(tensors_of(args, kwargs))
         on_device = [leaf for leaf in leaves if isinstance(leaf, StandInTensor)]
         target = None if kwargs.get("device") is None else torch.device(kwargs["device"])
         if kwargs.pop("pin_memory", False):
@@ -205,23 +205,19 @@ class StandInDevice:
         plain_args, plain = self._on_host(args, kwargs, on_device, is_mutable)
         name = func.overloadpacket.__name__
         result = _call(func, plain_args, plain)
-        outputs = list(_tensors((result,), {}))
+        outputs = list(tensors_of((result,), {}))
         if name not in rules.NO_KERNEL:
-            place = place_of_caller()
-            inputs = list(_tensors(plain_args, plain))
-            arithmetic = rules.arithmetic_of(name, inputs or outputs)
-            kernel = Kernel(
-                name,
-                place,
-                arithmetic,
-                name in rules.PRODUCTS,
-                rules.moved_bytes(func, args, inputs, outputs),
-                rules.flops(func, plain_args, plain, outputs),
-            )
+            inputs = list(tensors_of(plain_args, plain))
+            kernel = rules.kernel_of(func, plain_args, plain, inputs, outputs, place_of_caller())
             changed = outputs if is_mutable else []
             self.count(kernel, [one.host for one in on_device], changed, [] if is_mutable else outputs)
-            if rules.adds_in_any_order(name, args, arithmetic != "integer"):
-                self.record.unordered[f"{name} at {place}"] += 1
+            if rules.adds_bias_afterwards(func, plain_args):
+                addition = kernel._replace(
+                    op="add_ bias", is_product=False, num_bytes=2 * outputs[0].nbytes, num_flops=0
+                )
+                self.count(addition, outputs, outputs, [])
+            if rules.adds_in_any_order(name, args, kernel.arithmetic != "integer"):
+                self.record.unordered[f"{name} at {kernel.place}"] += 1
         given = {id(one.host): one for one in on_device} if is_mutable else {}
 
         def wrap(leaf: Any) -> Any:
@@ -255,7 +251,7 @@ class StandInDevice:
             return self.upload(made, bool(kwargs.get("non_blocking")) and is_pinned(source))
         if stays:
             made = torch.ops.aten._to_copy.default(source.host, **settings)
-            num_bytes = rules.moved_bytes(torch.ops.aten._to_copy.default, (), [source.host], [made])
+            num_bytes = rules.moved_bytes(torch.ops.aten._to_copy.default, [source.host], [made])
             kernel = Kernel("_to_copy", place_of_caller(), "integer", False, num_bytes, 0)
             self.count(kernel, [source.host], [], [made])
             return StandInTensor(made, self)
@@ -302,7 +298,7 @@ class StandInDevice:
         return into
 
 
-def _tensors(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+def tensors_of(args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
     """All tensors among the arguments of an operation, which are at most in lists."""
     for arg in (*args, *kwargs.values()):
         if isinstance(arg, Tensor):
