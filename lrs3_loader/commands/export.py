@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from lrs3_loader.config import Place
 from lrs3_loader.interop.geneface.settings import ExportOptions, ImportOptions
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
@@ -89,15 +90,15 @@ class ImportGeneface:
 class Stats:
     """Write mean, standard deviation and percentiles of every field to stats.json in the run's folder."""
 
-    run: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    run: Annotated[Place, tyro.conf.Positional]
+    """Folder or URL of the run."""
     partial: bool = False
     """Use the shards written so far of an unfinished run."""
     splits: tuple[str, ...] = ()
     """Only clips of these splits (all when empty)."""
     choice: Annotated[Choice, tyro.conf.arg(name="")] = field(default_factory=Choice)
     out: Path | None = None
-    """Another file to write, for the figures of some clips."""
+    """Another file to write, for the figures of some clips, or for those of a run at a URL."""
 
     def __call__(self) -> int:
         from lrs3_loader.stream import stats
@@ -108,6 +109,8 @@ class Stats:
         where = self.choice.text
         if (self.splits or where) and self.out is None:
             raise cli.UsageError("stats.json holds the figures of all clips: name another file for some, with --out")
+        if self.out is None and not isinstance(self.run, Path):
+            raise cli.UsageError(f"name the file to write with --out: {self.run} is no folder of this machine")
         path, figures = stats.write_stats(self.run, self.partial, select, self.out, where)
         print(f"{path}: {stats.describe_stats(figures)}")
         return cli.EXIT_OK

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lrs3_loader.config import rarely
+from lrs3_loader.config import Place, rarely
 from lrs3_loader.launch import cli
 
 
@@ -51,8 +51,8 @@ class Drawing:
 
 @dataclass(frozen=True)
 class Args:
-    source: Annotated[Path, tyro.conf.Positional]
-    """A clip file, or the folder of a run."""
+    source: Annotated[Place, tyro.conf.Positional]
+    """A clip file, or the folder or URL of a run."""
     out: Path
     """The .mp4 or .png to write."""
     key: Annotated[str | None, tyro.conf.Positional] = None
@@ -69,9 +69,10 @@ class Args:
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "preview", argv)
-    if args.source.is_file() and (args.key is not None or args.sources.corpus is not None):
+    clip = args.source if isinstance(args.source, Path) and args.source.is_file() else None
+    if clip is not None and (args.key is not None or args.sources.corpus is not None):
         raise cli.UsageError("KEY and --corpus go with the folder of a run, not with a clip file")
-    if args.source.is_dir() and args.hubert is not None:
+    if clip is None and args.hubert is not None:
         raise cli.UsageError("--hubert goes with a clip file: a run's sample holds its own speech features")
 
     from lrs3_loader.assets.locate import Assets
@@ -81,10 +82,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     preview.check_output(args.out)
     assets = Assets(args.sources.assets)
-    if args.source.is_file():
+    if clip is not None:
         device = pick_device(args.sources.device)
-        subject = preview.from_file(args.source, args.face_model or "ict", assets, device, args.hubert)
-    elif not args.source.exists():
+        subject = preview.from_file(clip, args.face_model or "ict", assets, device, args.hubert)
+    elif isinstance(args.source, Path) and not args.source.exists():
         raise RunError(f"no such clip or run: {args.source}")
     elif args.key is None:
         keys = preview.list_keys(args.source)

@@ -16,7 +16,7 @@ from typing import Annotated
 
 import tyro
 
-from lrs3_loader.config import rarely
+from lrs3_loader.config import Place, rarely
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
 
@@ -33,10 +33,10 @@ class ModelSources:
 
 @dataclass(frozen=True)
 class Args:
-    out: Annotated[Path, tyro.conf.Positional]
-    """Folder of the run."""
+    out: Annotated[Place, tyro.conf.Positional]
+    """Folder or URL of the run."""
     page: Path | None = None
-    """The file to write (OUT/report.html when not given)."""
+    """The file to write (OUT/report.html when not given, for a run at a URL report.html here)."""
     sample: int | None = None
     """Measure this many clips, evenly spread over the run, rather than all."""
     gallery: int = 6
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     from lrs3_loader.viz.report import write_report
 
     folder = RunFolder.open(args.out)
-    page = args.page or args.out / "report.html"
+    page = args.page or (args.out if isinstance(args.out, Path) else Path()) / "report.html"
     with tqdm(unit="clip", disable=None) as bar:
         findings = write_report(
             folder,

@@ -147,7 +147,7 @@ class RunFolder:
         return local_path(self.path, "opening tars by path") / self._tar(shard)
 
     def open_tar(self, shard: Shard) -> TarIndex:
-        """Open the tar of a published shard of a local run, with its ledger.
+        """Open the tar of a published shard with its ledger; that of a remote run is downloaded for it.
 
         Raises:
             DamagedError: the tar or its ledger is missing or damaged.
@@ -156,7 +156,14 @@ class RunFolder:
             ledger = self.ledger(shard)
         except (FileNotFoundError, RunError) as error:
             raise DamagedError(f"{shard.name} has no sound ledger: {error}") from error
-        return TarIndex(self.tar_path(shard), ledger)
+        name = tar_name(shard.name, ledger.generation)
+        with self.store.local_copy(name) as folder:  # the open file outlives its name
+            try:
+                index = TarIndex(folder / name, ledger)
+            except DamagedError as error:
+                raise DamagedError(str(error).replace(str(folder / name), self.store.where(name))) from error
+        index.path = self.store.where(name)
+        return index
 
     def _tar(self, shard: Shard) -> str:
         try:

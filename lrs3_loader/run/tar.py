@@ -66,7 +66,7 @@ class TarIndex:
     """
 
     def __init__(self, path: Path, ledger: Ledger | None = None):
-        self.path = path
+        self.path: Path | str = path
         self.ledger = ledger
         self.samples: list[SampleLocation] = []
         self.ignored: list[str] = []

@@ -17,6 +17,7 @@ import numpy as np
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, clear_unfinished
+from lrs3_loader.io.storage import Location, local_path
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.stream import ShardStream
@@ -123,19 +124,19 @@ def compute_stats(samples: Iterable[Mapping[str, Any]]) -> RunStats:
 
 
 def write_stats(
-    run: Path,
+    run: Location,
     partial: bool = False,
     select: Callable[[str], bool] | None = None,
     out: Path | None = None,
     where: str | None = None,
 ) -> tuple[Path, RunStats]:
-    """Compute the statistics of a local run and write them to its folder as ``stats.json``.
+    """Compute the statistics of a run and write them to its folder as ``stats.json``.
 
     Args:
-        run: the run's folder.
+        run: the run's folder, or its URL.
         partial: use the shards written so far of an unfinished run.
         select: called with a clip's key; only clips for which it returns true count.
-        out: another file to write.
+        out: another file to write; needed for a run at a URL.
         where: only clips for which this condition over their figures is true count.
 
     Raises:
@@ -148,7 +149,7 @@ def write_stats(
         raise RunError(str(error)) from error
     except ValueError as error:
         raise RunError(f"{run}: its samples do not match: {error}") from error
-    path = run / STATS_FILE if out is None else out
+    path = out or local_path(run, "writing statistics next to the shards") / STATS_FILE
     clear_unfinished(path.parent, path.name.__eq__)
     with atomic_write(path) as file:
         file.write(stats.to_json().encode())
