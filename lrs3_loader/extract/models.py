@@ -81,7 +81,7 @@ class Models:
                 face_model=face_model,
                 fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
                 regressor=_load_regressor(config.regression, deep3d_paths, device),
-                speech_detector=_load_speech_detector(config.quality, device),
+                speech_detector=_load_speech_detector(config.quality),
                 face_model_file=face_path.name if face_path else None,
                 speaking=SpeakingScorer(SpeakingNetwork.load(speaking_path), device) if speaking_path else None,
                 speaking_sha256=file_sha256(speaking_path) if speaking_path else None,
@@ -175,8 +175,8 @@ def _load_regressor(
     )
 
 
-def _load_speech_detector(config: QualityConfig, device: torch.device) -> SpeechDetector | None:
-    return None if config.level == "none" else SpeechDetector.load(config.speech_detector, device)
+def _load_speech_detector(config: QualityConfig) -> SpeechDetector | None:
+    return None if config.level == "none" else SpeechDetector.load(config.speech_detector)
 
 
 def load_face_model(config: FaceConfig, assets: Assets) -> FaceModel:

@@ -28,7 +28,12 @@ SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "av", "praat-parselm
 _MAX_LISTED = 5
 #: Settings that say where something is. What is there is compared instead.
 _PLACES = {("corpus", "corpus"), ("face", "face_model"), ("speech", "model"), ("regression", "checkpoint")}
-_MODEL_FLAGS = {"face_model": "--face-model", "speech": "--hubert", "regression": "--deep3d"}
+_MODEL_FLAGS = {
+    "face_model": "--face-model",
+    "speech": "--hubert",
+    "regression": "--deep3d",
+    "speech_detector": "--speech-detector",
+}
 
 
 def what_decides_bytes(extractor: Extractor) -> dict[str, Any]:

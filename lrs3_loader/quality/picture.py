@@ -63,7 +63,11 @@ class PictureMeter:
     def finish(self, min_cut_strength: float) -> tuple[dict[str, float], list[tuple[int, float]]]:
         """Return the figures of the clip, and (first frame after it, strength) of each scene cut."""
         assert self._brightest is not None, "a clip has frames"
-        changes = torch.cat(self._changes).cpu().numpy() / (GRID * GRID * 3)
+        sizes = [2 * sum(map(len, self._changes)), self._brightest.numel()]
+        parts = [torch.cat(self._changes), self._brightest, torch.cat(self._faces)]
+        host = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()  # one copy, not three
+        changes, brightest, faces = np.split(host, np.cumsum(sizes))
+        changes = changes.reshape(-1, 2) / (GRID * GRID * 3)
         steps = changes[1:, 0]
         strength = cut_strength(changes)
         cuts = [(int(frame), float(strength[frame])) for frame in np.flatnonzero(strength >= min_cut_strength)]
@@ -74,9 +78,9 @@ class PictureMeter:
             "scene_cut_frame": strongest,
             "picture_motion": float(np.median(steps)) if len(steps) else np.nan,
             "static_share": float((steps < STATIC_LEVELS).mean()) if len(steps) else np.nan,
-            "black_bar_share": black_bar_share(self._brightest.cpu().numpy(), self.black),
+            "black_bar_share": black_bar_share(brightest.reshape(GRID, GRID, 3), self.black),
         }
-        faces = torch.cat(self._faces).cpu().numpy()
+        faces = faces.reshape(-1, 4)
         faces = faces[np.isfinite(faces[:, 0])]
         if len(faces):
             sharpness, brightness, contrast, clipped = faces.T
@@ -149,7 +153,7 @@ def black_bar_share(brightest: np.ndarray, black: int = BLACK_LEVEL) -> float:
     """Return the share of the picture outside of the smallest box that holds all of its points that are ever bright.
 
     Args:
-        brightest: u8 [G, G, 3], the largest value over the clip at each point of the grid.
+        brightest: [G, G, 3], the largest value over the clip at each point of the grid.
         black: largest value of a black point.
     """
     bright = (brightest > black).any(-1)

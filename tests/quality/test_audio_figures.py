@@ -130,7 +130,7 @@ def test_silero_equals_its_own_model_window_by_window() -> None:
 
 @needs_silero
 def test_silero_hears_no_speech_in_silence_and_noise() -> None:
-    detector = SpeechDetector.load("silero", torch.device("cpu"))
+    detector = SpeechDetector.load("silero")
     assert detector.record["sha256"]
     assert detector([torch.zeros(16_000), torch.from_numpy(noise(0.05))]) == [0, 0]
 
@@ -142,5 +142,5 @@ def test_a_detector_that_is_missing_or_damaged_is_one_line(tmp_path, monkeypatch
         SileroNetwork.load(damaged)
     monkeypatch.setattr("lrs3_loader.quality.speech.silero_file", lambda: None)
     with pytest.raises(RunError, match="pip install"):
-        SpeechDetector.load("silero", torch.device("cpu"))
-    assert SpeechDetector.load("energy", torch.device("cpu"))([torch.from_numpy(tone())]) == [1.0]
+        SpeechDetector.load("silero")
+    assert SpeechDetector.load("energy")([torch.from_numpy(tone())]) == [1.0]
