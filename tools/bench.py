@@ -25,6 +25,8 @@ python tools/bench.py large                       # long clips in 1080p and 4K, 
 
 python tools/bench.py roofline --card h200        # a model of an extraction on a GPU, which need not be here
 
+python tools/bench.py gpu --out FOLDER            # all that is worth knowing about a GPU, within ten minutes
+
 python tools/bench.py faults                      # failing file calls, kills, power cuts, unlucky timing
 """
 
@@ -36,7 +38,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
@@ -176,6 +178,37 @@ class Roofline(BenchOptions):
             return validation.compare(self, scratch) if self.validate else measure.measure(self, card, scratch)
 
         return report(self, model, pin=True)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first hour with a GPU in ten minutes: doctor, stages, a trace, whole runs, the model beside them, tests."""
+
+    out: Path
+    """Folder for all outputs, figures, a trace of one shard and summary.md."""
+    clips: Path | None = None
+    """A corpus of real clips to measure on; generated ones when not given."""
+    assets: Path | None = None
+    """Folder with model files, looked in first. Nothing is fetched meanwhile."""
+    card: str | None = None
+    """For the model, as of roofline; the GPU's own where it is known."""
+    quick: bool = False
+    """Tiny inputs, to see that everything runs; the figures mean nothing."""
+
+    def __call__(self) -> int:
+        from benchmarks.gpu import session
+
+        options = [
+            *(["--clips", str(self.clips.resolve())] if self.clips else []),
+            *(["--quick"] if self.quick else []),
+        ]
+        options += ["--assets", str(self.assets.resolve())] if self.assets else []
+        try:
+            for line in session.run_session(self.out, options, self.card):
+                print(line, flush=True)
+        except ValueError as error:
+            raise cli.UsageError(str(error)) from error
+        return cli.EXIT_OK
 
 
 @dataclass(frozen=True)
@@ -356,12 +389,13 @@ def report(options: BenchOptions, measure: Callable[[torch.device, Path], Measur
     return cli.EXIT_OK if options.quick or not record.missed() else cli.EXIT_PROBLEM
 
 
-COMMANDS = {
+COMMANDS: dict[str, Any] = {
     "stages": Stages(),
     "peers": Peers(),
     "e2e": EndToEnd(),
     "scale": Scale(),
     "roofline": Roofline(),
+    "gpu": Gpu(tyro.MISSING),
     "stream": Stream(),
     "scan": Scan(),
     "fit": Fit(),
