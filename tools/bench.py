@@ -38,7 +38,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -237,6 +237,8 @@ class Cluster:
 class Large:
     """Long clips in 1080p and 4K, decoded in a budget of shared memory. Exit code 1 if it was not kept."""
 
+    sizes: tuple[Literal["1080p", "4K"], ...] = ("1080p", "4K")
+    """Sizes of the frames."""
     seconds: float = 300.0
     """Length of each clip."""
     clips: int = 1
@@ -254,7 +256,7 @@ class Large:
         is_good = True
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for line, is_kept in large_frames.run_benchmark(
-                Path(folder), self.seconds, self.clips, self.mebibytes, self.workers
+                Path(folder), self.sizes, self.seconds, self.clips, self.mebibytes, self.workers
             ):
                 print(line, flush=True)
                 is_good &= is_kept

@@ -13,7 +13,7 @@ from lrs3_loader.decode.shared_memory import create_shared, map_shared
 
 def test_large_frames_stay_within_the_budget(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(large_frames, "SIZES", {"720p": (720, 1280)})
-    first, second = large_frames.run_benchmark(tmp_path, seconds=4.0, clips=2, mebibytes=40, num_workers=2)
+    first, second = large_frames.run_benchmark(tmp_path, ["720p"], seconds=4.0, clips=2, mebibytes=40, num_workers=2)
     assert first == ("2 clips of 4 s in 720p: 200 of 200 frames", True)
     assert second[1]
     assert "shared memory 0 of" not in second[0]

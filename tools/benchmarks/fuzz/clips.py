@@ -28,7 +28,7 @@ class Kind:
 _X264 = {"preset": "veryfast", "g": "25", "threads": "1"}
 _X265 = {"preset": "ultrafast", "x265-params": "log-level=none:pools=none:frame-threads=1:keyint=25"}
 _VPX = {"deadline": "realtime", "cpu-used": "8", "g": "25", "threads": "1"}
-KINDS = {
+_KINDS = {
     "h264 mp4": Kind("mp4", "libx264", "aac", _X264),
     "h264 mkv": Kind("mkv", "libx264", "aac", _X264),
     "h264 ts": Kind("ts", "libx264", "aac", _X264),
@@ -42,6 +42,9 @@ KINDS = {
     "mjpeg avi": Kind("avi", "mjpeg", "pcm_s16le", {"qscale": "4"}),
     "mpeg2 mpg": Kind("mpg", "mpeg2video", "mp2", {"qscale": "4", "bf": "2", "g": "25"}),
 }
+
+#: Those that this PyAV can encode.
+KINDS = {name: kind for name, kind in _KINDS.items() if {kind.video, kind.audio} <= av.codecs_available}
 
 
 def draw_frame(number: int) -> np.ndarray:
