@@ -73,7 +73,7 @@ class FigureTable:
         for ledger in kept:
             if ledger.figures_version not in (0, FIGURES_VERSION):
                 raise RunError(
-                    f"the ledger of {ledger.shard} has figures of version {ledger.figures_version}, not "
+                    f"{name}: the ledger of {ledger.shard} has figures of version {ledger.figures_version}, not "
                     f"{FIGURES_VERSION}; use the version of lrs3_loader that wrote it"
                 )
         keys = [key for ledger in kept for key, _ in ledger.samples]
@@ -85,7 +85,7 @@ class FigureTable:
         columns |= {"num_frames": frames, "duration_seconds": frames / FRAMES_PER_SECOND}
         figures = {figure for ledger in kept for figure in ledger.figures} - columns.keys()
         for figure in sorted(figures if only is None else figures.intersection(only)):
-            columns[figure] = _column(kept, figure)
+            columns[figure] = _column(kept, figure, name)
         has = [bool(ledger.figures) for ledger in kept for _ in ledger.samples]
         return cls(columns, np.array(has, bool), name)
 
@@ -146,7 +146,7 @@ def _as_texts(column: np.ndarray) -> list[Any]:
     return ["" if value != value else int(value) if value.is_integer() else value for value in column.tolist()]
 
 
-def _column(ledgers: Sequence[Ledger], figure: str) -> np.ndarray:
+def _column(ledgers: Sequence[Ledger], figure: str, run: str) -> np.ndarray:
     """Parse one figure of all samples, as one text: a call for each ledger would take most of the time."""
     texts = [ledger.figures.get(figure) or " ".join(["nan"] * len(ledger.samples)) for ledger in ledgers]
     num_samples = sum(len(ledger.samples) for ledger in ledgers)
@@ -158,7 +158,7 @@ def _column(ledgers: Sequence[Ledger], figure: str) -> np.ndarray:
     except ValueError as error:
         problem = str(error)
     bad = next((ledger for ledger, text in zip(ledgers, texts, strict=True) if not _fits(ledger, text)), ledgers[0])
-    raise RunError(f"the ledger of {bad.shard} is damaged ({figure}: {problem:.100}); {REPAIR}")
+    raise RunError(f"{run}: the ledger of {bad.shard} is damaged ({figure}: {problem:.100}); {REPAIR}")
 
 
 def _fits(ledger: Ledger, text: str) -> bool:

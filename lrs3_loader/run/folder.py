@@ -190,7 +190,7 @@ class RunFolder:
             RunError: a ledger or the file of the offsets is damaged.
         """
         run, offsets = self.run_hash, read_offsets(self.store)
-        table = FigureTable.of_ledgers((ledger for ledger in self.ledgers() if ledger.run == run), self.name)
+        table = FigureTable.of_ledgers((ledger for ledger in self.ledgers() if ledger.run == run), str(self.path))
         return table if offsets is None else table.with_offsets(offsets)
 
     def table(self) -> pandas.DataFrame:

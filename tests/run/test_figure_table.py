@@ -100,7 +100,7 @@ def test_ledgers_without_figures_are_read_and_can_be_completed(
     old = open_run(run.path).figures()
     assert "face_size_px" not in old.columns
     assert old.columns["key"].tolist() == before.columns["key"].tolist()
-    assert "4 of 4 clips of run have no figures" in old.missing
+    assert f"4 of 4 clips of {run.path} have no figures" in old.missing
     assert "verify RUN --add-figures" in old.missing
     assert verify.main([str(run.path), "--add-figures"]) == 0
     assert "figures were added to 2 ledgers" in capsys.readouterr().out

@@ -45,12 +45,13 @@ from lrs3_loader.io.mat_files import read_mat
 from lrs3_loader.io.safe_load import decode_npy
 from lrs3_loader.launch.settings import as_file, config_from_json, words_from_file
 from lrs3_loader.run import ledger_index
+from lrs3_loader.run.figure_table import TEXT_COLUMNS, FigureTable
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.lock import Holder
-from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
+from lrs3_loader.selection.expression import Expression, ExpressionError
 from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from lrs3_loader.syncnet.model import SyncNetModel
 
@@ -204,7 +205,8 @@ def make_targets(laboratory: Laboratory, folder: Path) -> dict[str, Target]:
     return {
         "tar": Target(tars, _read_tar, (RunError, DamagedError), ".tar", (b"ustar", b"\0" * 512, b"30 path=", b"x")),
         "npy": Target(arrays, lambda path, data: decode_npy(data), (ValueError,), names_file=False, tokens=_NPY_TOKENS),
-        "ledger": Target(ledgers, lambda path, data: Ledger.parse(data, str(path)), typed, **json_file),
+        "ledger": Target(ledgers, _read_ledger, typed, **json_file),
+        "expression": Target(_EXPRESSIONS, _choose, (ExpressionError,), names_file=False, tokens=_EXPRESSION_TOKENS),
         "run.json": Target((run["run.json"],), _Opened(folder, run, "run.json"), typed, names_file=False, **json_file),
         "manifest": Target(
             (run["manifest.jsonl"],), _Opened(folder, run, "manifest.jsonl"), typed, names_file=False, **json_file
@@ -262,6 +264,36 @@ def _yaml() -> bytes:
     return as_file(demo_defaults(RunConfig()), LaunchConfig(out=Path("runs/a"))).encode()
 
 
+_EXPRESSIONS = (
+    b"face_size_px > 150 and abs(yaw_p95) < 40 or not split in ('test', 'val')",
+    b"-30 < yaw_p50 + 2 * (roll_p50 - 1) / 3 <= 30.5 and known(speech_fraction)",
+)
+_EXPRESSION_TOKENS = (
+    b"(",
+    b"[",
+    b"not ",
+    b"**",
+    b"9" * 400,
+    b"'",
+    b"lambda: ",
+    b".x",
+    b"f'{a}'",
+    b" if ",
+    b"1e999",
+    b"\n",
+)
+
+
+def _choose(path: Path, data: bytes) -> None:
+    expression = Expression(data.decode("utf-8", "replace"))
+    texts, numbers = np.array(["a", "b", "test"], object), np.array([0.0, np.nan, 200.0])
+    expression.chooses({name: texts if name in TEXT_COLUMNS else numbers for name in expression.names}, 3)
+
+
+def _read_ledger(path: Path, data: bytes) -> None:
+    FigureTable.of_ledgers([Ledger.parse(data, str(path))], str(path))
+
+
 def _read_tar(path: Path, data: bytes) -> None:
     list(read_shard(path))
     with TarIndex(path) as index:
@@ -288,7 +320,7 @@ class _Opened:
         try:
             opened = RunFolder.open(place)
             opened.summaries()
-            read_offsets(opened.store)
+            opened.figures()  # and the offsets
             with suppress(ValueError):
                 config_from_json(opened.record["config"])
         except RunError as error:
