@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import dataclasses
 import pickle
+import re
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.deep3d_files import make_weights, write_checkpoint, write_standard_face
+from benchmarks.stand_in import Record
 from lrs3_loader import demo
 from lrs3_loader.assets.locate import STANDARD_FACE, Assets
 from lrs3_loader.config import (
@@ -326,3 +329,34 @@ def test_fast_arithmetic_stays_close_on_a_gpu(files: regress.Deep3DFiles) -> Non
         regressor = regress.Deep3DRegressor(files, "cuda", batch_size=4, dtype=dtype)
         values = regressor([(frames.cuda(), landmarks.cuda())])[0].cpu().numpy()
         assert np.abs(values - want).mean() < bound
+
+
+@pytest.mark.parametrize(
+    ("replacement", "reason"),
+    [
+        (lambda *_: torch.ones(2, 3) @ torch.ones(2, 3), "mat1 and mat2 shapes"),
+        (lambda *arguments: 1.5 * torch.conv2d(*arguments), "of the deviation"),
+    ],
+    ids=["raises", "wrong"],
+)
+def test_joined_kernels_are_used_only_if_they_prove_equal(
+    files: regress.Deep3DFiles,
+    stand_in: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    replacement: Any,
+    reason: str,
+) -> None:
+    frames, landmarks = synthetic_span(4, 2, 224, 224)
+    spans = [(frames.cuda(), landmarks.cuda())]
+    joined = regress.Deep3DRegressor(files, "cuda", batch_size=2, dtype=torch.float16)
+    assert joined.description["kernels"] == "joined"
+    stand_in.clear()
+    expected = joined(spans)[0].cpu()
+    names = Counter(kernel.op for kernel in stand_in.kernels)
+    assert (names["cudnn_convolution_relu"], names["cudnn_convolution_add_relu"]) == (33, 16)
+    monkeypatch.setattr(torch, "cudnn_convolution_relu", replacement)
+    plain = regress.Deep3DRegressor(files, "cuda", batch_size=2, dtype=torch.float16)
+    assert plain.description["kernels"] == "plain"
+    assert re.search(reason, caplog.text)
+    assert (plain(spans)[0].cpu() - expected).abs().mean() < 0.005

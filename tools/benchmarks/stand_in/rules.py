@@ -186,6 +186,8 @@ def flops(func: Any, args: Sequence[Any], kwargs: dict[str, Any], outputs: Seque
         return 0
     if name == "mkldnn_convolution":
         return conv_flop_count(list(args[0].shape), list(args[1].shape), list(outputs[0].shape))
+    if name.startswith("cudnn_convolution"):
+        return 2 * outputs[0].numel() * args[1][0].numel()
     if name == "convolution_backward":
         gradient, weight, wanted = args[0], args[2], args[-1]
         return 2 * gradient.numel() * weight[0].numel() * sum(wanted[:2])

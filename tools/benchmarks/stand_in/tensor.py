@@ -340,7 +340,20 @@ def _cudnn_batch_norm_backward(
     return backward(gradient, x, weight, *known, True, epsilon, [True, True, True])
 
 
+def _cudnn_convolution_relu(x: Tensor, weight: Tensor, bias: Tensor | None, *geometry: Any) -> Tensor:
+    return F.conv2d(x, weight, bias, *geometry).relu_()
+
+
+def _cudnn_convolution_add_relu(
+    x: Tensor, weight: Tensor, residual: Tensor, scale: float | None, bias: Tensor | None, *geometry: Any
+) -> Tensor:
+    scaled = residual if scale is None else scale * residual
+    return F.conv2d(x, weight, bias, *geometry).add_(scaled).relu_()
+
+
 _BY_CUDNN: dict[str, Callable[..., Any]] = {
+    "cudnn_convolution_relu": _cudnn_convolution_relu,
+    "cudnn_convolution_add_relu": _cudnn_convolution_add_relu,
     "cudnn_batch_norm": _cudnn_batch_norm,
     "cudnn_batch_norm_backward": _cudnn_batch_norm_backward,
 }

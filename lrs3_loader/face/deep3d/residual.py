@@ -1,0 +1,89 @@
+"""ResNet's residual block with normalisation folded into its convolutions, each with what follows it in one kernel.
+
+PyTorch runs a convolution, its bias, the residual and the ReLU as kernels of their own on a GPU, which read and write
+every value again; cuDNN has one for all of them. Whether that is used is decided once, by ``join_if_equal``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+#: Largest difference of joined from plain kernels: root mean square over the deviation of the plain results.
+MAX_DIFFERENCE = {torch.float16: 0.01, torch.bfloat16: 0.05}
+
+
+class ConvReLU(nn.Module):
+    """A convolution, the sum with a residual if there is one, and ReLU; on a GPU in one kernel if ``is_joined``."""
+
+    def __init__(self, conv: nn.Conv2d) -> None:
+        super().__init__()
+        self.conv = conv
+        self.is_joined = False
+
+    def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
+        conv = self.conv
+        if self.is_joined:
+            geometry: tuple[Any, ...] = (conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+            if residual is None:
+                return torch.cudnn_convolution_relu(x, conv.weight, *geometry)
+            return torch.cudnn_convolution_add_relu(x, conv.weight, residual, 1.0, *geometry)
+        y: Tensor = conv(x)
+        if residual is not None:
+            y += residual
+        return y.relu_()
+
+
+class ResidualBlock(nn.Module):
+    """Three convolutions and a shortcut: ``relu(conv3(relu(conv2(relu(conv1(x))))) + shortcut(x))``.
+
+    Args:
+        block: a torchvision ``Bottleneck`` whose normalisations are folded into its convolutions.
+    """
+
+    def __init__(self, block: Any) -> None:
+        super().__init__()
+        self.conv1, self.conv2, self.conv3 = (ConvReLU(conv) for conv in (block.conv1, block.conv2, block.conv3))
+        self.shortcut = nn.Identity() if block.downsample is None else block.downsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv3(self.conv2(self.conv1(x)), self.shortcut(x))
+        return y
+
+
+@torch.inference_mode()
+def join_if_equal(network: nn.Module, example: Tensor, dtype: torch.dtype) -> bool:
+    """Use joined kernels all over a network if they work on its device and give the plain ones' results.
+
+    Args:
+        network: holds ``ConvReLU`` modules; maps ``example`` to f32.
+        example: a small batch on the network's device.
+        dtype: of the convolutions: one of ``MAX_DIFFERENCE``.
+
+    Returns:
+        whether they are used. If not, a warning says why.
+    """
+    layers = [module for module in network.modules() if isinstance(module, ConvReLU)]
+    plain = network(example)
+    _set_joined(layers, True)
+    try:
+        difference = float((network(example) - plain).square().mean().sqrt() / plain.std())
+        problem = f"they are off by {difference:.3g} of the deviation"
+    except RuntimeError as error:
+        difference, problem = float("nan"), str(error).splitlines()[0]
+    if difference <= MAX_DIFFERENCE[dtype]:
+        return True
+    _set_joined(layers, False)
+    logger.warning("cuDNN's joined kernels are not used for the Deep3D network, which is slower without: %s", problem)
+    return False
+
+
+def _set_joined(layers: Iterable[ConvReLU], value: bool) -> None:
+    for layer in layers:
+        layer.is_joined = value
