@@ -21,11 +21,11 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.8",
     "hypothesis>=6.100,<7",
-    "librosa>=0.11,<2",
     "python_speech_features>=0.6,<0.7",
     "torchdata>=0.10,<0.12",
     "tensorboard>=2.14,<3",
     "psutil>=5.9,<8",
+    "threadpoolctl>=3.2,<4",
     "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
@@ -113,7 +113,7 @@ setup(
         "viz": [],  # matplotlib, once an extra, comes with the package
         # What tools/bench.py and tools/soak.py need: a look at processes, and the packages to compare with. They say
         # which of them they miss.
-        "bench": ["psutil>=5.9,<8", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
+        "bench": ["psutil>=5.9,<8", "threadpoolctl>=3.2,<4", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
         # Speech in the audio; the network's weights are in the wheel. Its code is not imported.
         "quality": ["silero-vad>=6.2.1,<7"],
         # The figures of a run as a table, and as a parquet file. pyarrow counts major releases by the quarter.

@@ -14,14 +14,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-import transformers
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import HubertConfig, HubertModel, PreTrainedModel
 
 from lrs3_loader.audio.model_folder import (
     PREPROCESSOR_FILES,
@@ -35,6 +34,9 @@ from lrs3_loader.audio.model_folder import (
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger(__name__)
 
@@ -97,6 +99,8 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
 
 def demo_checkpoint() -> SpeechCheckpoint:
     """Build a small HuBERT with fixed random weights: its outputs have the right shapes but carry no information."""
+    from transformers import HubertConfig, HubertModel  # takes longer than torch itself
+
     config = HubertConfig(
         hidden_size=64,
         num_hidden_layers=3,
@@ -155,6 +159,8 @@ def _fetch_first_of(name: str, files: tuple[str, ...], *, cached_only: bool, req
 
 def _load_model(folder: Path) -> PreTrainedModel:
     """Load the encoder in a folder, without its training heads, in float32 on the CPU."""
+    import transformers
+
     paths = find_weights(folder)
     settings = read_architecture(folder)
     family = _CLASSES[settings.pop("model_type")]

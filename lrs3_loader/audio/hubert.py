@@ -14,13 +14,12 @@ import itertools
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
 
 import torch
-import transformers
 from torch import nn
 from torch.nn.utils import parametrize
-from transformers import PreTrainedModel
 
 from lrs3_loader.audio.checkpoint import SpeechCheckpoint, load_checkpoint
 from lrs3_loader.audio.mel import check_waveform
@@ -29,6 +28,9 @@ from lrs3_loader.config import SpeechConfig
 from lrs3_loader.runtime.batching import batch_by_length
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CHUNK_HOP = 20 * SAMPLE_RATE
 OVERLAP = RECEPTIVE_FIELD - HOP_LENGTH  # samples that neighbouring windows share
@@ -95,7 +97,7 @@ class SpeechEncoder:
             "dtype": str(self.dtype).removeprefix("torch."),
             "normalized": self._checkpoint.normalize,
             "chunking": self._chunking,
-            "transformers": transformers.__version__,
+            "transformers": metadata.version("transformers"),
         }
 
     @torch.inference_mode()

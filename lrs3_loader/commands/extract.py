@@ -52,9 +52,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.dry_run:
         return dry_run(args)
 
-    from lrs3_loader.launch import leases, runner, summary
+    with cli.resumable():  # torch takes seconds to import
+        from lrs3_loader.launch import leases, runner, summary
 
-    if (outcome := runner.run(args.run, args.launch, leases.connect())) is None:
+        queue = leases.connect()
+    if (outcome := runner.run(args.run, args.launch, queue)) is None:
         return cli.EXIT_OK
     print(summary.outcome_as_json(outcome) if args.json else summary.describe_outcome(outcome))
     if args.launch.demo and not args.json:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from lrs3_loader import demo
 from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.audio.mel import MelSpectrogram
@@ -69,7 +68,7 @@ class Models:
                 f"{landmarker_path} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
             ) from error
         try:
-            face_model = (FaceModel.load(face_path) if face_path else demo.demo_head()).to(device)
+            face_model = (FaceModel.load(face_path) if face_path else _demo_head()).to(device)
             if config.regression.idexp != "fit":
                 check_face_model(face_model)
             fitter = PhotometricFitter if config.face.fit == "photometric" else LandmarkFitter
@@ -182,5 +181,11 @@ def _load_speech_detector(config: QualityConfig) -> SpeechDetector | None:
 def load_face_model(config: FaceConfig, assets: Assets) -> FaceModel:
     """Load the face model that a config names: ``demo`` is generated, any other is a file."""
     if config.face_model == "demo":
-        return demo.demo_head()
+        return _demo_head()
     return FaceModel.load(assets.face_model_path(config.face_model))
+
+
+def _demo_head() -> FaceModel:
+    from lrs3_loader.demo import demo_head  # with all that draws a demo corpus
+
+    return demo_head()

@@ -10,7 +10,7 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn, TypeVar
@@ -20,6 +20,8 @@ import tyro
 from lrs3_loader.config import with_current_flags
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import disk_failure
+
+logger = logging.getLogger(__name__)
 
 EXIT_OK = 0
 EXIT_PROBLEM = 1
@@ -182,6 +184,17 @@ def _raise_on_signals() -> None:
 
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, interrupt)
+
+
+@contextlib.contextmanager
+def resumable() -> Iterator[None]:
+    """Say, on rank 0, that the same command resumes if the block is interrupted."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if is_rank_0():
+            logger.info("interrupted; the same command resumes")
+        raise
 
 
 def _configure_logging() -> None:

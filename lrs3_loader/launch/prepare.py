@@ -8,7 +8,6 @@ from collections.abc import Sequence
 
 import torch
 
-from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_values, resolve, upgrade_saved
 from lrs3_loader.corpus.plan import make_plan
@@ -47,7 +46,9 @@ def prepare(
     """
     require_extras(config.face)
     if launch.demo:
-        demo.make_demo_corpus(demo_corpus_folder(launch.out))
+        from lrs3_loader.demo import make_demo_corpus
+
+        make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
     config = finalize_config(config, begun, device)
     shards: tuple[Shard, ...] = ()

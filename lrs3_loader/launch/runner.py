@@ -21,6 +21,7 @@ from lrs3_loader.decode.loader import ClipLoader, import_ahead
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.extract.upload import upload
 from lrs3_loader.io.files import utc_now
+from lrs3_loader.launch.cli import resumable
 from lrs3_loader.launch.identity import software
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.prepare import finalize_config, load_extractor, prepare
@@ -64,7 +65,8 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         held.enter_context(log_to(launch.log_folder, queue.rank))
         lock: RunLock | None = None
         if queue.rank == 0:
-            folder, extractor, pending, lock = _lead(config, launch, queue, device, held)
+            with resumable():
+                folder, extractor, pending, lock = _lead(config, launch, queue, device, held)
         else:
             folder, extractor, pending = _follow(config, launch, queue, device)
         leases = queue.leases(pending)

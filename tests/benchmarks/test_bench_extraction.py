@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import threadpoolctl
 import torch
 
 from benchmarks import chain, compare, extraction, inputs, machine, peers, plot, processes, scale, stages, timing
@@ -175,6 +176,19 @@ def test_ways_are_timed_in_turn() -> None:
     seconds = timing.in_turn({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 2, CPU)
     assert calls == ["a", "b", "a", "b"]
     assert [len(each) for each in seconds.values()] == [2, 2]
+
+
+def test_no_library_has_more_threads_than_another() -> None:
+    """OpenBLAS comes with numpy; a process's cores alone do not limit it."""
+
+    def threads() -> list[int]:
+        return [pool["num_threads"] for pool in threadpoolctl.threadpool_info()]
+
+    with threadpoolctl.threadpool_limits(3, user_api="blas"):
+        found: list[list[int]] = []
+        timing.in_turn({"each": lambda: found.append(threads())}, 1, CPU)
+        assert threads() != found[0]
+    assert set(found[0]) == {torch.get_num_threads()}
 
 
 def test_processes_are_followed_to_grandchildren() -> None:

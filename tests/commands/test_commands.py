@@ -61,6 +61,17 @@ def test_help_does_not_wait_for_torch(name: str, tmp_path: Path) -> None:
     assert "'torch'" not in modules
 
 
+def test_a_launch_that_cannot_work_does_not_wait_for_transformers(tmp_path: Path) -> None:
+    words = ["extract", "--corpus", "nowhere", "--out", "run", "--device", "cpu"]
+    script = f"import sys, lrs3_loader.__main__ as m\ntry: m.main({words})\nfinally: print(sorted(sys.modules))"
+    done = call([sys.executable, "-c", script], tmp_path)
+    assert done.returncode == 1
+    assert "nowhere" in done.stderr
+    assert "'torch'" in done.stdout
+    for slow in ("transformers", "scipy.interpolate", "lrs3_loader.demo"):
+        assert f"'{slow}'" not in done.stdout
+
+
 @pytest.mark.parametrize(
     ("command", "often", "rarely"),
     [

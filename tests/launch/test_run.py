@@ -307,6 +307,21 @@ def test_asked_to_stop_it_stops_within_seconds_and_leaves_nothing_half_done(
     assert len(list(out.glob("ledger/*.json"))) == len(list(out.glob("shards/*.tar")))
 
 
+def test_interrupted_before_the_first_shard_it_says_that_it_resumes(
+    corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    process = subprocess.Popen(command(corpus.folder, out, assets, 1), stderr=subprocess.PIPE, text=True)
+    while not out.exists():  # it is locked, and models are loaded then
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1:] == ["interrupted; the same command resumes"], errors
+    assert not list(out.glob("ledger/*"))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

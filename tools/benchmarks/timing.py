@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
 from lrs3_loader.runtime.memory import (
     LARGEST_THRESHOLD_OLDER,
@@ -39,10 +40,19 @@ def seconds_of(work: Work, device: torch.device) -> float:
 def in_turn(ways: Mapping[str, Work], repeats: int, device: torch.device) -> dict[str, list[float]]:
     """Seconds of each repeat of each way: a, b, a, b, ... Each should have been called once before."""
     seconds: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(repeats):
-        for name, work in ways.items():
-            seconds[name].append(seconds_of(work, device))
+    with limited_threads():
+        for _ in range(repeats):
+            for name, work in ways.items():
+                seconds[name].append(seconds_of(work, device))
     return seconds
+
+
+def limited_threads() -> threadpool_limits:
+    """Context in which every BLAS and OpenMP library loaded so far has as many threads as torch.
+
+    Cores alone do not limit them: on one core two threads of OpenBLAS make numpy's small products ten times slower.
+    """
+    return threadpool_limits(torch.get_num_threads())
 
 
 @contextmanager

@@ -17,12 +17,11 @@ import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fusion
-from torchvision.models import ResNet, resnet50
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_points, load_standard_face
@@ -33,6 +32,9 @@ from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.runtime.transfer import HostCopy, to_device
+
+if TYPE_CHECKING:
+    from torchvision.models import ResNet
 
 #: The position of each part in the 257 coefficients.
 COEFFICIENTS: dict[str, slice] = {
@@ -230,6 +232,8 @@ def _noise_crops() -> Tensor:
 
 
 def _load_backbone(weights: Mapping[str, Tensor]) -> ResNet:
+    from torchvision.models import resnet50  # seconds, which runs without a regression need not spend
+
     with torch.device("meta"):  # without drawing 25 million random weights
         backbone = resnet50(num_classes=1)
     backbone.fc = nn.Identity()

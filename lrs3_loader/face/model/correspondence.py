@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from scipy.interpolate import RBFInterpolator
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.surface import (
@@ -119,6 +118,8 @@ def _aligned(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 def _warped(points: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Warp aligned ``points`` [468, 3] so that their landmarks meet ``landmarks`` [68, 3]."""
+    from scipy.interpolate import RBFInterpolator  # only conversions of models need it
+
     used = np.setdiff1d(np.arange(NUM_LANDMARKS), _NOSTRILS)
     smoothing = np.full(NUM_LANDMARKS, _SMOOTHING)
     smoothing[_CONTOUR], smoothing[_EXACT] = _CONTOUR_SMOOTHING, 0.0
