@@ -20,13 +20,13 @@ class FaultOptions:
     s3fs (the extra "test")."""
     schedules: int = 2_000
     """Schedules; 0: none. Of a single one, what happens is printed."""
-    kills: int = 1_000
+    kills: int = 200
     """Launches on 1 to 4 ranks that are killed at random instants; 0: none."""
     republish_seconds: float = 60.0
     """How long shards are published again while readers stream them; 0: not at all."""
-    clips: int = 100_000
+    clips: int = 20_000
     """Damaged clips in a dozen formats, which are decoded and compared with the truth; 0: none."""
-    files: int = 200_000
+    files: int = 50_000
     """Damaged files of every other kind: tars, ledgers, arrays, transcripts...; 0: none."""
     workers: int = os.cpu_count() or 1
     """Processes that read damaged clips and files."""
