@@ -13,8 +13,9 @@ from lrs3_loader.run.ledger import TAR_FOLDER
 from lrs3_loader.stream.remote import is_remote, open_remote
 from lrs3_loader.stream.sources import Source
 
-#: What the numbers of a model do not depend on, and models that only measure.
-_IGNORED = {"licence", "speech_detector", "speaking", "renderer"}
+_NO_FEATURES = {"speech_detector", "speaking", "renderer"}  # models that only measure or draw
+#: What the features of a model do not depend on: where its files lie, by which software and kernels it ran.
+_IGNORED = {"licence", "model", "transformers", "kernels"}
 _MAX_LINES, _MAX_TEXT = 6, 120
 
 
@@ -81,7 +82,7 @@ def _meaning(location: str) -> dict[str, Any] | None:
         models, config = record["models"], record["config"]
         regression, fields = config.get("regression", {}), record.get("fields", {})
         return {
-            "models": {name: _without(model) for name, model in models.items() if name not in _IGNORED},
+            "models": {name: _without(model) for name, model in models.items() if name not in _NO_FEATURES},
             "conventions": {
                 "format": record.get("format"),
                 "idexp_lm3d": regression.get("idexp", "fit"),

@@ -126,14 +126,23 @@ def test_runs_of_other_models_are_not_mixed(tmp_path: Path) -> None:
     one = make(tmp_path / "one")
     two = make(tmp_path / "two", split="test")
     assert len(keys_of(raw([one.path, two.path]))) == 12
-    models = {"face_model": {"name": "ict", "sha256": "a", "licence": "MIT"}, "speech_detector": {"name": "energy"}}
+    models = {
+        "face_model": {"name": "ict", "sha256": "a", "licence": "MIT"},
+        "speech": {"model": "/models/hubert", "sha256": "c", "transformers": "4.50.0"},
+        "speech_detector": {"name": "energy"},
+    }
     change_record(one, lambda record: record.update(models=models))
     other = {
         "face_model": {"name": "ict", "sha256": "a", "licence": "another"},
+        "speech": {"model": "../hubert", "sha256": "c", "transformers": "5.24.0"},
         "speech_detector": {"name": "silero-vad"},
     }
     change_record(two, lambda record: record.update(models=other))
-    assert len(keys_of(raw([one.path, two.path]))) == 12  # licences and detectors decide no feature
+    assert len(keys_of(raw([one.path, two.path]))) == 12  # licences, places and detectors decide no feature
+    change_record(two, lambda record: record["models"]["speech"].update(sha256="d"))
+    with pytest.raises(RunError, match=r"models.speech.sha256: \"c\" -> \"d\""):
+        raw([one.path, two.path])
+    change_record(two, lambda record: record["models"]["speech"].update(sha256="c"))
     change_record(two, lambda record: record["models"]["face_model"].update(name="bfm", sha256="b"))
     problem = (
         r"cannot be read as one stream: they differ in models.face_model.name: \"ict\" -> \"bfm\"; models.face_model"
