@@ -93,7 +93,7 @@ setup(
         "safetensors>=0.4.3,<0.9",
         "numpy>=1.26,<3",
         "scipy>=1.11,<2",
-        "av>=14.1,<20",
+        "av>=14.2,<20",  # 14.1 has an FFmpeg that lets more damaged frames pass
         "praat-parselmouth>=0.4.5,<0.5",
         "webdataset>=0.2.100,<2",
         "braceexpand>=0.1.7,<0.2",
