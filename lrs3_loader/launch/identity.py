@@ -128,9 +128,9 @@ def find_new_clips(folder: RunFolder, config: CorpusConfig, extend: bool) -> tup
                 "name the corpus that the run was begun with, or another --out to start a new run"
             )
         logger.info("the corpus has moved from %s to %s", before, now)
-    for problem in problems:
-        logger.warning("in the corpus now: %s; what was published stays", problem)
-    return tuple(clip for clip in clips if clip.key in {*added}) if extend else ()
+    _warn_of_changes(problems)
+    wanted = {*added} if extend else set[str]()
+    return tuple(clip for clip in clips if clip.key in wanted)
 
 
 def tell_changes(folder: RunFolder, config: CorpusConfig) -> None:
@@ -142,7 +142,11 @@ def tell_changes(folder: RunFolder, config: CorpusConfig) -> None:
         return
     for problem in _name_some({"that the run does not have, add them with --extend": added}):
         logger.warning("in the corpus are %s", problem)
-    for problem in _name_some({"not there": missing, "with another size or path": changed}):
+    _warn_of_changes(_name_some({"not there": missing, "with another size or path": changed}))
+
+
+def _warn_of_changes(problems: Iterable[str]) -> None:
+    for problem in problems:
         logger.warning("in the corpus now: %s; what was published stays", problem)
 
 

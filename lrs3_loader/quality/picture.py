@@ -56,7 +56,7 @@ class PictureMeter:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """What is kept on the device."""
+        """Tensors that this object keeps on the device, for whoever hands it to another stream."""
         kept = [self._last, self._brightest, *self._changes, *self._faces]
         return [tensor for tensor in kept if tensor is not None]
 

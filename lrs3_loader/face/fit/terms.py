@@ -110,7 +110,10 @@ class State:
 
 @dataclass(frozen=True)
 class Residuals:
-    """What the objective and its derivatives at one state are made of."""
+    """Predicted landmarks of a batch at one state, and how far they and the state are from what is expected.
+
+    The objective and its derivatives are computed from these alone. Letters as in ``Observations``.
+    """
 
     normalized_xy: torch.Tensor  # [B, T, K, 2] predicted
     difference: torch.Tensor  # [B, T, K, 2] predicted - measured
