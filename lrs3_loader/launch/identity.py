@@ -7,6 +7,7 @@ their files.
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import platform
 from collections.abc import Iterable, Mapping
@@ -19,7 +20,8 @@ from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.extract.extractor import Extractor
 from lrs3_loader.launch.settings import flag_names
-from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.record import differences
 from lrs3_loader.types import Clip
 
 logger = logging.getLogger(__name__)
@@ -70,6 +72,8 @@ def check_compatible(folder: RunFolder, now: dict[str, Any]) -> None:
 
 
 def _config_differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterable[str]:
+    for name in sorted(saved.keys() - now.keys()):  # of a run that `filter` wrote, or of a later version
+        yield f"{name} {json.dumps(saved[name])} -> (none)"
     for place, flag in flag_names().items():
         old, new = (_setting(config, place) for config in (saved, now))
         same_kind = place in _PLACES and (old is None) == (new is None)

@@ -14,17 +14,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import json
 import logging
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lrs3_loader.config import RunConfig, as_json
 from lrs3_loader.errors import RunError, UnreachableError
-from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.figure_table import FigureTable
 from lrs3_loader.run.ledger import (
@@ -40,6 +36,15 @@ from lrs3_loader.run.ledger import (
 from lrs3_loader.run.ledger_index import LedgerIndex, LedgerSummary
 from lrs3_loader.run.manifest import Manifest, manifest_lines, open_manifest
 from lrs3_loader.run.offsets import read_offsets
+from lrs3_loader.run.record import (
+    MANIFEST_FILE,
+    RECORD_FILE,
+    manifest_of,
+    next_manifest,
+    read_record,
+    run_hash,
+    write_record,
+)
 from lrs3_loader.run.shards import add_figures, check_shard, publish_shard, read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import ClipFeatures, Reject, Shard
@@ -48,19 +53,6 @@ if TYPE_CHECKING:
     import pandas
 
 logger = logging.getLogger(__name__)
-
-RECORD_FILE = "run.json"
-MANIFEST_FILE = "manifest.jsonl"
-_GROWN = re.compile(r"manifest\.g([1-9]\d{0,5})\.jsonl")
-_SECTIONS = {f"{name}?": dict for name, section in as_json(RunConfig()).items() if isinstance(section, dict)}
-_RECORD = {
-    "config": {**_SECTIONS, "corpus?": {"corpus?": str, "layout?": str}, "face?": {"face_model?": str}},
-    "plan_sha256": str,
-    "manifest?": {"file": str, "sha256": str},
-    "models": {str: {"name?": str, "model?": str, "licence?": str, "sha256?": str}},
-    "device_type": str,
-    "software?": {str: str},
-}
 
 
 class RunFolder:
@@ -102,7 +94,7 @@ class RunFolder:
             store.create([TAR_FOLDER, LEDGER_FOLDER])
             with store.write(MANIFEST_FILE) as file:
                 file.writelines(line.encode("ascii") for line in manifest_lines(shards))
-            _write_record(store, record)
+            write_record(store, record)
         except RunError as error:
             raise RunError(f"{error}; or choose another --out") from error
         return cls.open(path)
@@ -113,15 +105,14 @@ class RunFolder:
         The whole plan goes to a manifest with another name, and the run has grown once ``run.json`` names that. What is
         published stays valid: ``plan_sha256`` remains the hash of the plan that the run began with.
         """
-        match = _GROWN.fullmatch(manifest_of(self.record)[0])
-        name = f"manifest.g{int(match[1]) + 1 if match else 1}.jsonl"
+        name = next_manifest(self.record)
         plan = itertools.chain(self.shards, shards)
         digest = hashlib.sha256()
         with self.store.write(name) as file:
             for line in manifest_lines(plan):
                 digest.update(line.encode("ascii"))
                 file.write(line.encode("ascii"))
-        _write_record(self.store, {**self.record, "manifest": {"file": name, "sha256": digest.hexdigest()}})
+        write_record(self.store, {**self.record, "manifest": {"file": name, "sha256": digest.hexdigest()}})
         return self.open(str(self.path))
 
     @classmethod
@@ -352,54 +343,6 @@ def open_run(path: str | Path) -> RunFolder:
     return RunFolder.open(path)
 
 
-def read_record(store: Store) -> dict[str, Any]:
-    """Read the ``run.json`` of a run.
-
-    Raises:
-        RunError: there is no run, or it is damaged.
-    """
-    try:
-        record: dict[str, Any] = decode_json(store.read(RECORD_FILE))
-        check_types(record, _RECORD)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise RunError(f"{store.root} holds no run (no {RECORD_FILE} there)") from error
-    except (OSError, ValueError) as error:
-        raise RunError(f"{store.root}/{RECORD_FILE} is damaged ({error}); begin another run") from error
-    return record
-
-
-def manifest_of(record: dict[str, Any]) -> tuple[str, str]:
-    """Return the name of a run's manifest and its SHA-256, by its ``run.json``.
-
-    Raises:
-        RunError: it names another file than a manifest.
-    """
-    named = record.get("manifest", {"file": MANIFEST_FILE, "sha256": record["plan_sha256"]})
-    if named["file"] != MANIFEST_FILE and not _GROWN.fullmatch(named["file"]):
-        raise RunError(f"{RECORD_FILE} is damaged ({named['file']!r:.100} is no manifest); begin another run")
-    return named["file"], named["sha256"]
-
-
-def _write_record(store: Store, record: dict[str, Any]) -> None:
-    with store.write(RECORD_FILE) as file:
-        file.write((json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
-
-
 def demo_corpus_folder(out: Location) -> Path:
     """Return the folder of a demo run's corpus, inside its output folder."""
     return local_path(out, "a demo run") / "demo-corpus"
-
-
-def run_hash(record: dict[str, Any]) -> str:
-    """Hash the parts of ``run.json`` that decide the bytes of shards: config, plan and model files, not software."""
-    deciding = {name: record[name] for name in ("config", "plan_sha256", "models", "device_type")}
-    return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
-
-
-def differences(old: Any, new: Any, name: str = "") -> list[str]:
-    """Compare two nested configs; return a line ``name: old -> new`` for each difference."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        names = sorted(old.keys() | new.keys())
-        lines = [differences(old.get(key), new.get(key), f"{name}.{key}".lstrip(".")) for key in names]
-        return [line for part in lines for line in part]
-    return [] if old == new else [f"{name}: {json.dumps(old)} -> {json.dumps(new)}"]

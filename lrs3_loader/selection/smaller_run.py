@@ -9,9 +9,10 @@ from typing import Any
 
 from lrs3_loader.config import PlanConfig
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR, tar_name
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.record import differences
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.selection.expression import Expression

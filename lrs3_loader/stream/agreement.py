@@ -8,8 +8,8 @@ from typing import Any
 
 from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.safe_load import decode_json
-from lrs3_loader.run.folder import RECORD_FILE, differences
 from lrs3_loader.run.ledger import TAR_FOLDER
+from lrs3_loader.run.record import RECORD_FILE, differences
 from lrs3_loader.stream.remote import is_remote, open_remote
 from lrs3_loader.stream.sources import Source
 

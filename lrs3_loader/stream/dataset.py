@@ -14,8 +14,8 @@ import torch.distributed as dist
 from torch.utils.data import IterableDataset, get_worker_info
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.folder import differences
 from lrs3_loader.run.offsets import OFFSETS_FILE, load_offsets
+from lrs3_loader.run.record import differences
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.selection.expression import Expression
 from lrs3_loader.stream.agreement import require_agreement

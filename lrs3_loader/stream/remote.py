@@ -21,8 +21,9 @@ import webdataset
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.remote import open_stream
 from lrs3_loader.io.storage import is_url, store_at
-from lrs3_loader.run.folder import MANIFEST_FILE, RECORD_FILE, RunFolder, manifest_of, read_record
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import ledger_name
+from lrs3_loader.run.record import MANIFEST_FILE, RECORD_FILE, manifest_of, read_record
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,9 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write
-from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.offsets import MAX_OFFSET
+from lrs3_loader.run.record import differences
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint, feature_models
 from lrs3_loader.syncnet.evaluate import READS, score_clip

@@ -33,7 +33,8 @@ from torch.utils.data import DataLoader
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import atomic_write, make_folder
-from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.run.record import differences
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.stream.tasks import SyncNet

@@ -90,6 +90,9 @@ def test_settings_are_compared_and_shown_as_flags(corpus: Path, tmp_path: Path) 
         "--device cpu -> cuda",
     ]
     assert "extract --resume" in str(caught.value)
+    run.record["config"]["filter"] = {"where": "num_frames > 9"}
+    with pytest.raises(RunError, match=r'filter \{"where": "num_frames > 9"\} -> \(none\)'):
+        check_compatible(run, {"config": as_json(before), "models": {}, "device_type": "cpu"})
 
 
 def test_a_speech_encoder_keeps_the_name_it_was_stored_under(

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.folder import RunFolder, differences, run_hash
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.record import differences, run_hash
 from lrs3_loader.types import Shard
 from support.factory import make_features, make_reject, make_shard
 

@@ -21,9 +21,10 @@ from typing import Any
 import torch.distributed as dist
 
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.run.folder import RunFolder, run_hash
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger, ledger_name, tar_name
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.record import run_hash
 from lrs3_loader.types import Clip, Shard
 
 NUM_FRAMES = 250  # of a clip

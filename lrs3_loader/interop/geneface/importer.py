@@ -29,9 +29,10 @@ from lrs3_loader.interop.geneface.item import ANGLES, BFM_EXP, BFM_ID, EXP, ID, 
 from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.io.files import reading
 from lrs3_loader.io.safe_load import check_types, decode_json
-from lrs3_loader.run.folder import RunFolder, differences
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.lock import RunLock, guard_store
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.record import differences
 from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipFeatures, Reject
 
 logger = logging.getLogger(__name__)
