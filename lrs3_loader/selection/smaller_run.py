@@ -59,6 +59,7 @@ def filter_run(
     plan = _plan(folder, lengths)
     config = {**folder.record["config"], "filter": {"where": where.text, "run": folder.run_hash}}
     record = {**folder.record, "config": config, "plan_sha256": plan_sha256(plan)}
+    record.pop("manifest", None)  # that of a source that has grown
     if RunFolder.exists(out):
         new = RunFolder.open(out)
         if lines := differences(new.record, record):
@@ -76,12 +77,13 @@ def filter_run(
 
 
 def _plan(folder: RunFolder, lengths: Mapping[str, int]) -> tuple[Shard, ...]:
-    """Cut the chosen clips, in their order, to shards of the size that the source was planned with."""
+    """Cut the chosen clips, sorted by key, to shards of the size that the source was planned with."""
     saved = folder.record["config"].get("plan", {})
     target = PlanConfig(**{name: saved[name] for name in ("shard_frames", "shard_clips") if name in saved})
     parts: dict[str, list[list[Clip]]] = {}
     frames = 0
-    for clip in (clip for shard in folder.shards for clip in shard.clips if clip.key in lengths):
+    chosen = (clip for shard in folder.shards for clip in shard.clips if clip.key in lengths)
+    for clip in sorted(chosen, key=lambda clip: clip.key):  # a source that has grown is not sorted
         shards = parts.setdefault(clip.split, [])
         if not shards or frames + lengths[clip.key] > target.shard_frames or len(shards[-1]) >= target.shard_clips:
             shards.append([])

@@ -18,6 +18,8 @@ from lrs3_loader.launch.identity import find_new_clips, tell_changes
 from lrs3_loader.launch.prepare import grow
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.selection.expression import Expression
+from lrs3_loader.selection.smaller_run import filter_run
 from support.run_factory import publish
 
 PLAN = PlanConfig(shard_clips=2)
@@ -137,6 +139,20 @@ def test_clips_that_are_gone_or_changed_are_said(
     caplog.clear()
     tell_changes(run, CorpusConfig(tmp_path / "nowhere"))
     assert caplog.messages == [f"the corpus is not compared with the run: no such corpus: {tmp_path / 'nowhere'}"]
+
+
+def test_a_grown_run_is_filtered(run: RunFolder, config: RunConfig, tmp_path: Path) -> None:
+    put(tmp_path / "corpus", "test/a/2", "dev/a/1")
+    grown = extend(run, config)
+    publish_all(grown)
+    smaller, _ = filter_run(grown, Expression("split != 'dev'"), tmp_path / "smaller")
+    again = RunFolder.open(smaller.path)
+    assert [[clip.key for clip in shard.clips] for shard in again.shards] == [
+        ["test/a/1", "test/a/2"],
+        ["test/a/3", "test/b/1"],
+        ["train/b/1"],
+    ]
+    assert all(problems == [] for _, problems in again.check())
 
 
 def test_a_grown_run_is_packed_and_unpacked(run: RunFolder, config: RunConfig, tmp_path: Path) -> None:
