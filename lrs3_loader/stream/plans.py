@@ -118,7 +118,9 @@ class FollowedPlan:
         self._where = None if settings.where is None else Where(settings.where)
 
     def identity(self) -> dict[str, Any]:
-        return {"run": self.folder.run_hash}
+        record = self.folder.record
+        grown = {"manifest": record["manifest"]["sha256"]} if "manifest" in record else {}
+        return {"run": self.folder.run_hash, **grown}
 
     def restore(self, identity: dict[str, Any]) -> None:
         """This schedule does not depend on the number of ranks."""

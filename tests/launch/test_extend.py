@@ -141,6 +141,21 @@ def test_clips_that_are_gone_or_changed_are_said(
     assert caplog.messages == [f"the corpus is not compared with the run: no such corpus: {tmp_path / 'nowhere'}"]
 
 
+@pytest.mark.parametrize("follow", [False, True])
+def test_a_saved_position_in_a_run_that_has_grown_since_is_refused(
+    run: RunFolder, config: RunConfig, tmp_path: Path, follow: bool
+) -> None:
+    stream = ShardStream(run.path, "raw", follow=follow)
+    batches = iter(stream)
+    next(batches)
+    state = stream.state_dict()
+    ShardStream(run.path, "raw", follow=follow).load_state_dict(state)
+    put(tmp_path / "corpus", "test/z/1")
+    publish_all(extend(run, config))
+    with pytest.raises((RunError, ValueError), match=r"samples|manifest"):
+        ShardStream(run.path, "raw", follow=follow).load_state_dict(state)
+
+
 def test_a_grown_run_is_filtered(run: RunFolder, config: RunConfig, tmp_path: Path) -> None:
     put(tmp_path / "corpus", "test/a/2", "dev/a/1")
     grown = extend(run, config)
