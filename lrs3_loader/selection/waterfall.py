@@ -55,7 +55,7 @@ def waterfall(table: FigureTable, where: Expression) -> tuple[np.ndarray, list[S
 
 def describe_waterfall(table: FigureTable, steps: Sequence[Step]) -> list[str]:
     """Return a line of titles, one for all clips, and one for each condition."""
-    rows = [("", "clips", "hours", "taken", "hours taken", "taken alone")]
+    rows = [("", "clips left", "hours left", "removed", "hours removed", "removed alone")]
     rows.append(("all clips", str(len(table)), f"{table.seconds / 3600:.3f}", "", "", ""))
     rows += [
         (
