@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.fuzz.clips import draw_frame
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.video import FrameReader, probe_video
 from lrs3_loader.errors import ClipError
@@ -29,14 +30,7 @@ KINDS: dict[str, tuple[str, dict[str, str], str]] = {
 
 
 def moving(number: int, height: int, width: int) -> np.ndarray:
-    """A texture that drifts, with a square that moves the other way, and the noise of a camera."""
-    y, x = np.mgrid[:height, :width]
-    waves = [np.sin((x * a + y * b + number * c) / 9) for a, b, c in ((1, 2, 5), (3, -1, 2), (-2, 5, 3))]
-    frame = 128 + 40 * np.stack(waves, -1)
-    at = (number * 2) % (width - 30)
-    frame[40:70, width - 30 - at : width - at] = (220, 40, 90)
-    frame += np.random.default_rng(number).normal(0, 6, frame.shape)
-    return frame.clip(0, 255).astype(np.uint8)
+    return draw_frame(number, height, width, slice(40, 70), noise=6.0)
 
 
 @pytest.fixture(scope="module")

@@ -47,14 +47,22 @@ _KINDS = {
 KINDS = {name: kind for name, kind in _KINDS.items() if {kind.video, kind.audio} <= av.codecs_available}
 
 
-def draw_frame(number: int) -> np.ndarray:
-    """Draw [SIDE, SIDE, 3] u8: waves that drift, a square that moves the other way, and the noise of a camera."""
-    y, x = np.mgrid[:SIDE, :SIDE]
+def draw_frame(
+    number: int, height: int = SIDE, width: int = SIDE, square: slice = slice(30, 50), noise: float = 4.0
+) -> np.ndarray:
+    """Draw [height, width, 3] u8: waves that drift, a square that moves the other way, and the noise of a camera.
+
+    Args:
+        square: the rows of the square.
+        noise: its standard deviation, of 255.
+    """
+    y, x = np.mgrid[:height, :width]
     waves = [np.sin((x * a + y * b + number * c) / 9) for a, b, c in ((1, 2, 5), (3, -1, 2), (-2, 5, 3))]
     frame = 128 + 40 * np.stack(waves, -1)
-    at = (number * 2) % (SIDE - 20)
-    frame[30:50, SIDE - 20 - at : SIDE - at] = (220, 40, 90)
-    frame += np.random.default_rng(number).normal(0, 4, frame.shape)
+    side = square.stop - square.start
+    at = (number * 2) % (width - side)
+    frame[square, width - side - at : width - at] = (220, 40, 90)
+    frame += np.random.default_rng(number).normal(0, noise, frame.shape)
     return frame.clip(0, 255).astype(np.uint8)
 
 
