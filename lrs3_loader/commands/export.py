@@ -46,7 +46,7 @@ class Geneface:
         if self.options.items.keypoint_off_by_one:
             from lrs3_loader.assets.locate import Assets
             from lrs3_loader.config import FaceConfig
-            from lrs3_loader.extract.models import load_face_model
+            from lrs3_loader.extraction.models import load_face_model
 
             name = self.face_model or folder.record["config"].get("face", {}).get("face_model")
             if name is None:

@@ -18,7 +18,7 @@ from lrs3_loader import __version__
 from lrs3_loader.config import CorpusConfig, as_json, upgrade_saved
 from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError, count_of
-from lrs3_loader.extract.extractor import Extractor
+from lrs3_loader.extraction.extractor import Extractor
 from lrs3_loader.launch.settings import flag_names
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences

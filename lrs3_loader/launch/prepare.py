@@ -14,8 +14,8 @@ from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import corpus_root, find_corpus
 from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError, count_of
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models, require_extras
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models, require_extras
 from lrs3_loader.launch.identity import (
     adopt_names,
     check_compatible,

@@ -18,8 +18,8 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.decode.loader import ClipLoader, import_ahead
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.upload import upload
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.upload import upload
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.launch.cli import resumable
 from lrs3_loader.launch.identity import software

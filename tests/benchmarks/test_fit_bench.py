@@ -24,8 +24,8 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.demo import demo_head
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.fit.fitter import FitConfig, FitResult, LandmarkFitter
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.geometry.topology import to_ibug68

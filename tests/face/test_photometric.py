@@ -23,8 +23,8 @@ from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Voice, make_speech
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.fit import solver
 from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, LandmarkFitter
@@ -382,7 +382,7 @@ def test_a_run_that_needs_what_is_missing_ends_before_it_begins(
     def missing(purpose: str) -> None:
         raise RunError(f"{purpose} needs pytorch3d (the extra `render`)")
 
-    monkeypatch.setattr("lrs3_loader.extract.models.require_pytorch3d", missing)
+    monkeypatch.setattr("lrs3_loader.extraction.models.require_pytorch3d", missing)
     out = tmp_path / "run"
     with pytest.raises(RunError, match=r"--fit photometric needs pytorch3d \(the extra `render`\)"):
         prepare(demo_config(), LaunchConfig(out=out, demo=True), Assets(tmp_path), torch.device("cpu"))

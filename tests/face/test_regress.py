@@ -32,8 +32,8 @@ from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.decode.video import probe_video, read_frames
 from lrs3_loader.errors import NoFaceError, RunError
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d import regressor as regress
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, load_landmarker_files

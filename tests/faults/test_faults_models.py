@@ -19,7 +19,7 @@ from lrs3_loader.assets.locate import Assets, Catalogue
 from lrs3_loader.audio.checkpoint import load_checkpoint
 from lrs3_loader.config import LandmarkConfig, RunConfig, demo_defaults, resolve
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d import regressor
 from lrs3_loader.face.landmarks.landmarker import load_landmarker_files
 from lrs3_loader.face.model.morphable import FaceModel

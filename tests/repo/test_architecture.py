@@ -17,7 +17,7 @@ ORDER = [
     {"runtime", "io"},
     {"face", "quality", "run", "config"},
     {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
-    {"extract", "decode"},
+    {"extraction", "decode"},
     {"viz", "doctor", "interop", "syncnet"},
     {"launch"},
     {"commands", "__main__"},
@@ -90,7 +90,7 @@ COLLECTIVES |= {"gather", "gather_object", "all_gather", "all_gather_object", "a
 
 def test_extraction_calls_no_collective() -> None:
     """Ranks share a store and nothing else, so that none of them ever waits for another one."""
-    for folder in ("launch", "extract", "decode", "run", "audio", "face"):
+    for folder in ("launch", "extraction", "decode", "run", "audio", "face"):
         for path in (PACKAGE / folder).rglob("*.py"):
             names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
             if "torch.distributed" in path.read_text():

@@ -22,8 +22,8 @@ from lrs3_loader.config import CorpusConfig, RegressionConfig, RunConfig, demo_d
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.types import ClipFeatures, DecodedChunk
 

@@ -11,7 +11,7 @@ from torch import nn
 
 from benchmarks.stand_in import KernelCounter, Record, hollow, stand_in_device, why_not
 from lrs3_loader.audio.mel import MelSpectrogram
-from lrs3_loader.extract.upload import upload
+from lrs3_loader.extraction.upload import upload
 from lrs3_loader.runtime.pipelining import BackgroundTask
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 from support.factory import make_chunk, make_clip

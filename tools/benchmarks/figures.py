@@ -17,8 +17,8 @@ from lrs3_loader.config import CorpusConfig, QualityConfig, RunConfig, demo_defa
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.quality.face import identity_figures
 from lrs3_loader.quality.figures import FIGURES, FIGURES_VERSION
 from lrs3_loader.run.folder import RunFolder

@@ -18,7 +18,7 @@ from lrs3_loader.corpus.scan import corpus_root, scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import ClipError
-from lrs3_loader.extract.batch import FrameSpan, fixed_batches
+from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, FrameLandmarks, fill_track_gaps, load_landmarker_files

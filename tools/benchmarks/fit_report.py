@@ -13,7 +13,7 @@ from benchmarks.fit_clips import Measured, read_clips
 from benchmarks.fit_truth import bfm_shaped_model, speaking_clip
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import FaceConfig
-from lrs3_loader.extract.models import load_face_model
+from lrs3_loader.extraction.models import load_face_model
 from lrs3_loader.face.fit.fitter import FitConfig
 from lrs3_loader.face.model.morphable import FaceModel
 

@@ -27,8 +27,8 @@ from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.demo import make_demo_corpus
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract.batch import FrameSpan, fixed_batches
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d.regressor import Deep3DFiles, load_deep3d_files
 from lrs3_loader.face.fit.fitter import FitInput
 from lrs3_loader.face.geometry.topology import to_ibug68

@@ -7,8 +7,8 @@ import dataclasses
 import torch
 
 from benchmarks.inputs import Take, Workbench
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.upload import upload
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.upload import upload
 from lrs3_loader.types import ROWS_PER_FRAME, ClipFeatures, ClipHead, DecodedChunk, SourceInfo
 
 

@@ -31,8 +31,8 @@ from lrs3_loader.corpus.scan import corpus_root, key_part
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models, load_face_model
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models, load_face_model
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.io.storage import local_path
 from lrs3_loader.run.folder import RunFolder

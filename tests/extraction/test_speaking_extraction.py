@@ -18,8 +18,8 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import RunError
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.speaking.crops import FaceCropper
 from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
 from support.speaking_weights import speaking_weights

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lrs3_loader.extract.batch import FrameSpan, fixed_batches
+from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
 
 MANY = 1 << 30
 

@@ -11,7 +11,7 @@ import torch
 
 from lrs3_loader.config import QualityConfig
 from lrs3_loader.errors import SceneCutError
-from lrs3_loader.extract.batch import FrameSpan
+from lrs3_loader.extraction.batch import FrameSpan
 from lrs3_loader.face.landmarks.landmarker import FrameLandmarks
 from lrs3_loader.quality.audio import audio_figures
 from lrs3_loader.quality.face import face_figures, identity_figures

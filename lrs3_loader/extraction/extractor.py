@@ -23,9 +23,9 @@ import torch
 
 from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
-from lrs3_loader.extract.batch import FrameSpan, fixed_batches
-from lrs3_loader.extract.models import Models
-from lrs3_loader.extract.quality import QualityStage
+from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
+from lrs3_loader.extraction.models import Models
+from lrs3_loader.extraction.quality import QualityStage
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
 from lrs3_loader.face.geometry.topology import to_ibug68

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lrs3_loader.extract.upload import CHUNKS_AHEAD, upload
+from lrs3_loader.extraction.upload import CHUNKS_AHEAD, upload
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 from lrs3_loader.types import DecodedChunk, Reject
 from support.factory import make_chunk, make_clip, make_reject

@@ -16,8 +16,8 @@ from lrs3_loader.config import CorpusConfig, QualityConfig, RegressionConfig, Ru
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extract.extractor import Extractor
-from lrs3_loader.extract.models import Models
+from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d.regressor import NUM_COEFFICIENTS, Deep3DNetwork
 from lrs3_loader.quality.figures import FIGURES, figure_numbers
 from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
