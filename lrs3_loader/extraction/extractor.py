@@ -81,7 +81,7 @@ class ShardInProgress:
 _Batch = list[FrameSpan[_ClipState]]
 
 
-class Extractor:
+class ShardExtractor:
     """Runs all models of one rank over clips: ``extract(items)`` turns a shard's chunks into features and rejects.
 
     Args:

@@ -18,7 +18,7 @@ from lrs3_loader import __version__
 from lrs3_loader.config import CorpusConfig, as_json, upgrade_saved
 from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError, count_of
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.launch.settings import flag_names
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences
@@ -38,7 +38,7 @@ _MODEL_FLAGS = {
 }
 
 
-def what_decides_bytes(extractor: Extractor) -> dict[str, Any]:
+def what_decides_bytes(extractor: ShardExtractor) -> dict[str, Any]:
     """Return what this launch would write into ``run.json`` as ``config``, ``models`` and ``device_type``."""
     return {
         "config": as_json(extractor.config),
@@ -187,7 +187,7 @@ def check_offsets(folder: RunFolder, offsets: Mapping[str, int]) -> None:
                 )
 
 
-def adopt_names(extractor: Extractor, folder: RunFolder) -> None:
+def adopt_names(extractor: ShardExtractor, folder: RunFolder) -> None:
     """Give a model whose files are those of the run the name that it has there: names are stored in samples."""
     saved, speech = folder.record["models"].get("speech", {}), extractor.models.speech
     now = speech.description() | {"files": dict(speech.files)}

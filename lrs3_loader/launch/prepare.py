@@ -14,7 +14,7 @@ from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import corpus_root, find_corpus
 from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError, count_of
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models, require_extras
 from lrs3_loader.launch.identity import (
     adopt_names,
@@ -35,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 def prepare(
     config: RunConfig, launch: LaunchConfig, assets: Assets, device: torch.device
-) -> tuple[RunFolder, Extractor, list[int]]:
+) -> tuple[RunFolder, ShardExtractor, list[int]]:
     """Prepare corpus, models and run folder on rank 0.
 
     Returns:
@@ -101,13 +101,13 @@ def _offsets(launch: LaunchConfig) -> dict[str, int]:
     )
 
 
-def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> Extractor:
+def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> ShardExtractor:
     """Load all models, and check that they and the config are those of the run that was begun, if any.
 
     Raises:
         RunError: a model cannot be loaded, or something differs (see ``identity.check_compatible``).
     """
-    extractor = Extractor(config, Models.load(config, assets, device), device)
+    extractor = ShardExtractor(config, Models.load(config, assets, device), device)
     if begun is not None:
         adopt_names(extractor, begun)
         check_compatible(begun, what_decides_bytes(extractor))

@@ -18,7 +18,7 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.decode.loader import ClipLoader, import_ahead
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.upload import upload
 from lrs3_loader.io.files import utc_now
 from lrs3_loader.launch.cli import resumable
@@ -102,7 +102,7 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
 
 def _lead(
     config: RunConfig, launch: LaunchConfig, queue: WorkQueue, device: torch.device, held: contextlib.ExitStack
-) -> tuple[RunFolder, Extractor, list[int], RunLock | None]:
+) -> tuple[RunFolder, ShardExtractor, list[int], RunLock | None]:
     """Lock and prepare the run on rank 0, and tell the other ranks which shards are pending, and the lock's token."""
     lock: RunLock | None = None
     try:
@@ -120,7 +120,7 @@ def _lead(
 
 def _follow(
     config: RunConfig, launch: LaunchConfig, queue: WorkQueue, device: torch.device
-) -> tuple[RunFolder, Extractor, list[int]]:
+) -> tuple[RunFolder, ShardExtractor, list[int]]:
     """Wait on another rank until rank 0 has prepared the run, and load the models."""
     message = queue.announcement()
     if "error" in message:
@@ -133,7 +133,7 @@ def _follow(
 
 
 def extract_shards(
-    folder: RunFolder, leases: Iterable[int], launch: LaunchConfig, extractor: Extractor, queue: WorkQueue
+    folder: RunFolder, leases: Iterable[int], launch: LaunchConfig, extractor: ShardExtractor, queue: WorkQueue
 ) -> None:
     """Decode, extract and publish each leased shard, until no lease is left."""
     config, tally = extractor.config, Tally(queue)

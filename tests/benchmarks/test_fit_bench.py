@@ -24,7 +24,7 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.demo import demo_head
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.fit.fitter import FitConfig, FitResult, LandmarkFitter
 from lrs3_loader.face.geometry.camera import Camera, project
@@ -243,7 +243,7 @@ def test_a_best_fit_gets_its_dense_points(shared_data: Path, shared_assets: Path
     folder = shared_data / "lrs3_mini" / "trainval" / "MayAddr0001"
     (clip,) = scan_corpus(CorpusConfig(corpus=folder, layout="folder"))
     chunk = ClipDataset(folder, config.decode, f0_praat)[ChunkRequest(clip, 0)]
-    (features,) = Extractor(config, models, device).extract([chunk], {}, lambda **_: None)
+    (features,) = ShardExtractor(config, models, device).extract([chunk], {}, lambda **_: None)
     assert isinstance(features, ClipFeatures)
     (measured,) = read_clips(folder, Assets(shared_assets))
     (expected,) = models.fitter([measured.fit_input()])

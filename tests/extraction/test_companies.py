@@ -16,7 +16,7 @@ from lrs3_loader.config import CorpusConfig, QualityConfig, RegressionConfig, Ru
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d.regressor import NUM_COEFFICIENTS, Deep3DNetwork
 from lrs3_loader.quality.figures import FIGURES, figure_numbers
@@ -71,7 +71,8 @@ def test_two_people_cut_together_show_and_can_be_rejected(chunks: list[DecodedCh
         config = resolve(
             dataclasses.replace(demo_defaults(RunConfig()), quality=QualityConfig(max_scene_cuts=most)), "cpu"
         )
-        extractor = Extractor(config, Models.load(config, Assets(assets), torch.device("cpu")), torch.device("cpu"))
+        models = Models.load(config, Assets(assets), torch.device("cpu"))
+        extractor = ShardExtractor(config, models, torch.device("cpu"))
         found[most] = list(extractor.extract([first, second, both], {}, lambda **counts: None))
     alone, other, two = (result.meta["quality"] for result in found[None] if isinstance(result, ClipFeatures))
     assert alone["num_scene_cuts"] == other["num_scene_cuts"] == 0
@@ -91,7 +92,8 @@ def test_levels_hold_what_they_say(chunks: list[DecodedChunk], assets: Path | No
     found = {}
     for level in ("none", "basic"):
         config = resolve(dataclasses.replace(demo_defaults(RunConfig()), quality=QualityConfig(level=level)), "cpu")
-        extractor = Extractor(config, Models.load(config, Assets(assets), torch.device("cpu")), torch.device("cpu"))
+        models = Models.load(config, Assets(assets), torch.device("cpu"))
+        extractor = ShardExtractor(config, models, torch.device("cpu"))
         (result,) = extractor.extract(chunks[:1], {}, lambda **counts: None)
         assert isinstance(result, ClipFeatures)
         found[level] = {FIGURES[name].level for name in result.meta["quality"]}
@@ -114,7 +116,7 @@ def test_a_clip_has_the_same_fields_in_any_company(
     models = Models.load(config, Assets(assets), where)
     assert models.regressor is not None
     shorten(models.regressor.network)
-    extractor = Extractor(config, models, where)
+    extractor = ShardExtractor(config, models, where)
     chunks = chunks if device == "cpu" else chunks[:2]
 
     def extract(company: list[int], with_reject: bool) -> dict[str, ClipFeatures]:

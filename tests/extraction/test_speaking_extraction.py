@@ -18,7 +18,7 @@ from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import RunError
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.speaking.crops import FaceCropper
 from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
@@ -48,7 +48,7 @@ def beginning(chunk: DecodedChunk, num_frames: int) -> DecodedChunk:
     return DecodedChunk(chunk.clip, num_frames, 0, chunk.frames[:num_frames], head)
 
 
-def extractor_with(speaking: SpeakingConfig, models: Path | None, weights: Path) -> Extractor:
+def extractor_with(speaking: SpeakingConfig, models: Path | None, weights: Path) -> ShardExtractor:
     config = dataclasses.replace(
         demo_defaults(RunConfig()), speaking=speaking, landmarks=LandmarkConfig(frame_batch=8, store_lm478=True)
     )
@@ -56,10 +56,10 @@ def extractor_with(speaking: SpeakingConfig, models: Path | None, weights: Path)
     assets = Assets(models, store=None)
     found = assets.find
     assets.find = lambda *names: weights if "finetuning_TalkSet.model" in names else found(*names)  # type: ignore[method-assign]
-    return Extractor(config, Models.load(config, assets, CPU), CPU)
+    return ShardExtractor(config, Models.load(config, assets, CPU), CPU)
 
 
-def extract(extractor: Extractor, chunks: Sequence[DecodedChunk]) -> list[ClipFeatures | Reject]:
+def extract(extractor: ShardExtractor, chunks: Sequence[DecodedChunk]) -> list[ClipFeatures | Reject]:
     return list(extractor.extract(chunks, {}, lambda **counts: None))
 
 

@@ -23,7 +23,7 @@ from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Voice, make_speech
 from lrs3_loader.errors import RunError
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.fit import solver
 from lrs3_loader.face.fit.curvature import ModeProducts
@@ -367,7 +367,7 @@ def test_extraction_keeps_crops_and_writes_the_figures(pytorch3d: Any, assets: P
     assert head is not None
     head = dataclasses.replace(head, source=dataclasses.replace(head.source, height=160, width=160))
     items[0] = dataclasses.replace(items[0], head=head)
-    found, rejected = Extractor(config, models, torch.device("cpu")).extract(items, {}, lambda **counts: None)
+    found, rejected = ShardExtractor(config, models, torch.device("cpu")).extract(items, {}, lambda **counts: None)
     assert isinstance(rejected, Reject)
     assert isinstance(found, ClipFeatures)
     quality = found.meta["quality"]

@@ -32,7 +32,7 @@ from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.decode.video import probe_video, read_frames
 from lrs3_loader.errors import NoFaceError, RunError
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.deep3d import regressor as regress
 from lrs3_loader.face.geometry.topology import to_ibug68
@@ -284,7 +284,7 @@ def test_extraction_writes_the_coefficients_of_its_own_landmarks(
     model.save(tmp_path / "model.npz")
     config = run_config(folder, str(tmp_path / "model.npz"), idexp="geneface")
     device = torch.device("cpu")
-    extractor = Extractor(config, Models.load(config, Assets(shared_assets), device), device)
+    extractor = ShardExtractor(config, Models.load(config, Assets(shared_assets), device), device)
     (clip,) = scan_corpus(CorpusConfig(corpus=corpus.folder))
     chunk = ClipDataset(corpus.folder, config.decode, flat_pitch)[ChunkRequest(clip, 0)]
     timings: dict[str, float] = {}

@@ -22,7 +22,7 @@ from lrs3_loader.config import CorpusConfig, RegressionConfig, RunConfig, demo_d
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.types import ClipFeatures, DecodedChunk
@@ -69,7 +69,7 @@ def copies(chunk: DecodedChunk, number: int) -> list[DecodedChunk]:
     return [dataclasses.replace(chunk, clip=clip) for clip in clips]
 
 
-def extract(extractor: Extractor, chunks: list[DecodedChunk], record: Record) -> tuple[Count, Count]:
+def extract(extractor: ShardExtractor, chunks: list[DecodedChunk], record: Record) -> tuple[Count, Count]:
     """What the two steps of an extraction ask of the device."""
     record.clear()
     shard = extractor.process_frames(chunks, {}, lambda **_: None)
@@ -98,7 +98,7 @@ def test_kernels_and_waits_stay_within_their_budget(
     )
     device = pick_device("cuda")
     config = resolve(config, device.type)
-    extractor = Extractor(config, Models.load(config, Assets(assets), device), device)
+    extractor = ShardExtractor(config, Models.load(config, Assets(assets), device), device)
     (frames_of_one, clips_of_one), (frames_of_two, clips_of_two) = (
         extract(extractor, copies(chunk, number), stand_in) for number in (1, 2)
     )

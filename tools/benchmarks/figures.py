@@ -17,7 +17,7 @@ from lrs3_loader.config import CorpusConfig, QualityConfig, RunConfig, demo_defa
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.quality.face import identity_figures
 from lrs3_loader.quality.figures import FIGURES, FIGURES_VERSION
@@ -48,11 +48,11 @@ def _decode(folder: Path) -> Iterator[DecodedChunk]:
             yield chunk
 
 
-def _extractor(level: str, assets: Assets, **landmarks: bool) -> Extractor:
+def _extractor(level: str, assets: Assets, **landmarks: bool) -> ShardExtractor:
     config = dataclasses.replace(demo_defaults(RunConfig()), quality=QualityConfig(level=level))  # type: ignore[arg-type]
     config = dataclasses.replace(config, landmarks=dataclasses.replace(config.landmarks, **landmarks))
     resolved, device = resolve(config, "cpu"), torch.device("cpu")
-    return Extractor(resolved, Models.load(resolved, assets, device), device)
+    return ShardExtractor(resolved, Models.load(resolved, assets, device), device)
 
 
 def measure_cost(chunks: Sequence[DecodedChunk], assets: Assets, repeats: int) -> Iterator[str]:

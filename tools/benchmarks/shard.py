@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from benchmarks.inputs import Take, Workbench
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.upload import upload
 from lrs3_loader.types import ROWS_PER_FRAME, ClipFeatures, ClipHead, DecodedChunk, SourceInfo
 
@@ -21,7 +21,7 @@ def extract_shard(bench: Workbench) -> int:
     Raises:
         ValueError: no face was found in any clip.
     """
-    extractor = Extractor(bench.config, bench.models, bench.device)
+    extractor = ShardExtractor(bench.config, bench.models, bench.device)
     slots = []
     chunks = [as_chunk(take, number) for number, take in enumerate(bench.takes)]
     items = (item for _, item in upload(((None, chunk) for chunk in chunks), bench.device))

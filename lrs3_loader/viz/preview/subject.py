@@ -31,7 +31,7 @@ from lrs3_loader.corpus.scan import corpus_root, key_part
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
 from lrs3_loader.errors import RunError
-from lrs3_loader.extraction.extractor import Extractor
+from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models, load_face_model
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.io.storage import local_path
@@ -120,7 +120,7 @@ def from_file(path: Path, face_model: str, assets: Assets, device: torch.device,
     config = resolve(config, device.type)
     assets.ensure(face_model)
     models = Models.load(config, assets, device)
-    (found,) = Extractor(config, models, device).extract(video.chunks(), {}, lambda **counts: None)
+    (found,) = ShardExtractor(config, models, device).extract(video.chunks(), {}, lambda **counts: None)
     if isinstance(found, Reject):
         raise RunError(f"cannot show this clip ({found.reason}): {found.message}")
     shown = {field: array for field, array in found.arrays.items() if field != "hubert" or speech is not None}

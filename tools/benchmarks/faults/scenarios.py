@@ -232,7 +232,7 @@ class Laboratory:
             return _Extractor(config, device, self.is_second)
 
         yield mock.patch.object(prepare, "Models", _Models)
-        yield mock.patch.object(prepare, "Extractor", extractor)
+        yield mock.patch.object(prepare, "ShardExtractor", extractor)
         yield mock.patch.object(prepare, "adopt_names")
         for module in (identity, prepare, runner):
             yield mock.patch.object(module, "software", return_value=software)

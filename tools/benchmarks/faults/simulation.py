@@ -561,7 +561,7 @@ class World:
             patch(mock.patch.object(lock.RunLock, "__exit__", left))
             patch(mock.patch.object(runner, "BackgroundTask", _Inline))
             patch(mock.patch.object(runner, "progress_display", _no_display))
-            patch(mock.patch.object(prepare, "Extractor", extractor))
+            patch(mock.patch.object(prepare, "ShardExtractor", extractor))
             patch(watched(self._calls))
             yield
 
