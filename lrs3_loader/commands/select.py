@@ -37,7 +37,7 @@ class Args:
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "select", argv)
 
-    from lrs3_loader.io.files import atomic_write
+    from lrs3_loader.io.files import write_result
     from lrs3_loader.run.folder import RunFolder
     from lrs3_loader.selection.waterfall import describe_waterfall, waterfall
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         preset = PRESETS[args.choice.preset]
         print(f"{args.choice.preset}: {preset.source}", f"not covered: {preset.not_covered}", sep="\n")
     if args.out is not None:
-        with atomic_write(args.out) as file:
+        with write_result(args.out) as file:
             file.writelines(f"{key}\n".encode("utf-8", "surrogateescape") for key in chosen.columns["key"])
     if args.csv is not None:
         chosen.write_csv(args.csv)

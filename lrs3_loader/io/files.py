@@ -129,6 +129,14 @@ def atomic_write(
         sync_folder(path.parent)
 
 
+@contextmanager
+def write_result(path: Path) -> Iterator[IO[bytes]]:
+    """As ``atomic_write``, and first remove what killed processes left of this file; for one writer at a time."""
+    clear_unfinished(path.parent, path.name.__eq__)
+    with atomic_write(path) as file:
+        yield file
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

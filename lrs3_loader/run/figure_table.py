@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.quality.figures import FIGURES_VERSION
 from lrs3_loader.run.ledger import REPAIR, Ledger, split_figures
 from lrs3_loader.types import FRAMES_PER_SECOND
@@ -113,7 +113,7 @@ class FigureTable:
     def write_csv(self, path: Path) -> None:
         """Write a line of names and one per clip; a value that is missing is empty."""
         columns = [_as_texts(column) for column in self.columns.values()]
-        with atomic_write(path) as raw:
+        with write_result(path) as raw:
             file = io.TextIOWrapper(raw, encoding="utf-8", errors="surrogateescape", newline="")
             writer = csv.writer(file, lineterminator="\n")
             writer.writerow(self.columns)
@@ -129,7 +129,7 @@ class FigureTable:
         except ImportError as error:
             raise RunError(f"parquet needs pyarrow ({error}); {INSTALL}") from error
         columns = {name: pyarrow.array(column, from_pandas=True) for name, column in self.columns.items()}
-        with atomic_write(path) as file:
+        with write_result(path) as file:
             parquet.write_table(pyarrow.table(columns), file)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write, clear_unfinished
+from lrs3_loader.io.files import write_result
 from lrs3_loader.io.storage import Location, local_path
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError
@@ -150,8 +150,7 @@ def write_stats(
     except ValueError as error:
         raise RunError(f"{run}: its samples do not match: {error}") from error
     path = out or local_path(run, "writing statistics next to the shards") / STATS_FILE
-    clear_unfinished(path.parent, path.name.__eq__)
-    with atomic_write(path) as file:
+    with write_result(path) as file:
         file.write(stats.to_json().encode())
     return path, stats
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.io.safe_load import load_plain
 from lrs3_loader.syncnet.model import SyncNetModel
 
@@ -37,7 +37,7 @@ class SyncNetCheckpoint:
         """Write the checkpoint atomically."""
         buffer = io.BytesIO()
         torch.save({"format": _FORMAT, **{item.name: getattr(self, item.name) for item in fields(self)}}, buffer)
-        with atomic_write(path) as file:
+        with write_result(path) as file:
             file.write(buffer.getbuffer())
 
     @classmethod

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.run.record import differences
@@ -59,7 +59,7 @@ def measure_offsets(
 
 def write_offsets(path: Path, offsets: Sequence[ClipOffset]) -> None:
     """Write one line of JSON per clip; the file is written atomically."""
-    with atomic_write(path) as file:
+    with write_result(path) as file:
         file.writelines(json.dumps(asdict(offset)).encode() + b"\n" for offset in offsets)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy
 from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
 from lrs3_loader.syncnet.train import train_syncnet
@@ -55,7 +55,7 @@ class Repeats:
             for name, values in (("window_accuracy", self.by_window), ("clip_accuracy", self.by_clip))
         }
         counts = {"seeds": self.seeds, "num_clips": [accuracy.num_clips for accuracy in self.accuracies]}
-        with atomic_write(path) as file:
+        with write_result(path) as file:
             file.write((json.dumps({**counts, **plain}, indent=1) + "\n").encode())
 
 

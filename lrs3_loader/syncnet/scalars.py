@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 
 logger = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ class Scalars:
         """``first_step`` is where the training begins or resumes; existing lines of later steps are removed."""
         path = folder / SCALARS_FILE
         kept = [line for line in read_scalars(folder) if line["step"] <= first_step]
-        with atomic_write(path) as file:
+        with write_result(path) as file:
             file.writelines(_line(values) for values in kept)
         self._file = path.open("ab")
         self._board = _open_board(folder / TENSORBOARD_FOLDER, first_step) if tensorboard else None

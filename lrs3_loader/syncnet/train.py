@@ -32,7 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write, make_folder
+from lrs3_loader.io.files import make_folder, write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences
 from lrs3_loader.runtime.device import pick_device
@@ -165,7 +165,7 @@ class Training:
         if scalars is not None:
             figures = {"window_accuracy": accuracy.by_window, "clip_accuracy": accuracy.by_clip}
             scalars.write(self.step, {"epoch": epoch + 1, **figures})
-            with atomic_write(self.launch.out / EVALUATION_FILE) as file:
+            with write_result(self.launch.out / EVALUATION_FILE) as file:
                 plain = {"step": self.step, "offsets": OFFSETS.tolist(), **asdict(accuracy)}
                 file.write((json.dumps(plain, indent=1) + "\n").encode())
             logger.info(

@@ -12,7 +12,7 @@ from PIL import Image
 
 from lrs3_loader.demo.encode import write_mp4
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.viz.preview.mesh import PAINTERS
 from lrs3_loader.viz.preview.page import Page
 from lrs3_loader.viz.preview.subject import Subject, from_file, from_run, list_keys
@@ -78,7 +78,7 @@ def write_image(path: Path, image: np.ndarray, small: bool = False) -> None:
     if small:  # the other methods leave out what is bright but rare: dots, lines
         encoded = encoded.quantize(256, method=Image.Quantize.FASTOCTREE)
     try:
-        with atomic_write(path) as file:
+        with write_result(path) as file:
             encoded.save(file, "png", optimize=small)
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror}") from error

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.selection.expression import Expression
 from lrs3_loader.viz.report.collect import Findings, Progress, collect
@@ -40,7 +40,7 @@ def write_report(
     findings = collect(folder, sample=sample, num_picks=gallery, progress=progress, where=where)
     cards, remark = draw_cards(folder, findings.picks, load_model, findings.damaged)
     try:
-        with atomic_write(page) as file:
+        with write_result(page) as file:
             file.write(render(findings, cards, remark).encode("utf-8", "replace"))
     except OSError as error:
         raise RunError(f"cannot write {page}: {error.strerror}") from error

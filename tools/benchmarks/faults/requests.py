@@ -22,7 +22,7 @@ FAILURES = tuple(
     f"{failure}{lasting}" for failure in ("refused", "busy", "unanswered") for lasting in ("", " for good")
 )
 #: The scenarios that work on object storage.
-REMOTE = ("fresh", "resumed", "extend", "retry-rejects", "repair", "verify", "verify-repair")
+REMOTE = ("fresh", "resumed", "extend", "retry-rejects", "repair", "verify", "verify-repair", "select", "filter")
 
 
 @contextmanager
@@ -81,14 +81,16 @@ class RequestSweep:
         if not scenario.has_worked(ending):
             if complaint := ending.complaint(bucket.url):
                 yield complaint
-            left = objects(bucket)
+            local = self._laboratory.tree()
+            left = self._tree(bucket)
             self._laboratory.restore(left)
             yield from self._laboratory.half_published(scenario, left)
+            self._laboratory.restore(local)
             again = self._run(scenario, bucket)
             if not scenario.has_worked(again):
                 yield f"the same command does not resume: {again.crash or again.errors.strip()[-200:]}"
                 return
-        yield from differences(digest(objects(bucket)), digest(wanted), "in the end")
+        yield from differences(digest(self._tree(bucket)), digest(wanted), "in the end")
 
     def _undisturbed(self, scenario: Scenario) -> tuple[Tree, list[str]]:
         """Return what a scenario leaves when nothing disturbs it, and its requests."""
@@ -100,22 +102,27 @@ class RequestSweep:
             requests = [
                 request.split("?")[0].replace(bucket.url.removeprefix("s3:/"), "") for request in self._requests
             ]
-            self._wanted[scenario.name] = objects(bucket), requests
+            self._wanted[scenario.name] = self._tree(bucket), requests
         return self._wanted[scenario.name]
 
     def _bucket(self, scenario: Scenario) -> Bucket:
-        """Make a bucket that holds what a scenario begins with."""
+        """Make a bucket that holds what a scenario begins with, and empty the local folder."""
         bucket, files = make_bucket(self._proxy), fsspec.filesystem("s3", use_listings_cache=False)
         for path, data in self._laboratory.start(scenario).items():
             if not path.endswith("/") and "/tmp/" not in path:
                 files.pipe_file(f"{bucket.url}/{path}", data)
+        self._laboratory.restore({})
         return bucket
+
+    def _tree(self, bucket: Bucket) -> Tree:
+        """Return what is in a bucket and in the local folder."""
+        return objects(bucket) | self._laboratory.tree()
 
     def _run(self, scenario: Scenario, bucket: Bucket) -> Ending:
         self._laboratory.is_second = scenario.is_second
-        words = scenario.command.replace("{world}", bucket.url).format(corpus=self._laboratory.corpus)
+        places = self._laboratory.places(bucket.url)
         self._proxy.requests.clear()
-        ending = run_command(words.split())
+        ending = run_command([word.format(**places) for word in scenario.command.split()])
         self._requests = list(self._proxy.requests)
         return ending
 

@@ -44,6 +44,7 @@ _EXTRACT = (
     "extract --corpus {corpus} --out {world}/run --shard-clips 2 --device cpu --workers 1 --face-model demo "
     "--hubert demo"
 )
+_CHOSEN = "--where (num_frames>3)and(speaker!='eve')"
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class Scenario:
 
     Attributes:
         name: for messages and ``--scenario``.
-        command: words of the command; ``{world}``, ``{corpus}`` and ``{small}``, half of the corpus, stand for folders.
+        command: words of the command; ``{world}`` stands for the folder or bucket that is disturbed, ``{local}`` for
+            the folder of this machine (the same, but for runs on object storage), ``{corpus}`` for the corpus and
+            ``{small}`` for half of it.
         after: names of the scenarios whose results it starts from.
         again: words that resume it after a fault (default: the same ones).
         is_second: the clips that an extraction rejects at first are accepted in this one.
@@ -131,6 +134,13 @@ SCENARIOS = {
             says="3 shards are missing or damaged; run the extraction again to make them again",
         ),
         Scenario("stats", "export stats {world}/run", after=("fresh",)),
+        Scenario(
+            "select",
+            f"select {{world}}/run {_CHOSEN} --out {{local}}/keys.txt --csv {{local}}/figures.csv "
+            "--parquet {local}/figures.parquet",
+            after=("fresh",),
+        ),
+        Scenario("filter", f"filter {{world}}/run {_CHOSEN} --out {{local}}/chosen", after=("fresh",)),
         Scenario(
             "export",
             "export geneface {world}/run {world}/set",
@@ -301,10 +311,14 @@ class Laboratory:
         if again and scenario.remedy is not None:
             scenario.remedy(self.world)
         words = (scenario.again if again and scenario.again else scenario.command).split()
-        words = [word.format(world=self.world, corpus=self.corpus, small=self.small) for word in words]
+        words = [word.format(**self.places(str(self.world))) for word in words]
         least = 1 if scenario.many_ledgers else ledger_index.SAVE_FROM
         with mock.patch.object(ledger_index, "SAVE_FROM", least), mock.patch.object(runner, "INDEX_EVERY", least):
             return run_command(words)
+
+    def places(self, world: str) -> dict[str, str]:
+        """Return what stands for what in commands that work in ``world``, a folder or URL."""
+        return {"world": world, "local": str(self.world), "corpus": str(self.corpus), "small": str(self.small)}
 
     def restore(self, tree: Tree) -> None:
         """Make the folder what it was when ``tree`` was taken."""

@@ -126,7 +126,8 @@ class Sweep:
         calls: list[Call] = []
         laboratory.restore(laboratory.start(scenario))
         with watched(FileCalls(laboratory.world, before=calls.append)):
-            laboratory.run(scenario)
+            ending = laboratory.run(scenario)
+        assert scenario.has_worked(ending), f"undisturbed, {scenario.name} ends with {ending}"
         found = []
         for number, call in enumerate(calls):
             faults = () if call.is_read_only else FAULTS[call.kind]
