@@ -19,7 +19,8 @@ from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.decode.audio import TimeRange, read_audio
 from lrs3_loader.decode.clip_queue import PREFETCH, ChunkRequest
-from lrs3_loader.decode.video import Allocate, FrameReader, VideoTrack, allocate_private, probe_video
+from lrs3_loader.decode.frames import Allocate, FrameReader, allocate_private
+from lrs3_loader.decode.video import VideoTrack, probe_video
 from lrs3_loader.errors import ClipError, LengthMismatchError, RunError, TooLargeError, TooShortError
 from lrs3_loader.io.storage import Location, store_at
 from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, ClipHead, DecodedChunk, Reject, SourceInfo

@@ -10,7 +10,8 @@ import pytest
 
 from benchmarks.fuzz.clips import draw_frame
 from lrs3_loader.config import DecodeConfig
-from lrs3_loader.decode.video import FrameReader, probe_video
+from lrs3_loader.decode.frames import FrameReader
+from lrs3_loader.decode.video import probe_video
 from lrs3_loader.errors import ClipError
 from support import media_files as files
 

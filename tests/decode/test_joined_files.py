@@ -9,7 +9,8 @@ import av
 import pytest
 
 from lrs3_loader.config import DecodeConfig
-from lrs3_loader.decode.video import probe_video, read_frames
+from lrs3_loader.decode.frames import read_frames
+from lrs3_loader.decode.video import probe_video
 from lrs3_loader.errors import UnreadableError
 from support.media_files import numbered_frame
 

@@ -16,8 +16,9 @@ import torch
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.plan import probe_frames
 from lrs3_loader.decode.audio import ClipAudio, TimeRange, read_audio
+from lrs3_loader.decode.frames import FrameReader, read_frames
 from lrs3_loader.decode.mp4 import check_mp4
-from lrs3_loader.decode.video import FrameReader, VideoTrack, probe_video, read_frames, resample_to_25fps
+from lrs3_loader.decode.video import VideoTrack, probe_video
 from lrs3_loader.errors import (
     ClipError,
     LengthMismatchError,
@@ -61,12 +62,6 @@ def run_ffmpeg(exe: str, path: Path, *options: str) -> bytes:
     return subprocess.run(command, check=True, capture_output=True).stdout
 
 
-def numbers_by_ffmpeg(exe: str, path: Path, size: tuple[int, int]) -> list[int]:
-    options = ("-vf", "fps=25", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24")
-    frames = np.frombuffer(run_ffmpeg(exe, path, *options), dtype=np.uint8).reshape(-1, *size, 3)
-    return [files.frame_number(frame) for frame in frames]
-
-
 def sound_by_ffmpeg(exe: str, path: Path) -> np.ndarray:
     """FFmpeg's own timeline, shifted to the first frame; at the source's rate, one channel."""
     track = probe(path)
@@ -89,53 +84,6 @@ def test_a_title_that_is_no_utf8_does_no_harm(tmp_path: Path, suffix: str) -> No
     assert frame_numbers(path)[:3] == [0, 1, 2]
     assert audio_of(path, max_mismatch_seconds=1.0).num_samples > 30_000
     assert probe_frames(path) == pytest.approx(50, abs=5)
-
-
-# Which frame is shown when -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("time_base", [Fraction(1, 25), Fraction(1, 12_800), Fraction(1, 90_000), Fraction(1, 1000)])
-def test_constant_25_fps_is_the_identity(time_base: Fraction) -> None:
-    pts = np.array([round(Fraction(i, 25) / time_base) for i in range(1000)]) + 4_711
-    end = int(pts[-1]) + round(Fraction(1, 25) / time_base)
-    assert resample_to_25fps(pts, end, time_base).tolist() == list(range(1000))
-
-
-def test_resampling_by_hand() -> None:
-    # 15 fps: frames at 0, 66.7, 133.3 ms take slots 0, 2 (1.67), 3 (3.33); 200 ms is the end, 5 slots.
-    assert resample_to_25fps(np.array([0, 1, 2]), 3, Fraction(1, 15)).tolist() == [0, 0, 1, 2, 2]
-    # 50 fps: each odd frame lies half a slot further and rounds up; the later one of a slot is shown.
-    assert resample_to_25fps(np.arange(6), 6, Fraction(1, 50)).tolist() == [0, 2, 4]
-    # A gap is filled with the frame before it.
-    assert resample_to_25fps(np.array([0, 1, 5]), 6, Fraction(1, 25)).tolist() == [0, 1, 1, 1, 1, 2]
-
-
-RATES = [Fraction(12), Fraction(15), Fraction(24), Fraction(30_000, 1001), Fraction(30), Fraction(50), Fraction(60)]
-
-
-@pytest.mark.parametrize("rate", RATES, ids=str)
-def test_other_frame_rates_as_ffmpeg(tmp_path: Path, ffmpeg: str, rate: Fraction) -> None:
-    path = files.write_media(tmp_path / "a.mp4", num_frames=round(3 * rate), frames_per_second=rate)
-    assert frame_numbers(path) == numbers_by_ffmpeg(ffmpeg, path, (64, 64))
-
-
-def test_variable_frame_rate_as_ffmpeg(tmp_path: Path, ffmpeg: str) -> None:
-    steps = np.random.default_rng(3).integers(8, 90, size=60)
-    times = [0.0, *(np.cumsum(steps) / 1000).tolist()]
-    path = files.write_media(tmp_path / "a.mp4", num_frames=len(times), frame_times=times)
-    ours, theirs = frame_numbers(path), numbers_by_ffmpeg(ffmpeg, path, (64, 64))
-    # How long the last frame lasts is a guess of the demuxer's; FFmpeg's program guesses again.
-    assert abs(len(ours) - len(theirs)) <= 2
-    shared = min(len(ours), len(theirs))
-    assert ours[:shared] == theirs[:shared]
-
-
-def test_sixty_frames_a_second(tmp_path: Path) -> None:
-    path = files.write_media(tmp_path / "a.mp4", num_frames=120, frames_per_second=60)
-    numbers = frame_numbers(path)
-    assert len(numbers) == 50
-    # 60 / 25 = 2.4 source frames per frame; none is more than half a frame away from its time.
-    assert all(abs(n / 60 - k / 25) <= 0.02 for k, n in enumerate(numbers))
 
 
 # Pictures -----------------------------------------------------------------------------------------------------------
@@ -392,6 +340,30 @@ def test_cut_short(tmp_path: Path, keep: float, options: dict[str, str]) -> None
     whole = files.write_media(tmp_path / "whole.mp4", sound=files.noise(2, 16_000), container_options=options)
     assert read_all(whole) == 50
     assert isinstance(failure(files.truncated(whole, tmp_path / "cut.mp4", keep)), UnreadableError)
+
+
+@pytest.mark.parametrize("name", ["a.mkv", "a.webm", "a.mp4", "a.ts"])
+def test_tracks_that_start_late(tmp_path: Path, name: str) -> None:
+    """The DURATION of a Matroska track is when it ends, not how long it is."""
+    video_codec, sound_codec = ("libvpx", "libopus") if name == "a.webm" else ("libx264", "aac")
+    sound = files.clicks(2, 48_000, CLICKS)
+    path = files.write_media(
+        tmp_path / name,
+        sound=sound,
+        sample_rate=48_000,
+        frame_offset=1.5,
+        sound_offset=1.5,
+        video_codec=video_codec,
+        sound_codec=sound_codec,
+    )
+    assert frame_numbers(path) == list(range(50))
+    assert files.click_times(audio_of(path).waveform.numpy()) == pytest.approx(list(CLICKS), abs=ONE_MS)
+
+
+def test_matroska_that_starts_late_cut_short(tmp_path: Path) -> None:
+    whole = files.write_media(tmp_path / "a.mkv", sound=files.noise(2, 16_000), frame_offset=3, sound_offset=3)
+    assert read_all(whole) == 50
+    assert isinstance(failure(files.truncated(whole, tmp_path / "cut.mkv", 0.5)), UnreadableError)
 
 
 def test_matroska_cut_short(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.avi import check_avi
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
+from lrs3_loader.decode.frames import FrameReader
 from lrs3_loader.decode.matroska import damaged_ranges
-from lrs3_loader.decode.video import FrameReader, VideoTrack, is_after_loss, probe_video
+from lrs3_loader.decode.timing import is_after_loss
+from lrs3_loader.decode.video import VideoTrack, probe_video
 from lrs3_loader.errors import UnreadableError
 from lrs3_loader.types import Clip, DecodedChunk
 from support.media_files import noise, write_media

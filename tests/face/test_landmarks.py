@@ -17,6 +17,7 @@ from torch import Tensor
 from golden.landmark_codec import Z_STRIDE, GoldenLandmarks, read_golden
 from lrs3_loader.assets.locate import cache_folder
 from lrs3_loader.config import DecodeConfig
+from lrs3_loader.decode import frames as decoded_frames
 from lrs3_loader.decode import video
 from lrs3_loader.errors import NoFaceError, RunError
 from lrs3_loader.face.geometry.topology import (
@@ -69,7 +70,7 @@ def older_files() -> LandmarkerFiles:
 
 def read_frames(shared_data: Path, name: str, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
     track = video.probe_video(shared_data / "clips" / f"{name}.mp4", name, DecodeConfig())
-    return video.read_frames(track, np.arange(start, stop or len(track.pts), step))
+    return decoded_frames.read_frames(track, np.arange(start, stop or len(track.pts), step))
 
 
 def track_clip(landmarker: FaceLandmarker, frames: Tensor) -> FrameLandmarks:

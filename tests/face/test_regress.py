@@ -30,7 +30,8 @@ from lrs3_loader.config import (
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.decode.video import probe_video, read_frames
+from lrs3_loader.decode.frames import read_frames
+from lrs3_loader.decode.video import probe_video
 from lrs3_loader.errors import NoFaceError, RunError
 from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models

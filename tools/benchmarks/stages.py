@@ -23,7 +23,8 @@ from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
-from lrs3_loader.decode.video import probe_video, read_frames
+from lrs3_loader.decode.frames import read_frames
+from lrs3_loader.decode.video import probe_video
 from lrs3_loader.face.deep3d.align import align, crop_faces, five_points
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor
 from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter

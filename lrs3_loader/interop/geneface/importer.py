@@ -43,7 +43,7 @@ MAX_NAME = 200  # characters of an item_id
 MAX_ROW_GAP = 25  # half a second: audio and video that differ by more do not belong together
 CROP_POSE_CONVENTION = (
     "rx,ry,rz[rad],tx,ty,tz[dm]; R=Rz@Ry@Rx; p=x@R.T+t; x right,y up,z to viewer; "
-    "in the aligned 224x224 crop: u=112+1015*px/(10-pz), v=112-1015*py/(10-pz)"
+    "in the aligned 224x224 crop: u=112+1015*px/(10-pz), v=111-1015*py/(10-pz)"
 )
 
 
