@@ -37,6 +37,9 @@ Place = Annotated[Location, _PLACE]
 OptionalPlace = Annotated[Location | None, _PLACE]
 
 
+#: By video codec: range of its quality, and its default (x264's constant rate factor, FFmpeg's quantizer scale).
+VIDEO_QUALITIES: dict[str, tuple[range, int]] = {"h264": (range(52), 18), "jpeg": (range(2, 32), 3)}
+
 Layout = Literal["auto", "lrs3", "voxceleb2", "folder", "csv"]
 
 
@@ -233,6 +236,37 @@ class QualityConfig:
 
 
 @dataclass(frozen=True)
+class MediaConfig:
+    """Pixels and audio of the corpus, of which none are stored by default (docs/media.md)."""
+
+    store_audio: bool = False
+    """Also store the audio, as the features saw it: 16 kHz mono FLAC."""
+    audio_bits: Literal[16, 24] = 24
+    """Bits of its samples: 24 keep all that the features saw, 16 take two thirds of the room."""
+    store_face: Annotated[int | None, Flag(metavar="SIZE")] = None
+    """Also store the aligned face in every frame, SIZE x SIZE pixels (a multiple of 4), as a video."""
+    store_mouth: bool = False
+    """Also store the aligned mouth in every frame, 96 x 96 grey pixels as lip readers take them, as a video."""
+    codec: Annotated[Literal["h264", "jpeg"], Flag(name="video-codec")] = "h264"
+    """Codec of these videos: h264, or jpeg, whose frames stand by themselves and take five times the room."""
+    quality: Annotated[int | None, Flag(name="video-quality")] = None
+    """Lower is better: for h264 0 to 51 (default 18), for jpeg 2 to 31 (default 3)."""
+
+    def __post_init__(self) -> None:
+        if self.store_face is not None and (self.store_face % 4 or not 32 <= self.store_face <= 1024):
+            raise ValueError(f"store-face must be a multiple of 4 in 32..1024, got {self.store_face}")
+        allowed, _ = VIDEO_QUALITIES[self.codec]
+        if self.quality is not None and self.quality not in allowed:
+            raise ValueError(
+                f"video-quality must lie in {allowed.start}..{allowed.stop - 1} for {self.codec}, got {self.quality}"
+            )
+
+    @property
+    def final_quality(self) -> int:
+        return VIDEO_QUALITIES[self.codec][1] if self.quality is None else self.quality
+
+
+@dataclass(frozen=True)
 class RunConfig:
     """All settings that affect the bytes of a run."""
 
@@ -242,6 +276,7 @@ class RunConfig:
     regression: RegressionConfig = field(default_factory=RegressionConfig)
     speaking: SpeakingConfig = field(default_factory=SpeakingConfig)
     quality: QualityConfig = field(default_factory=QualityConfig)
+    media: MediaConfig = field(default_factory=MediaConfig)
     landmarks: Annotated[LandmarkConfig, rarely("landmarks")] = field(default_factory=LandmarkConfig)
     decode: Annotated[DecodeConfig, rarely("decode")] = field(default_factory=DecodeConfig)
     plan: Annotated[PlanConfig, rarely("plan")] = field(default_factory=PlanConfig)

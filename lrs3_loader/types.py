@@ -192,11 +192,12 @@ def printable(text: str) -> str:
 class FieldSpec:
     """Shape, type, unit and meaning of an array of a sample."""
 
-    shape: tuple[str | int, ...]  # letters as in the module docstring; "2T" is twice T
+    shape: tuple[str | int, ...]  # letters as in the module docstring; "2T" is twice T, "640T" samples
     dtype: str
     unit: str
     meaning: str
     flag: str = ""  # of the extraction that stores it; empty: always stored
+    extension: str = "npy"  # of its members; flac and mp4 are encoded audio and video
 
 
 #: Every array a sample may hold. ``hubert`` may also be stored as f32 (``--hubert-store float32``).
@@ -226,23 +227,61 @@ FIELDS: dict[str, FieldSpec] = {
         ("T",), "float16", "logit", "active-speaker score: above 0, the face speaks what is heard", "--speaking"
     ),
     "valid": FieldSpec(("T",), "bool", "-", "a face was really found in this frame, which is not damaged"),
+    "audio": FieldSpec(
+        ("640T",),
+        "float32",
+        "full scale = 1",
+        "the audio, mono at 16 kHz, as the features saw it",
+        "--store-audio",
+        "flac",
+    ),
+    "face": FieldSpec(("T", "S", "S", 3), "uint8", "RGB levels", "the aligned face", "--store-face SIZE", "mp4"),
+    "face_to_frame": FieldSpec(
+        ("T", 2, 3), "float32", "pixels", "from (column, row, 1) of face to (x, y) of the frame", "--store-face SIZE"
+    ),
+    "mouth": FieldSpec(("T", 96, 96), "uint8", "grey levels", "the aligned mouth", "--store-mouth", "mp4"),
+    "mouth_to_frame": FieldSpec(
+        ("T", 2, 3), "float32", "pixels", "from (column, row, 1) of mouth to (x, y) of the frame", "--store-mouth"
+    ),
 }
+#: Fields with the pixels and the audio of the corpus itself, which its licence may not let one pass on.
+MEDIA_FIELDS = frozenset(name for name, spec in FIELDS.items() if spec.extension != "npy")
+
+
+def rows_per_frame(field: str) -> int | None:
+    """Return the rows per video frame of a field: 1, 2, 640, or None if it has no time axis."""
+    rates = {"T": 1, "2T": ROWS_PER_FRAME, "640T": SAMPLES_PER_FRAME}
+    return rates.get(str(FIELDS[field].shape[0])) if field in FIELDS else None
+
+
+def member_name(field: str) -> str:
+    """Return the extension of a field's member in a tar: ``mel.npy``, ``audio.flac``."""
+    return f"{field}.{FIELDS[field].extension if field in FIELDS else 'npy'}"
+
+
+def field_of_member(extension: str) -> str | None:
+    """Return the field that a member of a tar holds, by its extension; None for any other member, as the json."""
+    field, dot, kind = extension.rpartition(".")
+    return field if dot and kind == (FIELDS[field].extension if field in FIELDS else "npy") else None
 
 
 @dataclass(frozen=True)
 class ClipFeatures:
-    """The features of one clip: arrays as described in ``FIELDS``, and metadata."""
+    """The features of one clip: arrays as described in ``FIELDS``, encoded audio and video, and metadata."""
 
     clip: Clip
     num_frames: int  # T
     arrays: Mapping[str, np.ndarray]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    media: Mapping[str, bytes] = field(default_factory=dict)  # files by field (``MEDIA_FIELDS``)
 
     __repr__ = shape_repr
 
     def __post_init__(self) -> None:
         for name, array in self.arrays.items():
             check_field(name, array, self.num_frames)
+        if wrong := (self.media.keys() - MEDIA_FIELDS) | (self.arrays.keys() & MEDIA_FIELDS):
+            raise ValueError(f"{', '.join(sorted(wrong))} must be encoded exactly if it is of {sorted(MEDIA_FIELDS)}")
 
 
 def check_field(name: str, array: np.ndarray, num_frames: int, *, finite: bool = True) -> None:
@@ -251,7 +290,7 @@ def check_field(name: str, array: np.ndarray, num_frames: int, *, finite: bool =
         raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
     spec = FIELDS[name]
     dtypes = (spec.dtype, "float32") if name == "hubert" else (spec.dtype,)
-    sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames}
+    sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "640T": SAMPLES_PER_FRAME * num_frames}
     want = [sizes.get(s, -1) if isinstance(s, str) else s for s in spec.shape]
     fits = array.ndim == len(want) and all(w in (-1, s) for w, s in zip(want, array.shape, strict=True))
     if not fits or array.dtype.name not in dtypes:

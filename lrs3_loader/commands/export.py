@@ -4,6 +4,8 @@ lrs3-loader export geneface runs/demo data/binary/lrs3
 
 lrs3-loader export import-geneface data/binary/lrs3 runs/imported
 
+lrs3-loader export files runs/demo plain
+
 lrs3-loader export stats runs/demo
 """
 
@@ -18,6 +20,7 @@ import tyro
 from tqdm import tqdm
 
 from lrs3_loader.config import Place
+from lrs3_loader.errors import count_of
 from lrs3_loader.interop.geneface.settings import ExportOptions, ImportOptions
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
@@ -87,6 +90,30 @@ class ImportGeneface:
 
 
 @dataclass(frozen=True)
+class Files:
+    """Write every clip as plain files: arrays (npz), json, and audio (wav) and video (mp4) where the run holds them."""
+
+    run: Annotated[Place, tyro.conf.Positional]
+    """Folder or URL of the run."""
+    dest: Annotated[Path, tyro.conf.Positional]
+    """Folder for the files; those that are there are replaced."""
+    splits: tuple[str, ...] = ()
+    """Only clips of these splits (all when empty)."""
+
+    def __call__(self) -> int:
+        from lrs3_loader.interop.plain_files import export_files
+        from lrs3_loader.run.folder import RunFolder
+
+        def select(key: str) -> bool:
+            return not self.splits or key.split("/")[0] in self.splits
+
+        with tqdm(unit="clip", disable=None) as bar:
+            num_clips = export_files(RunFolder.open(self.run), self.dest, select, bar.update)
+        print(f"{count_of(num_clips, 'clip')} in {self.dest}")
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
 class Stats:
     """Write mean, standard deviation and percentiles of every field to stats.json in the run's folder."""
 
@@ -117,4 +144,4 @@ class Stats:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.parse(Geneface | ImportGeneface | Stats, __doc__ or "", "export", argv)()  # type: ignore[arg-type]
+    return cli.parse(Geneface | ImportGeneface | Files | Stats, __doc__ or "", "export", argv)()  # type: ignore[arg-type]

@@ -11,14 +11,14 @@ from pathlib import Path
 import numpy as np
 
 from lrs3_loader.assets.locate import Assets
-from lrs3_loader.config import RunConfig
+from lrs3_loader.config import VIDEO_QUALITIES, MediaConfig, RunConfig
 from lrs3_loader.corpus.plan import calibrate, estimate_frames
 from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.doctor.checks import CheckResult
 from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.io.files import first_existing
 from lrs3_loader.io.storage import Location
-from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, ROWS_PER_FRAME, Clip, Shard
+from lrs3_loader.types import FIELDS, FRAMES_PER_SECOND, MEDIA_FIELDS, ROWS_PER_FRAME, SAMPLES_PER_FRAME, Clip, Shard
 
 logger = logging.getLogger(__name__)
 
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MEMBER_BYTES = 512 + 128 + 256
 META_BYTES = 3_000  # size of a sample's json
 BOX_BYTES = 32  # per frame: its box in the json, for clips with a transcript
+#: Bytes per pixel of a face, by codec, and per sample of speech, by bits: rounded up from real clips.
+VIDEO_PIXEL_BYTES = {"h264": 0.03, "jpeg": 0.15}
+AUDIO_SAMPLE_BYTES = {16: 1.3, 24: 2.3}
 _WIDTHS = {"demo": 64, "base": 768}  # of speech encoders, by a word in their names
 _USUAL_WIDTH = 1024
 _MODES = {"demo": (16, 14), "ict": (100, 53)}  # identity, expression
@@ -37,7 +40,9 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets, transcr
     identity, expression = _num_modes(config.face.face_model, assets)
     sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "L": 478, "I": identity, "E": expression}
     sizes["D"] = _speech_width(config.speech.model, assets)
+    media = _media_bytes(config.media)
     left_out = {
+        **{name: name.removesuffix("_to_frame") not in media for name in ("face_to_frame", "mouth_to_frame")},
         "lm478": not config.landmarks.store_lm478,
         "blendshapes": not config.landmarks.store_blendshapes,
         "coeff": config.regression.checkpoint is None,
@@ -45,11 +50,24 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets, transcr
     }
     total = MEMBER_BYTES + META_BYTES + BOX_BYTES * num_frames * transcript
     for name, spec in FIELDS.items():
-        if not left_out.get(name, False):
+        if name in MEDIA_FIELDS:
+            total += (MEMBER_BYTES + media[name] * num_frames) if name in media else 0
+        elif not left_out.get(name, False):
             count = np.prod([sizes[size] if isinstance(size, str) else size for size in spec.shape])
             dtype = config.speech.store if name == "hubert" else spec.dtype
             total += MEMBER_BYTES + float(count) * np.dtype(dtype).itemsize
     return total
+
+
+def _media_bytes(config: MediaConfig) -> dict[str, float]:
+    """Estimate the bytes per frame of the encoded fields that are stored."""
+    sides = {"face": config.store_face, "mouth": 96 if config.store_mouth else None}
+    # x264 halves the size for every 6 steps
+    finer = 2 ** ((VIDEO_QUALITIES["h264"][1] - config.final_quality) / 6) if config.codec == "h264" else 1
+    sizes = {name: side * side * VIDEO_PIXEL_BYTES[config.codec] * finer for name, side in sides.items() if side}
+    if config.store_audio:
+        sizes["audio"] = SAMPLES_PER_FRAME * AUDIO_SAMPLE_BYTES[config.audio_bits]
+    return sizes
 
 
 def estimate_bytes(config: RunConfig, clips: Sequence[Clip], root: Location, assets: Assets) -> tuple[float, float]:

@@ -24,6 +24,7 @@ import torch
 from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
 from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
+from lrs3_loader.extraction.media import ClipMedia, MediaStage
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.extraction.quality import QualityStage
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
@@ -58,6 +59,7 @@ class _ClipState:
     crops: FaceCrops | None = None  # for a photometric fit
     faces: ClipFaces | None = None  # for active-speaker scores
     picture: PictureMeter = field(default_factory=PictureMeter)
+    media: ClipMedia | None = None  # for crops that are stored
     dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class _ClipState:
 
     def fail(self, error: ClipError) -> None:
         self.reject = Reject(self.clip, error.reason, str(error))
-        self.crops = self.faces = None
+        self.crops = self.faces = self.media = None
 
 
 class ShardInProgress:
@@ -99,6 +101,7 @@ class ShardExtractor:
             bound = config.landmarks.min_valid_fraction
             self._chooser = SpeakerChooser(models.landmarker, models.speaking, bound)
         self._quality = QualityStage(config.quality, models.speech_detector)
+        self._media = MediaStage(config.media, device)
         self._clip_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def clip_stream(self) -> contextlib.AbstractContextManager[Any]:
@@ -135,6 +138,7 @@ class ShardExtractor:
             found = map(partial(self._keep_crops, shard.clock), found)
         if self.models.speaking is not None and self.config.speaking.store:
             found = map(partial(self._keep_faces, shard.clock, self.models.speaking), found)
+        found = self._media.pass_through(found, shard.clock)
         if self.models.regressor is None:
             for _ in found:
                 pass
@@ -197,6 +201,10 @@ class ShardExtractor:
                     with shard.clock("speaking"):
                         current.track = self._chooser.track(frames, item.head.waveform)
                 states.append(current)
+                try:
+                    current.media = self._media.open_clip(item.num_frames)
+                except ClipError as error:
+                    current.fail(error)
             current.damaged += item.damaged
             yield FrameSpan(current, item.start, frames)
             if item.is_last:
@@ -394,6 +402,8 @@ class ShardExtractor:
     def _features(self, state: _ClipState) -> ClipFeatures:
         clip, head = state.clip, state.head
         true_rows = ROWS_PER_FRAME * state.num_frames - 1
+        transforms, videos = ({}, {}) if state.media is None else state.media.finish()
+        audio, audio_meta = self._media.audio(head.waveform)
         meta: dict[str, Any] = {
             "key": clip.key,
             "split": clip.split,
@@ -403,8 +413,9 @@ class ShardExtractor:
             "num_rows": {"mel": true_rows, "hubert": true_rows, "f0": head.num_f0_rows},
             "source": dataclasses.asdict(head.source),
             "models": self.models.names,
-            "conventions": self.models.conventions(self.config),
+            "conventions": {**self.models.conventions(self.config), **self._media.conventions},
             "quality": state.quality,
+            **audio_meta,
         }
         if clip.audio_offset_frames is not None:
             meta["audio_offset_frames"] = clip.audio_offset_frames
@@ -419,7 +430,7 @@ class ShardExtractor:
                 "words": [list(word) for word in transcript.words],
                 "boxes": transcript.boxes.tolist(),
             }
-        return ClipFeatures(clip, state.num_frames, state.arrays, meta)
+        return ClipFeatures(clip, state.num_frames, {**state.arrays, **transforms}, meta, {**audio, **videos})
 
 
 def _rounded(value: float | torch.Tensor, digits: int = 4) -> float:

@@ -25,7 +25,7 @@ from lrs3_loader.io.storage import Store
 from lrs3_loader.quality.figures import FIGURES_VERSION, figure_numbers
 from lrs3_loader.run.ledger import REPAIR, Ledger, join_checksums, join_figures, ledger_name, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
-from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, printable
+from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, field_of_member, member_name, printable
 
 
 class _HashingFile:
@@ -47,15 +47,15 @@ class _HashingFile:
 
 
 def encode_sample(features: ClipFeatures) -> dict[str, Any]:
-    """Convert features to a WebDataset sample: ``__key__``, ``json`` and one ``<field>.npy`` per array, as bytes."""
+    """Convert features to a WebDataset sample: ``__key__``, ``json`` and one member per field, as bytes."""
     sample: dict[str, Any] = {"__key__": features.clip.key}
     meta = json.dumps(features.meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
     sample["json"] = meta.encode()
     for name, array in features.arrays.items():
         buffer = io.BytesIO()
         np.lib.format.write_array(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        sample[f"{name}.npy"] = buffer.getvalue()
-    return sample
+        sample[member_name(name)] = buffer.getvalue()
+    return {**sample, **{member_name(name): data for name, data in features.media.items()}}
 
 
 class _UnchangedError(Exception):
@@ -202,7 +202,7 @@ def read_shard(path: Path, ledger: Ledger | None = None) -> Iterator[Sample]:
 
 
 def _is_known(extension: str) -> bool:
-    return extension == "json" or extension.endswith(".npy")
+    return extension == "json" or field_of_member(extension) is not None
 
 
 def check_tar(tar_path: Path, ledger: Ledger) -> list[str]:
@@ -253,6 +253,7 @@ _META = {
     "quality?": {"relative_error?": float},
     "source?": {"height?": int, "width?": int},
     "models?": {"speech?": {"model?": str}},
+    "audio_scale?": int,
 }
 
 

@@ -15,9 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lrs3_loader.io.safe_load import decode_json, decode_npy
+from lrs3_loader.io.safe_load import check_types, decode_json, decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
-from lrs3_loader.types import FIELDS, check_field, printable
+from lrs3_loader.types import FIELDS, MEDIA_FIELDS, check_field, field_of_member, printable, rows_per_frame
 
 MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
 MAX_MEMBER_BYTES = 2 << 30  # two hours of a 1024-wide speech encoder are 1.5 GB
@@ -105,6 +105,14 @@ class TarIndex:
         Raises:
             DamagedError: a member cannot be read or decoded, does not have its checksum, or a field is missing.
         """
+        return decode_sample(str(self.path), self.samples[index].key, self.read_members(index, fields), fields)
+
+    def read_members(self, index: int, fields: tuple[str, ...] | None = None) -> dict[str, bytearray]:
+        """Read the bytes of the same members by their extensions, without decoding them.
+
+        Raises:
+            DamagedError: a member cannot be read, or does not have its checksum.
+        """
         sample = self.samples[index]
         try:
             data = {name: self._bytes(*span) for name, span in sample.members.items() if is_selected(name, fields)}
@@ -112,7 +120,7 @@ class TarIndex:
             raise DamagedError(f"{self.path}: {printable(sample.key)}: {error}") from error
         if self.ledger is not None:
             check_members(str(self.path), sample.key, data, self.ledger)
-        return decode_sample(str(self.path), sample.key, data, fields)
+        return data
 
     def num_frames(self, index: int) -> int:
         """The number of 25 fps frames that a sample's json gives, or 0 if it gives none."""
@@ -144,7 +152,7 @@ def split_name(member: TarMember) -> tuple[str, str]:
 
 def is_selected(extension: str, fields: tuple[str, ...] | None) -> bool:
     """Return whether a member is read: the json always, an array if ``fields`` names it (None: all)."""
-    return fields is None or extension == "json" or extension.removesuffix(".npy") in fields
+    return fields is None or extension == "json" or field_of_member(extension) in fields
 
 
 def checksum(data: bytes | bytearray) -> str:
@@ -168,7 +176,7 @@ def check_members(where: str, key: str, members: Mapping[str, bytearray], ledger
 
 
 def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[str, ...] | None) -> Sample:
-    """Decode the members of one sample, the json into a dict and ``.npy`` files into arrays.
+    """Decode the members of one sample, the json into a dict, and ``.npy`` files, audio and video into arrays.
 
     Args:
         where: path or URL of the tar, for messages.
@@ -185,8 +193,10 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
         try:
             if extension == "json":
                 sample["json"] = decode_json(raw)
-            elif extension.endswith(".npy"):
-                sample[extension.removesuffix(".npy")] = decode_npy(raw)
+            elif (name := field_of_member(extension)) in MEDIA_FIELDS:
+                sample[name] = decode_media(name, raw, sample.get("json") or decode_json(data.get("json", b"{}")))
+            elif name is not None:
+                sample[name] = decode_npy(raw)
         except ValueError as error:
             raise DamagedError(f"{where}: {printable(f'{key}.{extension}')} is damaged: {error}") from error
     missing = [name for name in fields or () if name not in sample]
@@ -199,9 +209,22 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     return sample
 
 
+def decode_media(field: str, data: bytes | bytearray, meta: Any) -> np.ndarray:
+    """Decode an encoded field of a sample: ``audio`` [640 T] f32, ``mouth`` [T, S, S] or ``face`` [T, S, S, 3] u8.
+
+    Raises:
+        ValueError: it is damaged, or of another kind than an extraction writes.
+    """
+    from lrs3_loader.io.media_codec import decode_flac, decode_video  # with FFmpeg, which other fields do not need
+
+    if field != "audio":
+        return decode_video(data, grey=field == "mouth")
+    check_types(meta, {"audio_scale?": int}, "json")
+    return decode_flac(data, meta.get("audio_scale", 1))
+
+
 def _check_shapes(arrays: Mapping[str, np.ndarray]) -> None:
-    rows = {name: FIELDS[name].shape[0] for name, array in arrays.items() if array.ndim}
-    frames = {len(arrays[name]) / (2 if size == "2T" else 1) for name, size in rows.items() if size in ("T", "2T")}
+    frames = {len(array) / rows for name, array in arrays.items() if array.ndim and (rows := rows_per_frame(name))}
     if len(frames) > 1:
         raise ValueError(f"no single length in frames, found {sorted(frames)}")
     for name, array in arrays.items():

@@ -16,7 +16,9 @@ import torch
 from torch import Tensor
 
 from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
+from lrs3_loader.face.image.colour import to_grey
 from lrs3_loader.face.image.warp import crop
+from lrs3_loader.face.image.windows import FrameWindows, fill_forward
 from lrs3_loader.runtime.transfer import to_device
 from lrs3_loader.speaking.network import FACE_SIZE
 
@@ -24,23 +26,17 @@ SIDE = 0.7  # of the crop over that of the box
 LOWER = 0.2  # how far below the centre of the box that of the crop lies, in sides of the box
 SMOOTHED_FRAMES = 13
 _HALF = SMOOTHED_FRAMES // 2
-#: OpenCV's weights of red, green and blue, times 2^14: sums are exact in f32.
-_GREY, _GREY_ONE = (4899.0, 9617.0, 1868.0), float(1 << 14)
 
 
 class FaceCropper:
     """Cuts the faces of one clip. ``append`` takes its frames in order and returns the crops six frames behind.
-
-    Nothing waits for the device. Frames that are not decided yet are copied, so that the others can be freed.
 
     Args:
         num_frames: T; the crops of the last frames come with the last frame.
     """
 
     def __init__(self, num_frames: int) -> None:
-        self._num_left = num_frames
-        self._frames: Tensor | None = None  # u8 [up to 6, H, W, 3], not yet cropped
-        self._squares: Tensor | None = None  # f32 [6 more, 3], from 6 frames before those on
+        self._windows = FrameWindows(num_frames, _HALF)
         self._last: Tensor | None = None  # f32 [1, 3], the square of the last crop
 
     def append(self, frames: Tensor, points: Tensor) -> Tensor:
@@ -57,27 +53,16 @@ class FaceCropper:
         Raises:
             ValueError: there are more frames than the clip has, or other shapes.
         """
-        if len(frames) > self._num_left or len(points) != len(frames):
-            raise ValueError(f"{len(frames)} frames with {len(points)} faces come where {self._num_left} are left")
-        self._num_left -= len(frames)
-        squares = face_squares(points)
-        if self._frames is None or self._squares is None or self._last is None:
+        if self._last is None:
             height, width = frames.shape[1:3]
-            self._frames = frames[:0]
-            self._squares = squares.new_full((_HALF, 3), torch.nan)
             whole = torch.tensor([[(width - 1) / 2, (height - 1) / 2, min(height, width)]])
-            self._last = to_device(whole, squares.device)
-        end = [squares.new_full((_HALF, 3), torch.nan)] if self._num_left == 0 else []
-        squares = torch.cat([self._squares, squares, *end])
-        waiting = torch.cat([self._frames, frames]) if len(self._frames) else frames
-        num_decided = max(0, len(squares) - 2 * _HALF)
-        self._frames, self._squares = waiting[num_decided:].clone(), squares[num_decided:]
-        if num_decided == 0:
+            self._last = to_device(whole, points.device)
+        decided, squares = self._windows.append(frames, face_squares(points))
+        if len(decided) == 0:
             return torch.zeros(0, FACE_SIZE, FACE_SIZE, dtype=torch.uint8, device=frames.device)
-        medians = squares.unfold(0, SMOOTHED_FRAMES, 1).nanmedian(-1).values
-        chosen = _filled(torch.cat([self._last, medians]))
+        chosen = fill_forward(torch.cat([self._last, squares.nanmedian(-1).values]))
         self._last = chosen[-1:]
-        return crop_squares(waiting[:num_decided], chosen[1:])
+        return crop_squares(decided, chosen[1:])
 
 
 def face_squares(points: Tensor) -> Tensor:
@@ -96,12 +81,4 @@ def crop_squares(frames: Tensor, squares: Tensor) -> Tensor:
     first = (1 - FACE_SIZE) / 2 * step  # from the centre to that of the first pixel
     zero = torch.zeros_like(step)
     rows = [torch.stack([step, zero, x + first], 1), torch.stack([zero, step, y + LOWER * side + first], 1)]
-    red, green, blue = crop(frames, torch.stack(rows, 1), FACE_SIZE).unbind(-1)
-    grey = red * _GREY[0] + green * _GREY[1] + blue * _GREY[2]
-    return grey.add_(_GREY_ONE / 2).div_(_GREY_ONE).floor_().to(torch.uint8)
-
-
-def _filled(squares: Tensor) -> Tensor:
-    """Replace rows that are NaN by the last one before that is not; the first is not."""
-    row = torch.arange(len(squares), device=squares.device)
-    return squares[torch.where(squares[:, 0].isnan(), 0, row).cummax(0).values]
+    return to_grey(crop(frames, torch.stack(rows, 1), FACE_SIZE))

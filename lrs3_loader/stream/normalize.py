@@ -13,13 +13,13 @@ from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import location, store_at
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream.sources import Locations, split_locations
-from lrs3_loader.types import FIELDS
+from lrs3_loader.types import FIELDS, MEDIA_FIELDS
 
 STATS_FILE = "stats.json"
 LOG_F0 = "log_f0"
-#: Fields that are never normalised: flags, scores whose sign has a meaning, and the pose, whose angles some tasks turn
-#: into quaternions.
-KEPT = ("valid", "speaking", "pose")
+#: Fields that are never normalised: flags, scores whose sign has a meaning, the pose, whose angles some tasks turn into
+#: quaternions, pixels and audio.
+KEPT = ("valid", "speaking", "pose", "face_to_frame", "mouth_to_frame", *sorted(MEDIA_FIELDS))
 _STATS = {"version": int, "fields": {str: {"mean": [float], "deviation": [float]}}}
 
 

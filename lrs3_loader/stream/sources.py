@@ -21,7 +21,7 @@ from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.stream.remote import is_remote, open_remote, remote_run
 from lrs3_loader.stream.where import Where
-from lrs3_loader.types import FIELDS, Shard
+from lrs3_loader.types import FIELDS, Shard, field_of_member
 
 logger = logging.getLogger(__name__)
 
@@ -203,7 +203,7 @@ def _refuse_unfinished(location: str, missing: list[str], partial: bool) -> None
 
 def _source(store: Store, shard: str, url: str, ledger: Ledger, where: Where | None) -> Source:
     chosen = None if where is None else tuple(where.mask(store, ledger).tolist())
-    return Source(shard, url, ledger.samples, (str(store.root), shard), _stored_fields(ledger), chosen)
+    return Source(shard, url, ledger.samples, (str(store.root), shard), stored_fields(ledger), chosen)
 
 
 def _list_tar(location: str, listing: Listing, skip_errors: bool, where: Where | None) -> None:
@@ -234,7 +234,7 @@ def _require_ledger(location: str, where: Where | None) -> None:
         raise ValueError(f"where needs the figures in ledgers, and {location} has none: give the folder of the run")
 
 
-def _stored_fields(ledger: Ledger) -> frozenset[str] | None:
+def stored_fields(ledger: Ledger) -> frozenset[str] | None:
     """Return the arrays that every sample of a shard has, or None where its ledger does not tell (version 0.1)."""
     if not ledger.checksums:
         return None
@@ -243,7 +243,7 @@ def _stored_fields(ledger: Ledger) -> frozenset[str] | None:
 
 def _array_names(samples: Iterable[Iterable[str]]) -> frozenset[str] | None:
     """Return the arrays whose extension is among those of every sample; None without any sample."""
-    found = [{name.removesuffix(".npy") for name in sample if name.endswith(".npy")} for sample in samples]
+    found = [{field for name in sample if (field := field_of_member(name)) is not None} for sample in samples]
     return frozenset(set.intersection(*found)) if found else None
 
 

@@ -18,15 +18,18 @@ import numpy as np
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import write_result
 from lrs3_loader.io.storage import Location, local_path
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError
-from lrs3_loader.stream import ShardStream
+from lrs3_loader.stream import Raw, ShardStream
 from lrs3_loader.stream.normalize import LOG_F0, STATS_FILE
 from lrs3_loader.stream.row_sample import RowSample
-from lrs3_loader.types import FIELDS
+from lrs3_loader.stream.sources import stored_fields
+from lrs3_loader.types import FIELDS, MEDIA_FIELDS
 
 _VERSION = 2  # 2: with percentiles and log_f0
 _UNITS = {LOG_F0: "natural logarithm of Hz, voiced rows"}
+_LEFT_OUT = {"valid", "face_to_frame", "mouth_to_frame", *MEDIA_FIELDS}
 _NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # other fields are interpolated where no face was detected
 
 
@@ -75,7 +78,7 @@ class RunStats:
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> RunStats:
         """Compute the statistics of one sample of the task ``"raw"``."""
-        found = {name: _rows(name, sample) for name in FIELDS if name in sample and name != "valid"}
+        found = {name: _rows(name, sample) for name in FIELDS if name in sample and name not in _LEFT_OUT}
         if "f0" in found:
             found[LOG_F0] = np.log(found["f0"].astype(np.float64))
         found = {name: rows for name, rows in found.items() if len(rows)}
@@ -142,7 +145,9 @@ def write_stats(
     Raises:
         RunError: there is no run, it is not finished (unless ``partial``), no clip is selected, or a tar is damaged.
     """
-    stream = ShardStream(run, "raw", shuffle=False, select=select, where=where, partial=partial, rank=0, world_size=1)
+    stream = ShardStream(
+        run, _task(run), shuffle=False, select=select, where=where, partial=partial, rank=0, world_size=1
+    )
     try:
         stats = compute_stats(check_sample(str(run), sample) for sample in stream)
     except DamagedError as error:
@@ -153,6 +158,13 @@ def write_stats(
     with write_result(path) as file:
         file.write(stats.to_json().encode())
     return path, stats
+
+
+def _task(run: Location) -> Raw:
+    """Return the task that reads all arrays of a run, without decoding its pixels and audio."""
+    first = next(RunFolder.open(run).ledgers(), None)
+    held = None if first is None else stored_fields(first)
+    return Raw() if held is None or not held & MEDIA_FIELDS else Raw(fields=tuple(sorted(held - MEDIA_FIELDS)))
 
 
 def describe_stats(stats: RunStats) -> str:

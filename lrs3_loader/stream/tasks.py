@@ -16,7 +16,7 @@ import torch
 
 from lrs3_loader.face.geometry.rotation import euler_to_matrix, matrix_to_quaternion
 from lrs3_loader.run.tar import Sample
-from lrs3_loader.types import FIELDS, ROWS_PER_FRAME
+from lrs3_loader.types import FIELDS, ROWS_PER_FRAME, rows_per_frame
 
 Item = dict[str, Any]
 #: Gives the random generator of a clip in this epoch, by its key; every rank and worker gets the same one.
@@ -242,11 +242,6 @@ def pad(arrays: Sequence[np.ndarray], num_rows: int) -> torch.Tensor:
     return out
 
 
-def rows_per_frame(field: str) -> int | None:
-    """Return the rows per video frame of a field: 1, 2, or None if it has no time axis."""
-    return {"T": 1, "2T": ROWS_PER_FRAME}.get(str(FIELDS[field].shape[0])) if field in FIELDS else None
-
-
 def frames_of(sample: Sample) -> int:
     """Return T, the number of 25 fps frames of a sample, from its arrays.
 
@@ -273,7 +268,8 @@ def crop(sample: Sample, num_frames: int, random: np.random.Generator) -> Sample
 def shift_audio(sample: Sample, offset_frames: int) -> Sample:
     """Undo an audio-video offset (positive: the audio is late), by dropping as many frames.
 
-    Audio rows (``mel``, ``f0``, ``hubert``) lose their beginning and all others their end, or the other way round.
+    Audio rows (``mel``, ``f0``, ``hubert``, ``audio``) lose their beginning and all others their end, or the other
+    way round.
     """
     if offset_frames == 0:
         return sample
@@ -284,7 +280,7 @@ def shift_audio(sample: Sample, offset_frames: int) -> Sample:
             shifted[name] = value
             continue
         drop = rows * abs(offset_frames)
-        at_start = (rows == ROWS_PER_FRAME) == (offset_frames > 0)
+        at_start = (rows >= ROWS_PER_FRAME) == (offset_frames > 0)
         shifted[name] = value[drop:] if at_start else value[: len(value) - drop]
     return shifted
 

@@ -19,7 +19,7 @@ from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.selection.expression import Expression
 from lrs3_loader.selection.waterfall import describe_waterfall, waterfall
-from lrs3_loader.types import Shard
+from lrs3_loader.types import Shard, field_of_member
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, Timeline
 
@@ -150,8 +150,8 @@ def _samples(
 
 def read_fields(index: TarIndex, number: int, wanted: frozenset[str]) -> dict[str, Any]:
     """One sample's json and those of the ``wanted`` fields that it has. Raises ``DamagedError``."""
-    members = (name.removesuffix(".npy") for name in index.samples[number].members)
-    sample = index.read(number, tuple(sorted(wanted.intersection(members))))
+    held = {field_of_member(name) for name in index.samples[number].members}
+    sample = index.read(number, tuple(sorted(wanted.intersection(held))))
     return check_sample(str(index.path), sample)
 
 
