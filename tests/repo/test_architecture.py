@@ -14,7 +14,7 @@ PACKAGE = REPO / "lrs3_loader"
 #: folder, too.
 ORDER = [
     {"types", "errors"},
-    {"runtime", "io"},
+    {"runtime", "io", "kernels"},
     {"face", "quality", "run", "config"},
     {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
     {"extraction", "decode"},

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, flop_registry
 
+from benchmarks.stand_in.operators import OPERATORS
 from benchmarks.stand_in.record import Arithmetic, Kernel
 
 
@@ -28,10 +29,13 @@ NO_KERNEL = _names(
     "lift_fresh view_as_real view_as_complex empty empty_like new_empty empty_strided new_empty_strided set_ "
     "is_same_size _linalg_check_errors"
 )
-PRODUCTS = _names(
-    "mm bmm addmm baddbmm matmul dot mv linear convolution _convolution cudnn_convolution cudnn_convolution_relu "
-    "cudnn_convolution_add_relu convolution_backward attention _scaled_dot_product_attention_math "
-    "_addmm_activation mkldnn_convolution"
+PRODUCTS = (
+    _names(
+        "mm bmm addmm baddbmm matmul dot mv linear convolution _convolution cudnn_convolution cudnn_convolution_relu "
+        "cudnn_convolution_add_relu convolution_backward attention _scaled_dot_product_attention_math "
+        "_addmm_activation mkldnn_convolution"
+    )
+    | OPERATORS
 )
 _INTEGER_PRODUCTS_MISSING = _names("mm bmm addmm baddbmm matmul dot mv")
 _GATHERS = _names("index index_select gather embedding take _unsafe_index")
@@ -166,7 +170,7 @@ def moved_bytes(func: Any, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) 
     if name in _SCATTERS:
         touched = 2 * _extent(inputs[-1]) + sum(_extent(tensor) for tensor in inputs[1:-1])
         return touched if name.endswith("_") else touched + 2 * written
-    read = inputs[1:] if name in _OVERWRITES else inputs
+    read = inputs[1:] if name in _OVERWRITES else {id(tensor): tensor for tensor in inputs}.values()  # each once
     return written + sum(map(_extent, read))
 
 
