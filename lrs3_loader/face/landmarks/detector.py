@@ -37,7 +37,7 @@ class FaceDetector(nn.Module):
 
     def __init__(self, data: bytes, min_score: float = 0.5) -> None:
         super().__init__()
-        self.network = TFLiteModule(data)
+        self.network = TFLiteModule(data, divisor=127.5, offset=1.0)
         self.min_score = min_score
         anchors = make_anchors()
         shapes = ((len(anchors), NUM_COORDINATES), (len(anchors), 1))
@@ -56,7 +56,7 @@ class FaceDetector(nn.Module):
             scores: [B, K] in 0..1, best first, 0 where there is no further face.
             coordinates: [B, K, 16] (see ``NUM_COORDINATES``) in letterbox units, without meaning where the score is 0.
         """
-        raw, logits = self.network((x / 127.5).sub_(1))
+        raw, logits = self.network(x)
         coordinates = decode_boxes(raw / self.size, self.anchors)
         scores = logits[..., 0].clamp(-100, 100).sigmoid()
         size = coordinates[..., 2:4] - coordinates[..., 0:2]

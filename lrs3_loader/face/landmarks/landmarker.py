@@ -145,7 +145,7 @@ class FaceLandmarker(nn.Module):
     ) -> None:
         super().__init__()
         self.detector = FaceDetector(files.detector, min_face_score)
-        self.network = TFLiteModule(files.landmarks)
+        self.network = TFLiteModule(files.landmarks, divisor=255.0)
         self.blendshaper = None if files.blendshapes is None else TFLiteModule(files.blendshapes)
         self.batch_size = batch_size
         self.min_face_score = min_face_score
@@ -261,8 +261,8 @@ class FaceLandmarker(nn.Module):
         return to_device(torch.from_numpy(np.concatenate(parts).astype(np.float32)), self.device)
 
     def _read_points(self, crops: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read crops f32 [B, S, S, 3], which are overwritten; returns points [B, L, 3] in pixels and presence [B]."""
-        raw, logits = self.network(crops.div_(255))[:2]
+        """Read crops f32 [B, S, S, 3], levels 0..255; returns points [B, L, 3] in pixels and presence [B]."""
+        raw, logits = self.network(crops)[:2]
         local = raw.reshape(self.batch_size, self.num_landmarks, 3)
         # Not a matrix product, which might run in reduced precision.
         x, y, z = local[:, :, None].unbind(-1)  # [B, L, 1]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lrs3_loader.face.landmarks.fusion import JoinedConvolution, JoinedStep, Step, join_layers
 from lrs3_loader.face.landmarks.tflite_graph import Graph, read_graph
 from lrs3_loader.face.landmarks.tflite_ops import Layer, build_layer, drops_batch
 from lrs3_loader.runtime.memory import split_on_oom
@@ -25,22 +26,21 @@ the slices, since each call of a small layer costs more than its arithmetic. Mea
 time for layers of 128 x 128 in slices of 4, 0.52 for those of 8 x 8 and less in slices of 32. As long as batches are
 multiples of the largest slice, an item's result does not depend on the batch size."""
 
-Step = tuple[Layer, tuple[int, ...], int, tuple[int, ...]]
-"""A layer, the tensors that it reads and the one that it writes, and those that are not needed after it."""
-
 
 class TFLiteModule(nn.Module):
     """A ``.tflite`` network. Its weights are buffers; nothing is trainable.
 
     Args:
         data: the bytes of the file. Damaged weights cannot be recognised here: compare the file's hash.
+        divisor, offset: the network is given ``x / divisor - offset``.
 
     Raises:
         ValueError: the file is damaged, or has an operator that is not supported (the message names it).
     """
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: bytes, divisor: float = 1.0, offset: float = 0.0) -> None:
         super().__init__()
+        self.divisor, self.offset = divisor, offset
         graph = read_graph(data)
         if len(graph.inputs) != 1 or len(graph.tensors[graph.inputs[0]].shape) < 2:
             raise ValueError(f"a network with one batched input is expected, this one has {len(graph.inputs)}")
@@ -53,6 +53,8 @@ class TFLiteModule(nn.Module):
         self._add_in_place()
         self._check_shapes()
         self._stages = self._split()
+        self._joined: list[JoinedStep] | None = None
+        self._normalizes_itself = False  # the first of the joined steps divides and shifts the input
 
     @property
     def output_shapes(self) -> tuple[tuple[int, ...], ...]:
@@ -63,10 +65,11 @@ class TFLiteModule(nn.Module):
         """Run the network on f32 [N, *input_shape]; returns f32 [N, *shape] for each of ``output_shapes``."""
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
-        if x.device.type != "cpu":
-            parts = split_on_oom(lambda part: self._outputs(_run(self._steps, {self._source: part})), x)
+        if x.device.type != "cpu" or self._joined is not None:
+            run = self._run_plain if self._joined is None else self._run_joined
+            parts = split_on_oom(lambda part: self._outputs(run(part)), x)
             return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
-        values = {self._source: x}
+        values = {self._source: self._normalized(x)}
         for steps, num_items in self._stages:
             pieces = [
                 _run(steps, {i: tensor[start : start + num_items] for i, tensor in values.items()})
@@ -76,6 +79,34 @@ class TFLiteModule(nn.Module):
                 pieces[0] if len(pieces) == 1 else {i: torch.cat([piece[i] for piece in pieces]) for i in pieces[0]}
             )
         return self._outputs(values)
+
+    def use_joined_layers(self, wanted: bool) -> None:
+        """Run the network by the operators of ``lrs3_loader.kernels``, or layer by layer, as it does at first.
+
+        Call this once the module is on its device.
+        """
+        self._joined = join_layers(self._steps, self._shapes, self._results) if wanted else None
+        readers = [step.compute for step in self._joined or () if self._source in step.reads]
+        stems = [reader for reader in readers if isinstance(reader, JoinedConvolution)]
+        self._normalizes_itself = len(stems) == len(readers)
+        for stem in stems if self._normalizes_itself else ():
+            stem.divisor, stem.offset = self.divisor, self.offset
+
+    def _normalized(self, x: Tensor) -> Tensor:
+        y = x if self.divisor == 1 else x / self.divisor
+        return y if self.offset == 0 else y - self.offset
+
+    def _run_plain(self, x: Tensor) -> dict[int, Tensor]:
+        return _run(self._steps, {self._source: self._normalized(x)})
+
+    def _run_joined(self, x: Tensor) -> dict[int, Tensor]:
+        assert self._joined is not None
+        values = {self._source: x if self._normalizes_itself else self._normalized(x)}
+        for step in self._joined:
+            values.update(zip(step.writes, step.compute(*[values[i] for i in step.reads]), strict=True))
+            for i in step.unused:
+                del values[i]
+        return values
 
     def _outputs(self, values: dict[int, Tensor]) -> tuple[Tensor, ...]:
         return tuple(values[i] for i in self._results)

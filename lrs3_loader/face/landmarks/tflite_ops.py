@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,6 +54,17 @@ class Layer(nn.Module):
         self._names = [f"constant{i}" for i in range(len(constants))]
         for name, constant in zip(self._names, constants, strict=True):
             self.register_buffer(name, constant)
+        self.name = ""  # of the operator in the file
+
+    @property
+    def constants(self) -> list[Any]:
+        """The stored constants, as given."""
+        return [getattr(self, name) for name in self._names]
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """Stride, padding and the like of the function, by its names."""
+        return getattr(self.function, "keywords", {})
 
     def add_into(self, position: int) -> None:
         """Let a sum of two tensors overwrite the one at ``position``, whose memory is in the cache."""
@@ -72,7 +84,9 @@ def build_layer(op: Operator, graph: Graph, constants: Constants) -> Layer:
     builder, arities = _BUILDERS[op.name]
     if len(op.inputs) not in arities or len(op.outputs) != 1:
         raise ValueError(f"{op.name} with {len(op.inputs)} inputs and {len(op.outputs)} outputs is not supported")
-    return builder(_Reader(op, graph, constants))
+    layer = builder(_Reader(op, graph, constants))
+    layer.name = op.name
+    return layer
 
 
 def drops_batch(op: Operator) -> bool:

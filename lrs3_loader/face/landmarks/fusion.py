@@ -1,0 +1,245 @@
+"""Joins the layers of a TensorFlow Lite network into the operators of ``lrs3_loader.kernels``, for GPUs.
+
+A convolution is joined with the activation behind it, and a depthwise convolution with the 1 x 1 convolution, the sum
+with a shortcut and the activation behind it; a shortcut may come through a maximum over 2 x 2 pixels and a padding with
+channels of zeros. A 1 x 1 convolution that reads the result is computed along with it. Layers whose results are needed
+elsewhere, too, stay as they are, and so does whatever fits nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lrs3_loader.face.landmarks.tflite_ops import Layer
+from lrs3_loader.kernels.convolution import MAX_CHANNELS, convolution_prelu, residual_block
+
+#: A layer, the tensors that it reads and the one that it writes, and those that are not needed after it.
+Step = tuple[Layer, tuple[int, ...], int, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class JoinedStep:
+    """Some layers as one operator. ``compute`` takes the tensors ``reads`` and returns the tensors ``writes``."""
+
+    compute: Callable[..., Sequence[Tensor]]
+    reads: tuple[int, ...]
+    writes: tuple[int, ...]
+    unused: tuple[int, ...] = ()  # tensors that are not needed after it
+
+
+class JoinedConvolution(nn.Module):
+    """``convolution_prelu`` with its weights; the network's input is divided and shifted, others are not."""
+
+    def __init__(self, weights: Mapping[str, Tensor | None], stride: int, padding: Sequence[int]) -> None:
+        super().__init__()
+        _store(self, weights)
+        self.stride, self.padding = stride, list(padding)
+        self.divisor, self.offset = 1.0, 0.0
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        weights = self.weight, self.bias, self.slope, self.next_weight, self.next_bias, self.next_slope
+        return convolution_prelu(x.contiguous(), *weights, self.stride, self.padding, self.divisor, self.offset)
+
+
+class JoinedBlock(nn.Module):
+    """``residual_block`` with its weights."""
+
+    def __init__(self, weights: Mapping[str, Tensor | None], stride: int, padding: Sequence[int]) -> None:
+        super().__init__()
+        _store(self, weights)
+        self.stride, self.padding = stride, list(padding)
+
+    def forward(self, x: Tensor, shortcut: Tensor | None = None) -> list[Tensor]:
+        first = self.depthwise_weight, self.depthwise_bias, self.weight, self.bias
+        last = self.slope, self.next_weight, self.next_bias, self.next_slope
+        shortcut = None if shortcut is None else shortcut.contiguous()
+        return residual_block(x.contiguous(), *first, shortcut, *last, self.stride, self.padding)
+
+
+def _store(module: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
+    for name, weight in weights.items():
+        module.register_buffer(name, None if weight is None else weight.contiguous(), persistent=False)
+
+
+def join_layers(
+    steps: Sequence[Step], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]
+) -> list[JoinedStep]:
+    """Join the layers of a network.
+
+    Args:
+        steps: the network, in an order in which it can run.
+        shapes: of each tensor, without the batch axis.
+        results: tensors that the network returns.
+
+    Returns:
+        steps that compute the same tensors.
+    """
+    joiner = _Joiner(steps, shapes, results)
+    made: dict[int, JoinedStep] = {}  # by the position of the last layer joined
+    for position in range(len(steps)):
+        if position not in joiner.taken and (found := joiner.block(position) or joiner.convolution(position)):
+            at, step = found
+            made[at] = step
+    for position, (layer, reads, write, _) in enumerate(steps):
+        if position not in joiner.taken:
+            made[position] = JoinedStep(_as_list(layer), reads, (write,))
+    return _with_unused([made[position] for position in sorted(made)], results)
+
+
+def _as_list(layer: Layer) -> Callable[..., list[Tensor]]:
+    return lambda *tensors: [layer(*tensors)]
+
+
+def _with_unused(steps: Sequence[JoinedStep], results: Sequence[int]) -> list[JoinedStep]:
+    """Note after which step each tensor is not needed any more."""
+    last_use = {tensor: number for number, step in enumerate(steps) for tensor in (*step.reads, *step.writes)}
+    return [
+        JoinedStep(
+            step.compute,
+            step.reads,
+            step.writes,
+            tuple(tensor for tensor, last in last_use.items() if last == number and tensor not in results),
+        )
+        for number, step in enumerate(steps)
+    ]
+
+
+class _Joiner:
+    """Finds layers to join; ``taken`` are the positions of those that have been."""
+
+    def __init__(self, steps: Sequence[Step], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]) -> None:
+        self.steps, self.shapes, self.results = steps, shapes, results
+        self.taken = set[int]()
+        self.device = next((buffer.device for layer, *_ in steps for buffer in layer.buffers()), None)
+        self.maker = {write: position for position, (_, _, write, _) in enumerate(steps)}
+        self.readers: dict[int, list[int]] = {}
+        for position, (_, reads, _, _) in enumerate(steps):
+            for tensor in dict.fromkeys(reads):
+                self.readers.setdefault(tensor, []).append(position)
+
+    def convolution(self, position: int) -> tuple[int, JoinedStep] | None:
+        """Join a convolution with its activation and the next 1 x 1 convolution."""
+        layer, (source, *_), write, _ = self.steps[position]
+        if not _is_convolution(layer, groups=1):
+            return None
+        self.taken.add(position)
+        weight, bias = layer.constants[1:]
+        slope, y, last = self._activated(position, write)
+        following, writes = self._next(y)
+        weights = {"weight": weight.permute(2, 3, 1, 0), "bias": bias, "slope": slope, **following}
+        geometry = layer.geometry
+        module = JoinedConvolution(weights, geometry["stride"][0], geometry["padding"])
+        return last, JoinedStep(module, (source,), (y, *writes))
+
+    def block(self, position: int) -> tuple[int, JoinedStep] | None:
+        """Join a depthwise convolution with the 1 x 1 convolution behind it, its shortcut and its activation."""
+        layer, (source, *_), write, _ = self.steps[position]
+        channels = self.shapes[source][-1]
+        if not _is_convolution(layer, groups=channels) or channels == 1 or self.shapes[write][-1] != channels:
+            return None
+        point = self._sole_reader(write)
+        if layer.activation is not None or point is None or not self._is_pointwise(point):
+            return None
+        wide, _, y, _ = self.steps[point]
+        self.taken |= {position, point}
+        last, shortcut = point, tuple[int, ...]()
+        total = self._sole_reader(y)
+        if wide.activation is None and total is not None and (other := self._added_to(y, total)) is not None:
+            self.taken.add(total)
+            last, y, shortcut = total, self.steps[total][2], (self._shortcut(other),)
+        slope, y, last = self._activated(last, y)
+        following, writes = self._next(y)
+        weights = {
+            "depthwise_weight": layer.constants[1][:, 0].permute(1, 2, 0),
+            "depthwise_bias": layer.constants[2],
+            "weight": wide.constants[1][:, :, 0, 0].T,
+            "bias": wide.constants[2],
+            "slope": slope,
+            **following,
+        }
+        module = JoinedBlock(weights, layer.geometry["stride"][0], layer.geometry["padding"])
+        return last, JoinedStep(module, (source, *shortcut), (y, *writes))
+
+    def _sole_reader(self, tensor: int) -> int | None:
+        readers = self.readers.get(tensor, [])
+        return readers[0] if len(readers) == 1 and tensor not in self.results else None
+
+    def _added_to(self, tensor: int, position: int) -> int | None:
+        """Return the other tensor of the sum at a position, if it is a sum of two tensors of one shape."""
+        layer, reads, _, _ = self.steps[position]
+        others = set(reads) - {tensor}
+        if not (layer.is_sum and _activates_simply(layer) and len(others) == 1):
+            return None
+        (other,) = others
+        return other if self.shapes[other] == self.shapes[tensor] else None
+
+    def _is_pointwise(self, position: int) -> bool:
+        layer, (source, *_), write, _ = self.steps[position]
+        sizes_fit = max(self.shapes[source][-1], self.shapes[write][-1]) <= MAX_CHANNELS
+        return _is_convolution(layer, groups=1) and _is_one_by_one(layer) and sizes_fit
+
+    def _activated(self, position: int, tensor: int) -> tuple[Tensor, int, int]:
+        """Take the activation of a layer's result: returns its slopes, the activated tensor, and the last layer."""
+        layer, num_channels = self.steps[position][0], self.shapes[tensor][-1]
+        if layer.activation is not None:
+            return torch.zeros(num_channels, device=self.device), tensor, position
+        reader = self._sole_reader(tensor)
+        if reader is not None and self.steps[reader][0].name in ("RELU", "PRELU"):
+            self.taken.add(reader)
+            activation, _, write, _ = self.steps[reader]
+            if activation.name == "RELU":
+                return torch.zeros(num_channels, device=self.device), write, reader
+            return activation.constants[1][:num_channels], write, reader  # it has them for a whole row of pixels
+        return torch.ones(num_channels, device=self.device), tensor, position
+
+    def _next(self, tensor: int) -> tuple[dict[str, Tensor | None], tuple[int, ...]]:
+        """Take the first 1 x 1 convolution that reads a tensor: returns its weights and the tensor that it writes."""
+        found = [reader for reader in self.readers.get(tensor, ()) if reader not in self.taken]
+        position = next((reader for reader in found if self._is_pointwise(reader)), None)
+        if position is None:
+            return dict.fromkeys(("next_weight", "next_bias", "next_slope")), ()
+        self.taken.add(position)
+        layer, _, write, _ = self.steps[position]
+        slope, write, _ = self._activated(position, write)
+        weight, bias = layer.constants[1:]
+        return {"next_weight": weight[:, :, 0, 0].T, "next_bias": bias, "next_slope": slope}, (write,)
+
+    def _shortcut(self, tensor: int) -> int:
+        """Take the padding and the pooling that a shortcut comes through; returns the tensor before them."""
+        height, width = self.shapes[tensor][:2]
+        for name in ("PAD", "MAX_POOL_2D"):
+            position = self.maker.get(tensor)
+            if position is None or self._sole_reader(tensor) is None or self.steps[position][0].name != name:
+                continue
+            layer, (source, *_), _, _ = self.steps[position]
+            if name == "PAD":
+                fits = self.shapes[source][:2] == (height, width) and layer.geometry["pad"][0] == 0
+            else:
+                doubled = self.shapes[source][:2] == (2 * height, 2 * width)
+                fits = doubled and layer.geometry["kernel"] == layer.geometry["stride"] == (2, 2)
+            if fits:
+                self.taken.add(position)
+                tensor = source
+        return tensor
+
+
+def _is_convolution(layer: Layer, groups: int) -> bool:
+    """Return whether a layer is a convolution in that many groups, with a bias, of a shape that the kernels take."""
+    if layer.name not in ("CONV_2D", "DEPTHWISE_CONV_2D") or len(layer.constants) != 3:
+        return False
+    geometry, kernel = layer.geometry, layer.constants[1].shape[2:]
+    is_square = kernel[0] == kernel[1] and geometry["stride"][0] == geometry["stride"][1]
+    return geometry["groups"] == groups and is_square and geometry["dilation"] == (1, 1) and _activates_simply(layer)
+
+
+def _activates_simply(layer: Layer) -> bool:
+    return layer.activation in (None, torch.relu_)
+
+
+def _is_one_by_one(layer: Layer) -> bool:
+    geometry, kernel = layer.geometry, layer.constants[1].shape[2:]
+    return tuple(kernel) == (1, 1) and geometry["stride"] == (1, 1) and not any(geometry["padding"])
