@@ -41,6 +41,7 @@ from lrs3_loader.face.fit.windows import Window, WindowBatch, batches, split_int
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera, project
 from lrs3_loader.face.geometry.rotation import matrix_to_euler
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, NUM_LANDMARKS, FaceModel
+from lrs3_loader.runtime.transfer import to_device
 
 __all__ = ["FitConfig", "FitInput", "FitResult", "LandmarkFitter"]
 
@@ -104,15 +105,15 @@ class LandmarkFitter:
     def _measure(self, clips: Sequence[FitInput]) -> Measurements:
         device = self.model.device
         lengths = [len(clip.valid) for clip in clips]
-        clip_of = torch.repeat_interleave(torch.tensor(lengths)).to(device)
+        clip_of = torch.repeat_interleave(torch.tensor(lengths))
         focal = [Camera.for_frame(clip.height, clip.width).focal_px for clip in clips]
         normalized_xy, confidence = zip(*(self._points.measure(clip) for clip in clips), strict=True)
         return Measurements(
-            normalized_xy=torch.cat(normalized_xy).to(device),
-            confidence=torch.cat(confidence).to(device),
-            focal=torch.tensor(focal, dtype=torch.float64).to(device)[clip_of],
-            valid=torch.cat([clip.valid for clip in clips]).to(device),
-            clip_of=clip_of,
+            normalized_xy=to_device(torch.cat(normalized_xy), device),
+            confidence=to_device(torch.cat(confidence), device),
+            focal=to_device(torch.tensor(focal, dtype=torch.float64)[clip_of], device),
+            valid=to_device(torch.cat([clip.valid for clip in clips]), device),
+            clip_of=to_device(clip_of, device),
             lengths=lengths,
         )
 
@@ -159,15 +160,12 @@ class LandmarkFitter:
         Keyframes keep the first stage's result. Other frames have the mean expression of their clip's keyframes and the
         closed-form pose for the identity found.
         """
-        exp, basis = first.exp.clone(), self._points.basis
-        is_key = torch.zeros_like(measured.valid)
-        for keyframe in keyframes:
-            frames = keyframe.frames.to(exp.device)
-            exp[measured.clip_of == keyframe.clip] = first.exp[frames].mean(0)
-            is_key[frames] = True
-        exp[is_key] = first.exp[is_key]
-        if bool(is_key.all()):
+        if sum(len(keyframe.frames) for keyframe in keyframes) == len(measured.valid):
             return first
+        basis, is_key = self._points.basis, to_device(torch.cat([each.frames for each in keyframes]), self.model.device)
+        parts = first.exp[is_key].split([len(keyframe.frames) for keyframe in keyframes])
+        exp = torch.stack([part.mean(0) for part in parts])[measured.clip_of]
+        exp[is_key] = first.exp[is_key]
         offsets = torch.cat([basis.offsets(exp[None, part])[0] for part in self._groups(measured.lengths)])
         points = basis.neutral(first.id)[measured.clip_of] + offsets
         rotation, translation = self._closed_form_poses(measured, points)
@@ -188,7 +186,7 @@ class LandmarkFitter:
         ``correlated_share`` [N] (None: keep the identity) are those of ``FitPoints.precision``.
         """
         basis, final = self._points.basis, State(*(value.clone() for value in vars(start).values()))
-        converged = torch.ones(len(start.id), dtype=torch.bool, device=precision.device)
+        converged = torch.ones(len(start.id), dtype=torch.bool)
         for batch in batches(windows, self.batch_frames, precision.device, mixed=self.mixed):
             state = start.select(batch.clip, batch.index)
             observations = self._observations(batch, measured.normalized_xy, precision, state.translation)
@@ -203,8 +201,8 @@ class LandmarkFitter:
             state, done = minimise(state, problem, self.config)
             final.id[batch.clip] = state.id
             batch.scatter_state(final, state)
-            for row, number in enumerate(batch.clip.tolist()):
-                converged[number] &= done[row]
+            for row, window in enumerate(batch.windows):
+                converged[window.clip] &= done[row]
         return final, converged
 
     def _observations(
@@ -252,7 +250,7 @@ class LandmarkFitter:
         if self.config.clamp:
             exp = torch.clamp(exp, min=bounds[0], max=bounds[1])
         lengths = [len(clip.valid) for clip in clips]
-        clip_of = torch.repeat_interleave(torch.tensor(lengths)).to(id.device)
+        clip_of = to_device(torch.repeat_interleave(torch.tensor(lengths)), id.device)
         groups = self._groups(lengths)
         turn = torch.cat([matrix_to_euler(state.rotation[part]) for part in groups])
         offset = torch.cat([self.model.landmark_offsets(id[clip_of[part]], exp[part]) for part in groups])

@@ -36,6 +36,7 @@ import torch
 
 from lrs3_loader.face.geometry.camera import DISTANCE
 from lrs3_loader.face.geometry.rotation import axis_angle_to_matrix
+from lrs3_loader.runtime.transfer import to_device
 
 POSE_SIZE = 6
 _pad = torch.nn.functional.pad
@@ -131,9 +132,10 @@ Fields = TypeVar("Fields", State, Residuals)
 
 
 def where(chosen: torch.Tensor, new: Fields, old: Fields) -> Fields:
-    """``new`` for the sequences ``chosen`` [B] bool and ``old`` for the rest."""
-    if chosen.device.type == "cpu" and bool(chosen.all()):
+    """``new`` for the sequences ``chosen`` [B] bool, on the host, and ``old`` for the rest."""
+    if chosen.all():
         return new
+    chosen = to_device(chosen, next(iter(vars(new).values())).device)
     pairs = zip(vars(new).values(), vars(old).values(), strict=True)
     return type(new)(*(torch.where(chosen.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs))
 
@@ -208,11 +210,8 @@ def smoothness_diagonal(velocity: torch.Tensor, acceleration: torch.Tensor | Non
 
 def _difference_transposed(change: torch.Tensor) -> torch.Tensor:
     """Adjoint of ``x[1:] - x[:-1]`` along time: [B, T - 1, D] -> [B, T, D]."""
-    batch, num_changes, size = change.shape
-    result = change.new_zeros(batch, num_changes + 1, size)
-    result[:, 1:] = change
-    result[:, :-1] -= change
-    return result
+    padded = _pad(change, (0, 0, 1, 1))
+    return padded[:, :-1] - padded[:, 1:]
 
 
 def bound_penalty(
@@ -230,14 +229,13 @@ def bound_penalty(
         return nothing, nothing, nothing
     width = stiff**-0.5 / 3
     below, above = basis.bounds[0] - exp, exp - basis.bounds[1]
-    outside = torch.maximum(below, above)
-    ramp = (outside + width).clamp(0, 2 * width)
-    beyond = (outside - width).clamp(min=0)
+    reached = (torch.maximum(below, above) + width).clamp(min=0) * observations.real[..., None]
+    ramp = reached.clamp(max=2 * width)
+    beyond, square = reached - ramp, ramp.square()
     # a cubic up to w, and from there the parabola that continues it
-    value = ramp**3 / (6 * width) + beyond * (beyond + 2 * width)
-    slope = ramp.square() / (4 * width) + beyond
-    strength = observations.real[..., None].to(exp.dtype) * stiff
-    return strength * value, strength * torch.where(above > below, slope, -slope), strength / (2 * width) * ramp
+    value = torch.addcmul(beyond * (beyond + 2 * width), ramp, square, value=1 / (6 * width))
+    slope = torch.add(beyond, square, alpha=1 / (4 * width)) * stiff
+    return value * stiff, torch.where(above > below, slope, -slope), ramp * (stiff / (2 * width))
 
 
 def cost(state: State, residuals: Residuals, observations: Observations) -> torch.Tensor:

@@ -13,6 +13,7 @@ import torch
 
 from lrs3_loader.face.fit.terms import State
 from lrs3_loader.runtime.batching import batch_by_length, round_up
+from lrs3_loader.runtime.transfer import to_device
 
 WINDOW_FRAMES = 512  # longer clips are fitted in windows that keep this many frames
 MARGIN_FRAMES = 32  # additional frames at inner ends: fitted with both windows, kept from one
@@ -39,13 +40,21 @@ class WindowBatch:
 
     def scatter(self, target: torch.Tensor, values: torch.Tensor) -> None:
         """Write the frames to keep of ``values`` [B, T, ...] into ``target`` [N, ...]."""
-        for row, window in enumerate(self.windows):
-            target[self.index[row, window.keep]] = values[row, window.keep]
+        frames, places = (to_device(part, target.device) for part in self._kept())
+        target[frames] = values.flatten(0, 1)[places]
 
     def scatter_state(self, target: State, state: State) -> None:
         """Write the frames to keep of ``state`` into ``target``, whose frames are [N, ...]; the identity is left."""
         for name in ("exp", "rotation", "translation"):
             self.scatter(getattr(target, name), getattr(state, name))
+
+    def _kept(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Numbers of the frames to keep, and their places in the batch [B T], on the host."""
+        num_frames = self.index.shape[1]
+        places = [torch.arange(len(window.frames))[window.keep] for window in self.windows]
+        frames = [window.frames[place] for window, place in zip(self.windows, places, strict=True)]
+        rows = [row * num_frames + place for row, place in enumerate(places)]
+        return torch.cat(frames), torch.cat(rows)
 
 
 def split_into_windows(lengths: Sequence[int]) -> list[Window]:
@@ -80,4 +89,4 @@ def _batch(windows: list[Window], length: int, device: torch.device) -> WindowBa
     index = torch.stack([window.frames[place.clamp(max=len(window.frames) - 1)] for window in windows])
     real = place < torch.tensor([[len(window.frames)] for window in windows])
     clip = torch.tensor([window.clip for window in windows])
-    return WindowBatch(windows, clip.to(device), index.to(device), real.to(device))
+    return WindowBatch(windows, *(to_device(part, device) for part in (clip, index, real)))

@@ -10,6 +10,8 @@ Euler angles (rx, ry, rz) mean ``R = Rz(rz) Ry(ry) Rx(rx)``: first about x (nodd
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 _GIMBAL_COSINE = 1e-6  # below this cos(ry), rx and rz turn about the same axis
@@ -44,16 +46,12 @@ def axis_angle_to_matrix(vector: torch.Tensor) -> torch.Tensor:
 
     Rodrigues' formula, differentiable at 0.
     """
-    squared = (vector * vector).sum(-1)[..., None, None]
-    small = squared < 1e-6
-    angle = torch.where(small, torch.ones_like(squared), squared).sqrt()
-    sine = torch.where(small, 1 - squared / 6, torch.sin(angle) / angle)
-    versine = torch.where(small, 0.5 - squared / 24, (1 - torch.cos(angle)) / (angle * angle))
-    x, y, z = vector.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = _matrix((zero, -z, y), (z, zero, -x), (-y, x, zero))
+    half_turns = torch.linalg.vector_norm(vector, dim=-1)[..., None, None] / math.pi
+    sine = torch.sinc(half_turns)  # over the angle
+    versine = 0.5 * torch.sinc(0.5 * half_turns).square()  # over the angle's square
     identity = torch.eye(3, dtype=vector.dtype, device=vector.device)
-    return identity + sine * cross + versine * (cross @ cross)
+    cross = torch.linalg.cross(vector[..., None, :], identity.expand(*vector.shape[:-1], 3, 3)).mT
+    return torch.addcmul(torch.addcmul(identity, sine, cross), versine, cross @ cross)
 
 
 def matrix_to_quaternion(rotation: torch.Tensor) -> torch.Tensor:
