@@ -94,13 +94,13 @@ def check_waveform(waveform: torch.Tensor) -> None:
         )
 
 
-def slaney_mel_basis() -> np.ndarray:
-    """Return triangular filters [80, 257] f64, each of unit area in Hz.
+def slaney_mel_basis(n_fft: int = N_FFT, min_hz: float = MIN_HZ, max_hz: float = MAX_HZ) -> np.ndarray:
+    """Return triangular filters [80, n_fft / 2 + 1] f64, each of unit area in Hz.
 
     Their corners are evenly spaced on Slaney's mel scale (Auditory Toolbox, 1998), the default of librosa.
     """
-    bins_hz = np.linspace(0, SAMPLE_RATE / 2, N_FFT // 2 + 1)
-    corners_hz = _mel_to_hz(np.linspace(_hz_to_mel(MIN_HZ), _hz_to_mel(MAX_HZ), NUM_MELS + 2))
+    bins_hz = np.linspace(0, SAMPLE_RATE / 2, n_fft // 2 + 1)
+    corners_hz = _mel_to_hz(np.linspace(_hz_to_mel(min_hz), _hz_to_mel(max_hz), NUM_MELS + 2))
     lower, centre, upper = (corners_hz[i : i + NUM_MELS, None] for i in range(3))
     rising = (bins_hz - lower) / (centre - lower)
     falling = (upper - bins_hz) / (upper - centre)

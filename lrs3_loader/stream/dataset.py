@@ -20,12 +20,13 @@ from lrs3_loader.run.tar import Sample
 from lrs3_loader.selection.expression import Expression
 from lrs3_loader.stream.agreement import require_agreement
 from lrs3_loader.stream.indexed import Cursor, LoadedBatch
+from lrs3_loader.stream.named_tasks import describe_tasks, make_task
 from lrs3_loader.stream.normalize import Normalizer
 from lrs3_loader.stream.open import open_stream
 from lrs3_loader.stream.person import PersonClips
 from lrs3_loader.stream.settings import StreamSettings, resolve_rank
 from lrs3_loader.stream.sources import Locations, list_locations, split_locations
-from lrs3_loader.stream.tasks import Item, Task, crop, describe_tasks, make_task, shift_audio
+from lrs3_loader.stream.tasks import Item, Task, crop, shift_audio
 from lrs3_loader.stream.weights import Weights
 
 CURSOR = "__cursor__"
@@ -51,8 +52,9 @@ class ShardStream(IterableDataset[Item]):
             headers. Those of a remote tar without a ledger are not known beforehand: there is no ``len``, several
             ranks need ``equal_batches=False``, and resuming reads everything before the position again, with the same
             number of ranks and workers.
-        task: what a batch holds: ``"raw"`` (one sample), ``"audio2motion"``, ``"syncnet"``, ``"postnet"`` (names,
-            shapes and units are listed below), or an object with the methods of ``lrs3_loader.stream.Task``.
+        task: what a batch holds: ``"raw"`` (one sample), ``"audio2motion"``, ``"syncnet"``, ``"postnet"``,
+            ``"wav2lip"``, ``"avsr"`` (names, shapes and units are listed below), or an object with the methods of
+            ``lrs3_loader.stream.Task``.
         batch_size: samples per batch. Tasks other than ``"raw"`` need either this or ``batch_frames``.
         batch_frames: 25 fps frames per batch, padding included; a longer clip is a batch by itself.
         shuffle: shuffle shards and samples. If false, samples come in the order of the run.

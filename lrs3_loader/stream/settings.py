@@ -82,6 +82,8 @@ class StreamSettings:
             )
         if self.task.batched and given != 1:
             raise ValueError(f"task {self.task.name!r} needs one of batch_size and batch_frames")
+        if self.crop_frames is not None and getattr(self.task, "whole_clips", False):
+            raise ValueError(f"task {self.task.name!r} reads whole clips: leave out crop_frames, or give max_frames")
         for name in ("max_frames", "crop_frames"):
             value = getattr(self, name)
             if value is not None and value < self.shortest:

@@ -258,12 +258,12 @@ def require_fields(sources: Iterable[Source], fields: tuple[str, ...] | None) ->
         missing = sorted(wanted - source.fields) if source.fields is not None else []
         if missing:
             place = source.shard[0] if source.shard is not None else source.url
-            flag = FIELDS[missing[0]].flag if missing[0] in FIELDS else ""
-            remedy = f"extract the corpus with {flag}" if flag else "choose another task or run"
+            flags = dict.fromkeys(FIELDS[name].flag for name in missing if name in FIELDS and FIELDS[name].flag)
+            remedy = f"extract the corpus with {' '.join(flags)}" if flags else "choose another task or run"
             held = ", ".join(sorted(source.fields or ())) or "no arrays"
             raise RunError(
-                f"{place} does not hold {missing[0]} in all samples of {source.name}, which the task reads: {remedy} "
-                f"(they hold {held})"
+                f"{place} does not hold {', '.join(missing)} in all samples of {source.name}, which the task reads: "
+                f"{remedy} (they hold {held})"
             )
 
 

@@ -6,7 +6,6 @@ speech encoder.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -16,7 +15,7 @@ import torch
 
 from lrs3_loader.face.geometry.rotation import euler_to_matrix, matrix_to_quaternion
 from lrs3_loader.run.tar import Sample
-from lrs3_loader.types import FIELDS, ROWS_PER_FRAME, rows_per_frame
+from lrs3_loader.types import ROWS_PER_FRAME, rows_per_frame
 
 Item = dict[str, Any]
 #: Gives the random generator of a clip in this epoch, by its key; every rank and worker gets the same one.
@@ -195,37 +194,6 @@ class PostNet:
     def __call__(self, samples: Sequence[Sample], random_for: RandomFor) -> Item:
         changed = [{**sample, "pose": to_translation_quaternion(sample["pose"])} for sample in samples]
         return Audio2Motion(fields=self.fields, multiple=self.multiple)(changed, random_for)
-
-
-TASKS: dict[str, Callable[[], Task]] = {
-    "raw": Raw,
-    "audio2motion": Audio2Motion,
-    "syncnet": SyncNet,
-    "postnet": PostNet,
-}
-
-
-def make_task(task: str | Task) -> Task:
-    """Return a task by its name; a task object is returned as it is."""
-    if not isinstance(task, str):
-        return task
-    if task not in TASKS:
-        raise ValueError(f"unknown task {task!r}; known are {', '.join(TASKS)}, or pass a task object")
-    return TASKS[task]()
-
-
-def describe_tasks() -> str:
-    """Describe what a batch of each named task holds, from the documentation of its class."""
-    letters = "B clips, T frames at 25 fps of the longest, 2T rows at 50 Hz; D, I and E are in run.json"
-    parts = ["", f"Batches, by task ({letters}):"]
-    for name, kind in TASKS.items():
-        parts += ["", f'"{name}":', *inspect.cleandoc(kind.__doc__ or "").splitlines()]
-    parts += ["", "Arrays of a sample:"]
-    for field, spec in FIELDS.items():
-        shape = f"[{', '.join(map(str, spec.shape))}]"
-        stored = f" (stored by {spec.flag})" if spec.flag else ""
-        parts.append(f"    {field:<12} {shape:<12} {spec.dtype:<8} {spec.unit}: {spec.meaning}{stored}")
-    return "\n".join(f"    {line}".rstrip() for line in parts) + "\n    "
 
 
 def to_translation_quaternion(pose: np.ndarray) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from lrs3_loader import ShardStream
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.stream import Audio2Motion, PostNet, Raw, SyncNet
+from lrs3_loader.stream import Audio2Motion, Avsr, PostNet, Raw, SyncNet, Wav2Lip
 from lrs3_loader.types import FIELDS
 from support.run_factory import begin_run, make_run, publish
 
@@ -68,7 +68,7 @@ def test_ledgers_without_checksums_do_not_tell(run: RunFolder) -> None:
 
 def test_help_states_names_shapes_and_units_of_every_task() -> None:
     text = ShardStream.__doc__ or ""
-    for task in (Audio2Motion, SyncNet, PostNet, Raw):
+    for task in (Audio2Motion, SyncNet, PostNet, Raw, Wav2Lip, Avsr):
         assert (task.__doc__ or "?").splitlines()[0] in text
     for row in ("``idexp_lm3d``  [B, T, 204] f32", "``mouth``     [P, 5, 60] f32", "``pose`` is [B, T, 7] f32"):
         assert row in text

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from lrs3_loader.io.media_codec import VideoEncoder, encode_flac
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, Shard
@@ -41,6 +43,23 @@ def full_features(clip: Clip, num_frames: int, seed: int = 0, quality: Mapping[s
     arrays["idexp_lm3d"][:, :, 0] = np.arange(num_frames)[:, None]
     meta: dict[str, Any] = {"key": clip.key, "num_frames": num_frames}
     return ClipFeatures(clip, num_frames, arrays, meta if quality is None else {**meta, "quality": quality})
+
+
+def with_media(features: ClipFeatures, size: int = 64) -> ClipFeatures:
+    """The same features with audio, face and mouth: level and brightness tell the frame, t / 100 and 4 t."""
+    length = features.num_frames
+    waveform = (np.arange(640 * length) // 640 / 100).astype(np.float32)
+    audio, scale = encode_flac(waveform, 24)
+    media = {"audio": audio}
+    arrays = dict(features.arrays)
+    for name, side in (("face", size), ("mouth", 96)):
+        planes = np.full((length, side * 3 // 2, side), 128, np.uint8)
+        planes[:, :side] = np.minimum(4 * np.arange(length), 255)[:, None, None]
+        encoder = VideoEncoder(side, "h264", 4)
+        encoder.append(planes)
+        media[name] = encoder.finish()
+        arrays[f"{name}_to_frame"] = np.tile(np.eye(2, 3, dtype=np.float32), (length, 1, 1))
+    return dataclasses.replace(features, arrays=arrays, media=media, meta={**features.meta, "audio_scale": scale})
 
 
 def begin_run(folder: Path | str, lengths: Sequence[Sequence[int]], split: str = "pretrain") -> RunFolder:
