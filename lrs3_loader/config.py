@@ -132,14 +132,18 @@ class LandmarkConfig:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
 
 
+Fit = Literal["fast", "best", "geneface", "photometric"]
+
+
 @dataclass(frozen=True)
 class FaceConfig:
     """3D morphable face model and its fit."""
 
     face_model: str = "ict"
     """ict, demo, or a model file FILE.npz."""
-    fit: Literal["fast", "best", "photometric"] = "fast"
+    fit: Fit = "fast"
     """Method of the fit: fast finds identity from 16 frames, then the rest; best fits all frames of a clip jointly;
+    geneface minimises GeneFace++'s objective with its weights, without bounds of the coefficients;
     photometric is fast, then refines expression and pose on the pixels (needs pytorch3d; slow without a GPU)."""
     max_reprojection: float | None = None
     """Clips fitted worse than this are rejected (poor_fit); mean landmark error as a fraction of the face size."""

@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lrs3_loader.config import Place, rarely
+from lrs3_loader.config import Fit, Place, rarely
 from lrs3_loader.launch import cli
 
 
@@ -59,6 +59,8 @@ class Args:
     """Which sample of the run: <split>/<speaker>/<utterance>."""
     face_model: str | None = None
     """ict, demo, or a model file FILE.npz (ict for a clip, the run's own for a sample when not given)."""
+    fit: Fit | None = None
+    """For a clip file: how to fit the face model, as for extract (fast when not given)."""
     video: bool = True
     """Show the video of a run's sample if available; --no-video shows only extracted values, and nobody's face."""
     hubert: str | None = None
@@ -72,6 +74,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     clip = args.source if isinstance(args.source, Path) and args.source.is_file() else None
     if clip is not None and (args.key is not None or args.sources.corpus is not None):
         raise cli.UsageError("KEY and --corpus go with the folder of a run, not with a clip file")
+    if clip is None and args.fit is not None:
+        raise cli.UsageError("--fit goes with a clip file: a run's sample was fitted when it was made")
     if clip is None and args.hubert is not None:
         raise cli.UsageError("--hubert goes with a clip file: a run's sample holds its own speech features")
 
@@ -84,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     assets = Assets(args.sources.assets)
     if clip is not None:
         device = pick_device(args.sources.device)
-        subject = preview.from_file(clip, args.face_model or "ict", assets, device, args.hubert)
+        subject = preview.from_file(clip, args.face_model or "ict", assets, device, args.hubert, args.fit or "fast")
     elif isinstance(args.source, Path) and not args.source.exists():
         raise RunError(f"no such clip or run: {args.source}")
     elif args.key is None:

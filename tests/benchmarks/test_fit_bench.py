@@ -15,7 +15,6 @@ import torch
 from benchmarks import fit, fit_adam, fit_report
 from benchmarks.fit_clips import Measured, read_clips
 from benchmarks.fit_truth import bfm_shaped_model, expression_error, rotation_error, speaking_clip
-from benchmarks.geneface_objective import geneface_config
 from golden.landmark_codec import read_golden
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.audio.f0 import f0_praat
@@ -99,7 +98,12 @@ def test_adam_is_a_fair_rival() -> None:
     model = dataclasses.replace(demo_head(), exp_bounds=None)
     clip = speaking(model, 1, 12)
     config = dataclasses.replace(
-        geneface_config(model), num_keyframes=1024, max_iterations=30, num_cg=8, hessian_reuse_tol=0.01, tolerance=1e-7
+        FitConfig.geneface(model),
+        num_keyframes=1024,
+        max_iterations=30,
+        num_cg=8,
+        hessian_reuse_tol=0.01,
+        tolerance=1e-7,
     )
     (best,) = LandmarkFitter(model, config)([clip.fit_input()])
     least = fit_adam.objective(model, clip.lm68, fit_adam.Fitted(best.id, best.exp, best.pose))
@@ -175,14 +179,14 @@ def test_truth_is_recovered_with_a_model_of_bfms_shape() -> None:
     truths = fit.make_truths(model, 12, 60)
     fast = fit.recover(model, FitConfig.fast(), truths)
     assert_recovered(fast)
-    assert fast.expression < fit.recover(model, geneface_config(model), truths).expression
+    assert fast.expression < fit.recover(model, FitConfig.geneface(model), truths).expression
 
 
 def test_truth_is_recovered_with_ict(ict: FaceModel) -> None:
     truths = fit.make_truths(ict, 6, 60)
     fast = fit.recover(ict, FitConfig.fast(), truths)
     assert_recovered(fast)
-    assert fast.expression < 0.8 * fit.recover(ict, geneface_config(ict), truths).expression
+    assert fast.expression < 0.8 * fit.recover(ict, FitConfig.geneface(ict), truths).expression
 
 
 def test_errors_are_those_of_known_changes() -> None:

@@ -488,6 +488,17 @@ def test_bad_input_is_refused(change: dict, message: str) -> None:
         FitConfig(side_weight=-1.0)
 
 
+def test_genefaces_objective_is_that_of_a_frame_of_224_pixels_whatever_the_frame() -> None:
+    """The same landmarks in a larger frame give the same coefficients, which no bounds hold."""
+    clip = speaking_clip(MODEL, 5, 12).clip
+    fitter = LandmarkFitter(MODEL, FitConfig.named("geneface", MODEL))
+    (small,) = fitter([clip])
+    (large,) = fitter([FitInput((clip.lm68 + 0.5) * 4 - 0.5, clip.valid, 896, 896)])
+    for name in ("id", "exp", "pose"):
+        assert torch.allclose(getattr(large, name), getattr(small, name), atol=2e-3), name
+    assert small.exp.min() < 0  # MODEL has bounds: 0 and 1
+
+
 def test_no_clips_give_no_results() -> None:
     assert LandmarkFitter(MODEL)([]) == []
 

@@ -476,6 +476,8 @@ def test_the_tool_names_wrong_arguments(run: Path, tmp_path: Path, monkeypatch: 
     clip.write_text("")
     with pytest.raises(UsageError, match="go with the folder of a run"):
         tool(monkeypatch, str(clip), "some/key/1", "--out", out)
+    with pytest.raises(UsageError, match="--fit goes with a clip file"):
+        tool(monkeypatch, str(run), KEY, "--out", out, "--fit", "best")
     with pytest.raises(UsageError, match="--hubert goes with a clip file"):
         tool(monkeypatch, str(run), KEY, "--out", out, "--hubert", "demo")
     with pytest.raises(RunError, match=f"holds 3 clips: give a KEY as well, such as {KEY}"):

@@ -22,7 +22,6 @@ from benchmarks.extraction import ExtractRunner, copy_clips
 from benchmarks.extrapolate import lrs3_remark
 from benchmarks.fit_adam import SIZE as FIT_SIZE
 from benchmarks.fit_adam import Fitted, adam_fit, objective
-from benchmarks.geneface_objective import geneface_config
 from benchmarks.inputs import RANDOM_WEIGHTS, Take, Workbench, describe_takes
 from benchmarks.results import Bound, Figure, Remark
 from benchmarks.stages import relative_error
@@ -216,7 +215,7 @@ class PeerBench:
             ratios = [objective(model, lm68, _fitted(a)) / objective(model, lm68, b) for a, b, lm68 in pairs]
             return statistics.mean(ratios), "times its objective"
 
-        for name, config in (("same objective", geneface_config(model)), ("as extracted", FitConfig.fast())):
+        for name, config in (("same objective", FitConfig.geneface(model)), ("as extracted", FitConfig.fast())):
             yield Match(
                 "fit",
                 sum(len(clip.valid) for clip in inputs),

@@ -17,7 +17,6 @@ import torch
 from benchmarks.fit_adam import CAMERA, SIZE, Fitted, adam_fit, objective
 from benchmarks.fit_clips import Measured
 from benchmarks.fit_truth import Truth, errors, rotation_error, speaking_clip
-from benchmarks.geneface_objective import geneface_config
 from benchmarks.timing import default_malloc
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.fit.points import MOUTH
@@ -86,7 +85,7 @@ def compare_with_adam(model: FaceModel, clips: Sequence[Measured], num_runs: int
     """
     disable_malloc_trim()
     model = replace(model, exp_bounds=None)
-    fitter = LandmarkFitter(model, geneface_config(model))
+    fitter = LandmarkFitter(model, FitConfig.geneface(model))
     squares = [clip.in_square(SIZE) for clip in clips]
     inputs = [FitInput(square.lm68, square.valid, SIZE, SIZE) for square in squares]
     fitter(inputs[:1])  # tables of the model
@@ -149,7 +148,7 @@ def small_faces(model: FaceModel, clips: Sequence[Measured], with_adam: bool = T
     unbounded = replace(model, exp_bounds=None)
     ways: dict[str, Callable[[list[Measured]], list[torch.Tensor]]] = {
         "adam": lambda squares: [adam_fit(unbounded, square.lm68).pose for square in squares],
-        "same_objective": lambda squares: _poses(unbounded, geneface_config(model), squares),
+        "same_objective": lambda squares: _poses(unbounded, FitConfig.geneface(model), squares),
         "default": lambda squares: _poses(model, FitConfig.fast(), squares),
     }
     if not with_adam:
@@ -265,6 +264,6 @@ def truth_table(models: Sequence[FaceModel], num_clips: int, num_frames: int) ->
         for correlated_noise_px in (0.0, CORRELATED_NOISE_PX):
             truths = make_truths(model, num_clips, num_frames, correlated_noise_px)
             noise = "0.5 px" if not correlated_noise_px else "0.5 px + 0.5 px correlated"
-            configs = {"fast": FitConfig.fast(), "best": FitConfig.best(), "GeneFace++'s": geneface_config(model)}
+            configs = {"fast": FitConfig.fast(), "best": FitConfig.best(), "GeneFace++'s": FitConfig.geneface(model)}
             for name, config in configs.items():
                 yield f"{model.name}, {noise}, {name}", recover(model, config, truths)

@@ -10,7 +10,7 @@ import torch
 
 from lrs3_loader.face.fit.terms import Basis
 from lrs3_loader.face.fit.types import FitConfig, FitInput
-from lrs3_loader.face.geometry.camera import DISTANCE, Camera
+from lrs3_loader.face.geometry.camera import DISTANCE, FOCAL_PER_SIDE, Camera
 from lrs3_loader.face.geometry.topology import IBUG68, NUM_MESH_POINTS
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 
@@ -92,6 +92,7 @@ class FitPoints:
         """Precision (weight / variance) [N, K] of the normalized image coordinates.
 
             variance = (correlated_noise_decimetres / depth)^2 + (correlated_noise_px^2 + noise_px^2) / focal^2
+                + (correlated_noise_of_frame * longer side / focal)^2
 
         Args:
             confidence: [N, K], see ``measure``.
@@ -105,6 +106,7 @@ class FitPoints:
         config = self.config
         on_face = config.correlated_noise_decimetres / (DISTANCE - translation[:, 2])
         correlated = on_face.square() + (config.correlated_noise_px / focal).square()
+        correlated = correlated + (config.correlated_noise_of_frame / FOCAL_PER_SIDE) ** 2
         variance = correlated + (config.noise_px / focal).square()
         precision = confidence * self.weights / variance[:, None]
         contour = self.landmarks[self.landmarks < _CONTOUR]

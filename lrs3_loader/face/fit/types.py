@@ -15,6 +15,9 @@ from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
 from lrs3_loader.face.image.crops import FaceCrops
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 
+_MAY_BE_ZERO = ("side_weight", "correlated_noise_of_frame")
+_GENEFACE_SIDE = 224  # pixels of the frames that GeneFace++ fits in
+
 
 @dataclass(frozen=True)
 class FitConfig:
@@ -27,6 +30,7 @@ class FitConfig:
 
     correlated_noise_decimetres: float = 0.004  # error on the face, of detector and model, the same in all frames
     correlated_noise_px: float = 0.01  # the same in pixels of the source frame, in quadrature: matters for tiny faces
+    correlated_noise_of_frame: float = 0.0  # the same as a share of the frame's longer side, in quadrature
     noise_px: float = 0.4  # error in pixels that is independent in every frame, added in quadrature
     outlier_sigma: float = 4.0  # standard deviations beyond which a landmark's force is constant (pseudo-Huber)
     eye_weight: float = 3.0  # of landmarks; others have 1
@@ -56,14 +60,19 @@ class FitConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if name == "side_weight" and not value >= 0:
+            if name in _MAY_BE_ZERO and not value >= 0:
                 raise ValueError(f"{name} must be at least 0, got {value}")
-            if not isinstance(value, bool) and name != "side_weight" and not value > 0:
+            if not isinstance(value, bool) and name not in _MAY_BE_ZERO and not value > 0:
                 raise ValueError(f"{name} must be above 0, got {value}")
 
     @classmethod
     def named(cls, mode: str, model: FaceModel) -> FitConfig:
-        """Return the configuration of a ``--fit`` mode: ``best`` has dense points where ``model`` has them."""
+        """Return the configuration of a ``--fit`` mode.
+
+        ``best`` has dense points where ``model`` has them; ``photometric`` starts from ``fast``.
+        """
+        if mode == "geneface":
+            return cls.geneface(model)
         return cls.best(dense=model.dense is not None) if mode == "best" else cls.fast()
 
     @classmethod
@@ -75,6 +84,45 @@ class FitConfig:
     def best(cls, dense: bool = False) -> FitConfig:
         """Identity, expression and pose of all frames jointly (up to 1024 of them), to closer convergence."""
         return cls(dense=dense, num_keyframes=1024, max_iterations=30, num_cg=8, tolerance=1e-4)
+
+    @classmethod
+    def geneface(cls, model: FaceModel) -> FitConfig:
+        """GeneFace++'s objective, with its weights and priors, minimised by this package's solver.
+
+        That is, with the landmarks scaled to a frame whose longer side is 224 pixels: the mean over frames, landmarks
+        and both coordinates of ``weight * pixels^2``, plus 0.2 and 0.6 times the mean squared coefficient of identity
+        and expression, plus the mean squared second difference (halved) of expression (times 1) and of pose (times
+        0.3). Here everything is multiplied by 2 * 68 * T. Coefficients have no bounds. The halves of the second
+        difference at both ends of a clip are left out, and a translation counts by its angle.
+        """
+        scale = 2.0 * NUM_LANDMARKS
+        pose_acceleration_sigma = 2 / math.sqrt(0.3 * scale / 3)
+        return cls(
+            correlated_noise_decimetres=1e-9,
+            correlated_noise_px=1e-9,
+            correlated_noise_of_frame=1 / _GENEFACE_SIDE,
+            noise_px=1e-9,
+            outlier_sigma=math.inf,
+            upper_lid_weight=20.0,
+            side_weight=0.0,
+            num_side_points=4,
+            far_side_weight=1.0,
+            id_weight=0.2 * scale / model.num_id,
+            exp_weight=0.6 * scale / model.num_exp,
+            size_sigma=math.inf,
+            bound_sigma=math.inf,
+            clamp=False,
+            exp_velocity_sigma=math.inf,
+            rotation_velocity_sigma_radians=math.inf,
+            translation_velocity_sigma_decimetres=math.inf,
+            exp_acceleration_sigma=2 / math.sqrt(scale / model.num_exp),
+            rotation_acceleration_sigma_radians=pose_acceleration_sigma,
+            translation_acceleration_sigma_decimetres=pose_acceleration_sigma,
+            num_keyframes=12,
+            num_cg=2,
+            tolerance=3e-3,
+            hessian_reuse_tol=0.3,
+        )
 
 
 @dataclass(frozen=True)

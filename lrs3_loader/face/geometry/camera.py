@@ -27,7 +27,7 @@ POSE_CONVENTION = (
 )
 
 DISTANCE = 10.0  # decimetres
-_FOCAL_PER_SIDE = 1015.0 / 224  # Deep3DFaceRecon's focal length over the side of its crops
+FOCAL_PER_SIDE = 1015.0 / 224  # Deep3DFaceRecon's focal length over the side of its crops
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Camera:
         """
         if height < 1 or width < 1:
             raise ValueError(f"a frame needs a positive size, got {height} x {width}")
-        return cls(_FOCAL_PER_SIDE * max(height, width), (width - 1) / 2, (height - 1) / 2)
+        return cls(FOCAL_PER_SIDE * max(height, width), (width - 1) / 2, (height - 1) / 2)
 
 
 def apply_pose(points: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:

@@ -21,6 +21,7 @@ from lrs3_loader.config import (
     CorpusConfig,
     DecodeConfig,
     FaceConfig,
+    Fit,
     LandmarkConfig,
     RunConfig,
     SpeechConfig,
@@ -102,11 +103,19 @@ class Video:
         return chunk
 
 
-def from_file(path: Path, face_model: str, assets: Assets, device: torch.device, speech: str | None = None) -> Subject:
+def from_file(
+    path: Path,
+    face_model: str,
+    assets: Assets,
+    device: torch.device,
+    speech: str | None = None,
+    fit: Fit = "fast",
+) -> Subject:
     """Decode a clip and extract it as a run would, however few frames hold a face.
 
     Args:
         speech: a speech encoder whose rows are to be shown as well.
+        fit: as ``FaceConfig.fit``.
 
     Raises:
         RunError: no such file, no video, no audio, no face at all, or a model file is missing.
@@ -116,7 +125,7 @@ def from_file(path: Path, face_model: str, assets: Assets, device: torch.device,
     video = Video(clip, path.parent, decode)
     lenient = LandmarkConfig(min_valid_fraction=0.0, max_gap_frames=decode.max_frames)
     encoder = SpeechConfig(model=speech or "demo")  # extraction wants one, whether its rows are shown or not
-    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model), speech=encoder)
+    config = RunConfig(decode=decode, landmarks=lenient, face=FaceConfig(face_model, fit), speech=encoder)
     config = resolve(config, device.type)
     assets.ensure(face_model)
     models = Models.load(config, assets, device)
