@@ -87,4 +87,10 @@ class PoorFitError(ClipError, reason="poor_fit"):
     """The face model fits the landmarks worse than the configured maximum."""
 
 
-REASONS: tuple[str, ...] = tuple(sorted(kind.reason for kind in ClipError.__subclasses__()))
+_KINDS = {kind.reason: kind for kind in ClipError.__subclasses__()}
+REASONS: tuple[str, ...] = tuple(sorted(_KINDS))
+
+
+def clip_error(reason: str, message: str) -> ClipError:
+    """Return the error that a reject with this reason was made from."""
+    return _KINDS[reason](message)

@@ -18,6 +18,7 @@ from typing import Annotated
 
 import tyro
 
+from lrs3_loader import flags
 from lrs3_loader.config import LaunchConfig, OptionalPlace, RunConfig, demo_defaults
 from lrs3_loader.doctor import checks
 from lrs3_loader.errors import RunError
@@ -90,7 +91,7 @@ def _defaults(words: Sequence[str]) -> tuple[RunConfig, LaunchConfig]:
 
     folder = RunFolder.open(place)
     try:
-        run = settings.config_from_json(folder.record["config"])
+        run = flags.config_from_json(folder.record["config"])
     except ValueError as error:
         raise ValueError(f"{folder.path} cannot be resumed by its name alone: {error}") from error
     return run, LaunchConfig(out=folder.path, device=folder.record["device_type"])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -75,6 +75,14 @@ class ClipDataset:
         except ClipError as error:
             self._check_there(clip)
             return Reject(clip, error.reason, str(error))
+
+    def chunks(self, clip: Clip) -> Iterator[DecodedChunk | Reject]:
+        """Decode a whole clip in this process; yield its chunks in order. A Reject, if any, is the last item."""
+        start: int | None = 0
+        while start is not None:
+            item = self[ChunkRequest(clip, start)]
+            yield item
+            start = None if isinstance(item, Reject) or item.is_last else item.stop
 
     def _check_there(self, clip: Clip) -> None:
         """Raise ``RunError`` if a video is missing because the disk of the corpus is no longer mounted."""

@@ -19,7 +19,7 @@ from lrs3_loader.config import CorpusConfig, as_json, upgrade_saved
 from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.extraction.extractor import ShardExtractor
-from lrs3_loader.launch.settings import flag_names
+from lrs3_loader.flags import flag_names
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences
 from lrs3_loader.types import Clip

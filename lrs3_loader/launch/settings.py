@@ -1,62 +1,21 @@
-"""Settings from elsewhere than the command line: a YAML file of flags, and the ``run.json`` of a run to resume."""
+"""Settings in a YAML file of flags, read and written."""
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lrs3_loader.config import LaunchConfig, RunConfig, upgrade_saved
+from lrs3_loader.config import LaunchConfig, RunConfig
 from lrs3_loader.errors import RunError
+from lrs3_loader.flags import flag_names
 from lrs3_loader.io.files import reading
-from lrs3_loader.io.storage import Url, location
+from lrs3_loader.io.storage import Url
 
 MAX_FILE_BYTES = 1 << 20
 #: Flags that a file cannot set: they say what to do once.
 _NOT_IN_FILES = ("--retry-rejects", "--extend", "--repair")
-
-
-def flag_names(kind: type = RunConfig) -> dict[tuple[str, ...], str]:
-    """Return the flag of each setting by its place: ``("decode", "min_frames")`` is set by ``--min-frames``."""
-    names: dict[tuple[str, ...], str] = {}
-    for name, hint in typing.get_type_hints(kind, include_extras=True).items():
-        plain = typing.get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
-        if dataclasses.is_dataclass(plain):
-            names |= {(name, *place): flag for place, flag in flag_names(typing.cast(type, plain)).items()}
-            continue
-        given = [extra.name for extra in getattr(hint, "__metadata__", ()) if getattr(extra, "name", None)]
-        names[name,] = "--" + (given[0] if given else name).replace("_", "-")
-    return names
-
-
-def config_from_json(saved: Mapping[str, Any]) -> RunConfig:
-    """Make the config of a run from its ``run.json``; the inverse of ``config.as_json``.
-
-    Raises:
-        ValueError: it has settings that this version does not know, or values that are none.
-    """
-    return typing.cast(RunConfig, _from_json(RunConfig, upgrade_saved(saved)))
-
-
-def _from_json(kind: type, plain: Mapping[str, Any]) -> Any:
-    hints = typing.get_type_hints(kind)
-    if unknown := sorted(plain.keys() - hints):
-        raise ValueError(f"this version does not know the setting {unknown[0]}")
-    try:
-        return kind(**{name: _value(hints[name], value) for name, value in plain.items()})
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-
-
-def _value(hint: Any, plain: Any) -> Any:
-    if dataclasses.is_dataclass(hint):
-        return _from_json(typing.cast(type, hint), plain)
-    if isinstance(plain, str) and Path in typing.get_args(hint):
-        return location(plain) if Url in typing.get_args(hint) else Path(plain)
-    return tuple(plain) if isinstance(plain, list) else plain
 
 
 def words_from_file(path: Path, given: Sequence[str]) -> list[str]:

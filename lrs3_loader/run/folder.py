@@ -334,15 +334,6 @@ class Totals:
     reasons: Counter[str]
 
 
-def open_run(path: str | Path) -> RunFolder:
-    """Open a run, local or at a URL: ``open_run("/data/lrs3-shards").table()`` has the figures of every clip.
-
-    Raises:
-        RunError: there is no run, or its files are damaged.
-    """
-    return RunFolder.open(path)
-
-
 def demo_corpus_folder(out: Location) -> Path:
     """Return the folder of a demo run's corpus, inside its output folder."""
     return local_path(out, "a demo run") / "demo-corpus"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
 import torch
 
@@ -38,7 +40,7 @@ def pick_device(name: str) -> torch.device:
 def configure_torch(threads: int) -> None:
     """Make torch deterministic in this process: fixed thread count, no kernels chosen by timing, full float32.
 
-    The settings are not limited to a block of code, because they would affect other threads while that runs.
+    A run does this once: limited to a block of code, the settings would affect other threads while that runs.
     """
     disable_malloc_trim()
     torch.set_num_threads(threads)
@@ -47,3 +49,18 @@ def configure_torch(threads: int) -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
+
+
+@contextlib.contextmanager
+def torch_configured(threads: int) -> Iterator[None]:
+    """Make torch deterministic in the block, and set back what the program had; see ``configure_torch``."""
+    cudnn = torch.backends.cudnn
+    before = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    flags = cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32
+    configure_torch(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_float32_matmul_precision(before[1])
+        cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = flags

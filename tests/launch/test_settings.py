@@ -21,9 +21,10 @@ from lrs3_loader.config import (
     resolve,
 )
 from lrs3_loader.errors import RunError
+from lrs3_loader.flags import config_from_json, flag_names
 from lrs3_loader.io.storage import Url
 from lrs3_loader.launch.cli import UsageError
-from lrs3_loader.launch.settings import as_file, config_from_json, flag_names, words_from_file
+from lrs3_loader.launch.settings import as_file, words_from_file
 from support.run_factory import make_run
 
 CONFIG = RunConfig(

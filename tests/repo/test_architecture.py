@@ -15,10 +15,10 @@ PACKAGE = REPO / "lrs3_loader"
 ORDER = [
     {"types", "errors"},
     {"runtime", "io", "kernels"},
-    {"face", "quality", "run", "config"},
+    {"face", "quality", "run", "config", "flags"},
     {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
     {"extraction", "decode"},
-    {"viz", "doctor", "interop", "syncnet"},
+    {"viz", "doctor", "interop", "syncnet", "api"},
     {"launch"},
     {"commands", "__main__"},
 ]

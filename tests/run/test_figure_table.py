@@ -13,8 +13,9 @@ import pytest
 import lrs3_loader
 from lrs3_loader.commands import verify
 from lrs3_loader.errors import RunError
-from lrs3_loader.run.folder import RunFolder, open_run
+from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger, join_figures, split_figures
+from lrs3_loader.run.reader import open_run
 from support.run_factory import make_run
 
 LENGTHS = [[12, 30, 0], [9, 40]]

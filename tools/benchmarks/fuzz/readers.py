@@ -36,6 +36,7 @@ from lrs3_loader.corpus.transcript import read_transcript
 from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.errors import ClipError, RunError
 from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.flags import config_from_json
 from lrs3_loader.interop.bundle.archive import list_members
 from lrs3_loader.interop.bundle.parts import BundleManifest, PartsReader
 from lrs3_loader.interop.geneface.importer import import_geneface
@@ -43,7 +44,7 @@ from lrs3_loader.interop.geneface.settings import ImportOptions
 from lrs3_loader.io import unpickle
 from lrs3_loader.io.mat_files import read_mat
 from lrs3_loader.io.safe_load import decode_npy
-from lrs3_loader.launch.settings import as_file, config_from_json, words_from_file
+from lrs3_loader.launch.settings import as_file, words_from_file
 from lrs3_loader.run import ledger_index
 from lrs3_loader.run.figure_table import TEXT_COLUMNS, FigureTable
 from lrs3_loader.run.folder import RunFolder
