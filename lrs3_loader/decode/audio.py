@@ -1,34 +1,35 @@
-"""Reads the audio of one clip: decoded, averaged to mono, aligned with the video frames, resampled to 16 kHz.
+"""Reads the audio of one clip: decoded, mixed to mono, aligned with the video frames, resampled to 16 kHz.
 
 The timeline is FFmpeg's (``-af aresample=async=1:first_pts=0``, shifted to the first video frame): audio is placed by
-its timestamps; encoder priming is dropped where FFmpeg drops it; jumps of the timestamps become silence or a cut, and
-smaller steps are ignored, so that rounded timestamps leave no holes.
+its timestamps; encoder priming is dropped where FFmpeg drops it; holes and overlaps of the timestamps become silence or
+a cut. Those under 20 ms (FFmpeg: 100 ms) are ignored, so that rounded or unsteady timestamps leave no holes.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain, pairwise
 from math import gcd
 from pathlib import Path
+from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
 from torchaudio.functional import resample
 
+from lrs3_loader.decode.downmix import to_mono
 from lrs3_loader.decode.video import open_container
 from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, shape_repr
 
-JUMP_SECONDS = Fraction(1, 10)  # smaller steps of the timestamps are ignored: libswresample's min_hard_comp
+TOLERANCE_SECONDS = Fraction(1, 50)  # timestamps off by less are those of an unsteady writer, not holes
 PREROLL_SECONDS = 1  # decoded and discarded after a seek, until the decoder is in a steady state
 SAMPLE_RATES = range(4_000, 768_001)
 MAX_KERNEL = 4_000_000  # taps of torchaudio's resampling kernel; FFmpeg resamples rates that need more
-_INTEGER_SCALES = {"u8": 2**7, "s16": 2**15, "s32": 2**31}
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,14 @@ class _Placed:
     num_excess: int
 
 
+class _Timed(NamedTuple):
+    """A decoded frame of audio on the container's timeline."""
+
+    frame: av.AudioFrame
+    seconds: Fraction | None  # None: right after its predecessor
+    track_start: Fraction  # when the track begins
+
+
 def _place(
     container: av.container.InputContainer, name: str, time_range: TimeRange, max_mismatch_seconds: Fraction
 ) -> _Placed:
@@ -117,7 +126,7 @@ def _place(
     first = next(frames, None)
     if first is None:
         raise NoAudioError(f"{name}: the audio track holds no samples")
-    rate, num_channels, track_start = first[0].sample_rate, first[0].layout.nb_channels, first[2]
+    rate, num_channels, track_start = first.frame.sample_rate, first.frame.layout.nb_channels, first.track_start
     if rate not in SAMPLE_RATES:
         raise UnreadableError(f"{name}: audio of {rate} samples per second")
 
@@ -128,39 +137,55 @@ def _place(
     limit = length + int(max_mismatch_seconds * rate) + margin + 1  # decoding further would not change the result
     samples = np.zeros(margin + length + margin, dtype=np.float32)
     covered = np.zeros(length, dtype=bool)
-    position: int | None = None
-    num_samples = 0
-    for frame, seconds, _ in itertools.chain([first], frames):
-        if position is not None and position >= limit:
+    num_samples = end = 0
+    for frame, position, overlap in _positions(chain([first], frames), origin, rate):
+        if num_samples and end >= limit:
             break
         if (frame.sample_rate, frame.layout.nb_channels) != (rate, num_channels):
             raise UnreadableError(f"{name}: sample rate or channels change in the middle of the audio")
-        block = mono(frame)
-        num_samples += len(block)
-        at = round((seconds - origin) * rate) if seconds is not None else position or 0
-        if position is None:
-            position = at
-        elif abs(at - position) > JUMP_SECONDS * rate:
-            block = block[max(0, position - at) :]
-            position = max(at, position)
-        start = position + margin
+        num_samples += frame.samples
+        block = to_mono(frame)[overlap:]
+        start, end = position + margin, position + len(block)
         inside = block[max(0, -start) : max(0, len(samples) - start)]
         samples[max(0, start) :][: len(inside)] = inside
-        covered[max(0, position) : max(0, position + len(block))] = True
-        position += len(block)
-    assert position is not None
+        covered[max(0, position) : max(0, end)] = True
     num_missing = length - int(covered.sum())
-    return _Placed(samples, rate, num_channels, num_samples, track_start, num_missing, max(0, position - length))
+    return _Placed(samples, rate, num_channels, num_samples, track_start, num_missing, max(0, end - length))
+
+
+def _positions(frames: Iterable[_Timed], origin: Fraction, rate: int) -> Iterator[tuple[av.AudioFrame, int, int]]:
+    """Place frames by their timestamps: one after the other, but for holes and overlaps above ``TOLERANCE_SECONDS``.
+
+    A single frame that is off is no hole: its successor must not be in time again.
+
+    Yields:
+        A frame, the position of its first sample after ``origin`` that is used, and how many before that are not.
+    """
+    tolerance = TOLERANCE_SECONDS * rate
+    position: int | None = None
+    timed: Iterable[_Timed | None] = chain(frames, [None])
+    for current, following in pairwise(timed):
+        assert current is not None
+        frame, overlap = current.frame, 0
+        at = position or 0 if current.seconds is None else round((current.seconds - origin) * rate)
+        if position is None:
+            position = at
+        elif abs(at - position) > tolerance:
+            next_seconds = None if following is None else following.seconds
+            is_in_time = next_seconds is not None and (
+                abs((next_seconds - origin) * rate - position - frame.samples) <= tolerance
+            )
+            if not is_in_time:
+                overlap = min(max(0, position - at), frame.samples)
+                position = max(at, position)
+        yield frame, position, overlap
+        position += frame.samples - overlap
 
 
 def _frames(
     container: av.container.InputContainer, stream: av.AudioStream, name: str, time_range: TimeRange
-) -> Iterator[tuple[av.AudioFrame, Fraction | None, Fraction]]:
-    """Decode the track, from shortly before the time range on.
-
-    Yields:
-        A frame, its time on the container's timeline (None: right after its predecessor), and when the track begins.
-    """
+) -> Iterator[_Timed]:
+    """Decode the track, from shortly before the time range on."""
     time_base = Fraction(stream.time_base or 1)
     stream.codec_context.thread_count = 1
     track_start: Fraction | None = None
@@ -177,23 +202,7 @@ def _frames(
         if track_start is None:
             track_start = seconds or Fraction(0)
         if frame.samples > 0:
-            yield frame, seconds, track_start
-
-
-def mono(frame: av.AudioFrame) -> np.ndarray:
-    """Average the channels of a frame to [n] f32, full scale = 1.
-
-    The downmix of the libraries preserves the power of uncorrelated channels, and so makes identical ones 1.41 times
-    too loud.
-    """
-    data = frame.to_ndarray()
-    if not frame.format.is_planar:  # [1, n * channels]
-        data = data.reshape(-1, frame.layout.nb_channels).T
-    kind = frame.format.name.removesuffix("p")
-    if kind in _INTEGER_SCALES:
-        zero = 128 if kind == "u8" else 0
-        return ((data.astype(np.float64).mean(axis=0) - zero) / _INTEGER_SCALES[kind]).astype(np.float32)
-    return data.mean(axis=0, dtype=np.float64 if kind == "dbl" else None).astype(np.float32)
+            yield _Timed(frame, seconds, track_start)
 
 
 def _to_16khz(samples: torch.Tensor, rate: int) -> torch.Tensor:

@@ -12,10 +12,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from torchaudio.functional import resample
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.plan import probe_frames
 from lrs3_loader.decode.audio import ClipAudio, TimeRange, read_audio
+from lrs3_loader.decode.downmix import mono_weights
 from lrs3_loader.decode.frames import FrameReader, read_frames
 from lrs3_loader.decode.mp4 import check_mp4
 from lrs3_loader.decode.video import VideoTrack, probe_video
@@ -234,6 +236,29 @@ def test_stereo_is_averaged(tmp_path: Path) -> None:
     assert np.abs(sound.waveform.numpy() - stereo.mean(axis=0)).max() < 2 / 32_768
 
 
+@pytest.mark.parametrize(("codec", "tolerance"), [("pcm_s16le", 2 / 32_768), ("ac3", 0.03)])
+def test_surround_is_mixed_as_by_ffmpeg(tmp_path: Path, ffmpeg: str, codec: str, tolerance: float) -> None:
+    channels = np.stack([files.noise(2, 48_000, seed=seed)[0] for seed in range(6)])[:, :96_000] / 2
+    channels[2] = files.clicks(2, 48_000, CLICKS)[0]  # speech is in the centre
+    path = files.write_media(tmp_path / "a.mkv", sound=channels, sample_rate=48_000, sound_codec=codec)
+    raw = run_ffmpeg(ffmpeg, path, "-vn", "-ac", "1", "-f", "s16le", "-c:a", "pcm_s16le")
+    theirs = resample(torch.from_numpy(np.frombuffer(raw, np.int16) / np.float32(32_768)), 48_000, 16_000)
+    audio = audio_of(path)
+    assert audio.num_channels == 6
+    assert (audio.waveform - theirs[:32_000]).abs()[200:-200].max() < tolerance
+
+
+def test_the_centre_counts_most_and_low_frequencies_nothing() -> None:
+    weights = mono_weights("5.1(side)", 6)
+    assert weights.sum() == pytest.approx(1)
+    assert weights.argmax() == 2
+    assert weights[2] == pytest.approx(np.sqrt(2) * weights[0])
+    assert weights[3] == 0
+    assert mono_weights("stereo", 2).tolist() == [0.5, 0.5]
+    assert mono_weights("mono", 1).tolist() == [1]
+    assert mono_weights("ambisonic 1", 4).tolist() == [0.25] * 4  # FFmpeg knows no mix
+
+
 def test_a_jump_of_the_sounds_timestamps_is_silence(tmp_path: Path) -> None:
     path = files.write_media(
         tmp_path / "a.mkv", sound=files.clicks(1.6, 16_000, CLICKS), sound_gap=(0.704, 0.4), sound_codec="pcm_s16le"
@@ -242,6 +267,57 @@ def test_a_jump_of_the_sounds_timestamps_is_silence(tmp_path: Path) -> None:
     assert files.click_times(sound.waveform.numpy()) == pytest.approx([0.5, 1.4, 1.9], abs=ONE_MS)
     assert sound.num_missing_samples == 6_400
     assert not sound.waveform[int(0.75 * 16_000) : int(1.1 * 16_000)].any()
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.05, 0.09, 0.11])
+def test_a_hole_in_the_sound_is_silence(tmp_path: Path, seconds: float) -> None:
+    sound = files.clicks(2.0 - seconds, 16_000, CLICKS)
+    path = files.write_media(tmp_path / "a.mkv", sound=sound, sound_gap=(0.704, seconds), sound_codec="pcm_s16le")
+    audio = audio_of(path)
+    late = [at + seconds * (at > 0.704) for at in CLICKS]
+    assert files.click_times(audio.waveform.numpy()) == pytest.approx(late, abs=ONE_MS)
+    assert audio.num_missing_samples == pytest.approx(16_000 * seconds, abs=1)
+    assert audio.num_excess_samples == 0
+
+
+@pytest.mark.parametrize("seconds", [0.03, 0.09])
+def test_sound_whose_timestamps_overlap_is_cut(tmp_path: Path, seconds: float) -> None:
+    sound = files.clicks(2.0 + seconds, 16_000, CLICKS)
+    path = files.write_media(tmp_path / "a.mkv", sound=sound, sound_gap=(0.704, -seconds), sound_codec="pcm_s16le")
+    early = [at - seconds * (at > 0.704) for at in CLICKS]
+    assert files.click_times(audio_of(path).waveform.numpy()) == pytest.approx(early, abs=ONE_MS)
+
+
+def test_unsteady_timestamps_leave_no_holes(tmp_path: Path) -> None:
+    sound = files.clicks(2.0, 16_000, CLICKS)
+    steady = files.write_media(tmp_path / "a.mkv", sound=sound, sound_codec="pcm_s16le")
+    rng = np.random.default_rng(0)
+    late = rng.uniform(-0.009, 0.009, 100)
+    late[[0, 12]] = 0, 0.05  # one packet alone is no hole
+    unsteady = files.retimed(steady, tmp_path / "b.mkv", lambda number: float(late[number]))
+    audio = audio_of(unsteady)
+    assert audio.num_missing_samples == 0
+    assert torch.equal(audio.waveform, audio_of(steady).waveform)
+
+
+def test_sound_that_drifts_from_its_timestamps_is_kept_near_them(tmp_path: Path) -> None:
+    """A sound card that is 1 % slow: 20 ms late, at most, instead of 100."""
+    sound = files.clicks(10.0, 16_000, np.arange(0.5, 9.6))
+    steady = files.write_media(tmp_path / "a.mkv", num_frames=250, sound=sound, sound_codec="pcm_s16le")
+    path = files.retimed(steady, tmp_path / "b.mkv", lambda number: number * 0.064 * 0.01)
+    heard = files.click_times(audio_of(path).waveform.numpy())
+    assert np.abs(np.array(heard) - 1.01 * np.arange(0.5, 9.6)).max() < 0.022
+
+
+def test_fragments_that_begin_with_a_hole(tmp_path: Path) -> None:
+    """FFmpeg's writer of fragmented files leaves a hole after the first packet of the sound."""
+    path = files.write_media(
+        tmp_path / "a.mp4",
+        sound=files.clicks(2, 48_000, CLICKS),
+        sample_rate=48_000,
+        container_options={"movflags": "frag_keyframe+empty_moov"},
+    )
+    assert files.click_times(audio_of(path).waveform.numpy()) == pytest.approx(list(CLICKS), abs=ONE_MS)
 
 
 def test_missing_and_excess_sound(tmp_path: Path) -> None:

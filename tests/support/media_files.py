@@ -153,6 +153,22 @@ def _encode_sound(stream, sound, sample_rate, offset, gap) -> list[av.Packet]:  
     return packets + stream.encode(None)
 
 
+def retimed(source: Path, path: Path, late: Callable[[int], float]) -> Path:
+    """A copy in which packet ``number`` of the sound has a timestamp that is ``late(number)`` seconds later."""
+    with av.open(str(source)) as container, av.open(str(path), "w") as out:
+        streams = {stream.index: out.add_stream_from_template(stream) for stream in container.streams}
+        number = 0
+        for packet in container.demux():
+            if not packet.size:
+                continue
+            if packet.stream.type == "audio":
+                packet.pts = packet.dts = packet.pts + round(late(number) / packet.time_base)
+                number += 1
+            packet.stream = streams[packet.stream_index]
+            out.mux(packet)
+    return path
+
+
 def truncated(source: Path, path: Path, keep: float) -> Path:
     """The first ``keep`` (0..1) of a file's bytes."""
     data = source.read_bytes()
