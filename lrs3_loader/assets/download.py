@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lrs3_loader.errors import RunError, UnreachableError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import HashingFile, atomic_write
 from lrs3_loader.io.zip_files import read_zip
 
 logger = logging.getLogger(__name__)
@@ -50,14 +50,13 @@ def download(url: str, path: Path, sha256: str | None) -> None:
         RunError: the file has another hash, or cannot be written.
     """
     logger.info("fetching %s", url)
-    digest = hashlib.sha256()
     try:
         with atomic_write(path) as file:
+            hashing = HashingFile(file)
             for chunk in _read_chunks(url):
-                digest.update(chunk)
-                file.write(chunk)
-            if sha256 is not None and digest.hexdigest() != sha256:
-                raise RunError(f"{url} gave another file than expected: sha256 {digest.hexdigest()}, not {sha256}")
+                hashing.write(chunk)
+            if sha256 not in (None, hashing.sha256):
+                raise RunError(f"{url} gave another file than expected: sha256 {hashing.sha256}, not {sha256}")
     except OSError as error:
         raise RunError(f"cannot write {path}: {error.strerror or error}") from error
 

@@ -17,14 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from lrs3_loader.assets.download import (
-    WheelMember,
-    download,
-    download_wheel,
-    extract_wheel,
-    locked,
-    wheel_command,
-)
+from lrs3_loader.assets.download import WheelMember, download, download_wheel, extract_wheel, locked, wheel_command
 from lrs3_loader.errors import RunError, UnreachableError
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.zip_files import read_zip

@@ -30,6 +30,30 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+class HashingFile:
+    """Hashes and counts the bytes that are read from a file or written to it."""
+
+    def __init__(self, file: IO[bytes]):
+        self._file = file
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+
+    def read(self, size: int) -> bytes:
+        return self._count(self._file.read(size))
+
+    def write(self, data: bytes) -> int:
+        return self._file.write(self._count(data))
+
+    def _count(self, data: bytes) -> bytes:
+        self._hash.update(data)
+        self.num_bytes += len(data)
+        return data
+
+    @property
+    def sha256(self) -> str:
+        return self._hash.hexdigest()
+
+
 def utc_now() -> str:
     """Return the current time in UTC as ISO 8601, to the millisecond: ``2026-01-31T12:00:00.000+00:00``."""
     return datetime.now(timezone.utc).isoformat(timespec="milliseconds")

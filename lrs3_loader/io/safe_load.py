@@ -225,15 +225,7 @@ def _check_opcodes(stream: Any) -> None:
 
 
 #: What torch's restricted unpickler raises over damaged files: it lets through the errors of their instructions.
-_DAMAGE = (
-    AssertionError,
-    AttributeError,
-    LookupError,
-    MemoryError,
-    TypeError,
-    pickle.UnpicklingError,
-    *ZIP_DAMAGE,
-)
+_DAMAGE = (AssertionError, AttributeError, LookupError, MemoryError, TypeError, pickle.UnpicklingError, *ZIP_DAMAGE)
 
 
 def load_plain(path: Path) -> Any:

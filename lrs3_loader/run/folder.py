@@ -12,7 +12,6 @@ OUT/
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import itertools
 import logging
 from collections import Counter
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lrs3_loader.errors import RunError, UnreachableError
+from lrs3_loader.io.files import HashingFile
 from lrs3_loader.io.storage import Location, Store, local_path, store_at
 from lrs3_loader.run.figure_table import FigureTable
 from lrs3_loader.run.ledger import (
@@ -45,7 +45,7 @@ from lrs3_loader.run.record import (
     run_hash,
     write_record,
 )
-from lrs3_loader.run.shards import add_figures, check_shard, publish_shard, read_shard
+from lrs3_loader.run.shards import add_figures, check_shard, open_tar, publish_shard, read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.types import ClipFeatures, Reject, Shard
 
@@ -107,12 +107,11 @@ class RunFolder:
         """
         name = next_manifest(self.record)
         plan = itertools.chain(self.shards, shards)
-        digest = hashlib.sha256()
         with self.store.write(name) as file:
+            hashing = HashingFile(file)
             for line in manifest_lines(plan):
-                digest.update(line.encode("ascii"))
-                file.write(line.encode("ascii"))
-        write_record(self.store, {**self.record, "manifest": {"file": name, "sha256": digest.hexdigest()}})
+                hashing.write(line.encode("ascii"))
+        write_record(self.store, {**self.record, "manifest": {"file": name, "sha256": hashing.sha256}})
         return self.open(str(self.path))
 
     @classmethod
@@ -135,7 +134,11 @@ class RunFolder:
 
     def tar_path(self, shard: Shard) -> Path:
         """Return the path of a shard's tar; ``RunError`` if the run is remote."""
-        return local_path(self.path, "opening tars by path") / self._tar(shard)
+        try:
+            generation = self.ledger(shard).generation
+        except FileNotFoundError:
+            generation = 0
+        return local_path(self.path, "opening tars by path") / tar_name(shard.name, generation)
 
     def open_tar(self, shard: Shard) -> TarIndex:
         """Open the tar of a published shard with its ledger; that of a remote run is downloaded for it.
@@ -147,20 +150,7 @@ class RunFolder:
             ledger = self.ledger(shard)
         except (FileNotFoundError, RunError) as error:
             raise DamagedError(f"{shard.name} has no sound ledger: {error}") from error
-        name = tar_name(shard.name, ledger.generation)
-        with self.store.local_copy(name) as folder:  # the open file outlives its name
-            try:
-                index = TarIndex(folder / name, ledger)
-            except DamagedError as error:
-                raise DamagedError(str(error).replace(str(folder / name), self.store.where(name))) from error
-        index.path = self.store.where(name)
-        return index
-
-    def _tar(self, shard: Shard) -> str:
-        try:
-            return tar_name(shard.name, self.ledger(shard).generation)
-        except FileNotFoundError:
-            return tar_name(shard.name)
+        return open_tar(self.store, tar_name(shard.name, ledger.generation), ledger)
 
     def ledger(self, shard: Shard) -> Ledger:
         """Return the ledger of a shard; ``FileNotFoundError`` if it is not published."""

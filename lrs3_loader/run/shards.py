@@ -8,42 +8,23 @@ the ledger, which names the tar, is replaced; then the old tar is removed.
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import io
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import webdataset
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import file_sha256, utc_now
+from lrs3_loader.io.files import HashingFile, file_sha256, utc_now
 from lrs3_loader.io.safe_load import check_types
 from lrs3_loader.io.storage import Store
 from lrs3_loader.quality.figures import FIGURES_VERSION, figure_numbers
 from lrs3_loader.run.ledger import REPAIR, Ledger, join_checksums, join_figures, ledger_name, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
 from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, field_of_member, member_name, printable
-
-
-class _HashingFile:
-    """Hashes and counts the bytes that are written to a file."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self._hash = hashlib.sha256()
-        self.num_bytes = 0
-
-    def write(self, data: bytes) -> int:
-        self._hash.update(data)
-        self.num_bytes += len(data)
-        return self._file.write(data)
-
-    @property
-    def sha256(self) -> str:
-        return self._hash.hexdigest()
 
 
 def encode_sample(features: ClipFeatures) -> dict[str, Any]:
@@ -88,7 +69,7 @@ def publish_shard(
     generation = 0 if sound is None else sound.generation + 1
     try:
         with store.write(tar_name(shard.name, generation)) as file:
-            stream = _HashingFile(file)
+            stream = HashingFile(file)
             samples, rejects, checksums, figures = _write_tar(stream, shard, results)
             if sound and (sound.sha256, sound.rejects) == (stream.sha256, rejects):
                 raise _UnchangedError
@@ -137,7 +118,7 @@ def _is_sound(store: Store, ledger: Ledger) -> bool:
 
 
 def _write_tar(
-    stream: _HashingFile, shard: Shard, results: Iterable[ClipFeatures | Reject]
+    stream: HashingFile, shard: Shard, results: Iterable[ClipFeatures | Reject]
 ) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...], list[dict[str, str]], list[dict[str, float]]]:
     """Write the samples; return samples and rejects as the ledger records them, and checksums and figures of each."""
     samples: list[tuple[str, int]] = []
@@ -160,6 +141,17 @@ def _write_tar(
     return tuple(samples), tuple(rejects), checksums, figures
 
 
+def open_tar(store: Store, name: str, ledger: Ledger | None) -> TarIndex:
+    """Open a tar of a run; that of a remote run is downloaded for it. Raises ``DamagedError``."""
+    with store.local_copy(name) as folder:  # the open file outlives its name
+        try:
+            index = TarIndex(folder / name, ledger)
+        except DamagedError as error:
+            raise DamagedError(str(error).replace(str(folder / name), store.where(name))) from error
+    index.path = store.where(name)
+    return index
+
+
 def add_figures(store: Store, ledger: Ledger) -> Ledger:
     """Write the ledger of a shard again, with the figures that the json of its samples hold.
 
@@ -167,13 +159,12 @@ def add_figures(store: Store, ledger: Ledger) -> Ledger:
         RunError: the tar is damaged.
     """
     name = tar_name(ledger.shard, ledger.generation)
-    with store.local_copy(name) as folder:
-        try:
-            with TarIndex(folder / name, ledger) as tar:
-                found = {sample.key: figure_numbers(tar.read(i, ())["json"]) for i, sample in enumerate(tar.samples)}
-                figures = [found[key] for key, _ in ledger.samples]
-        except (DamagedError, OSError, KeyError) as error:
-            raise RunError(f"{store.where(name)} is damaged ({error}); {REPAIR}") from error
+    try:
+        with open_tar(store, name, ledger) as tar:
+            found = {sample.key: figure_numbers(tar.read(i, ())["json"]) for i, sample in enumerate(tar.samples)}
+            figures = [found[key] for key, _ in ledger.samples]
+    except (DamagedError, OSError, KeyError) as error:
+        raise RunError(f"{store.where(name)} is damaged ({error}); {REPAIR}") from error
     version = FIGURES_VERSION if any(figures) else 0
     completed = dataclasses.replace(ledger, figures=join_figures(figures), figures_version=version)
     with store.write(ledger_name(ledger.shard)) as file:

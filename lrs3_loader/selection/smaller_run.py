@@ -10,11 +10,11 @@ from typing import Any
 from lrs3_loader.config import PlanConfig
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.ledger import REPAIR, tar_name
+from lrs3_loader.run.ledger import REPAIR
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.record import differences
 from lrs3_loader.run.shards import check_sample
-from lrs3_loader.run.tar import DamagedError, TarIndex
+from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.selection.expression import Expression
 from lrs3_loader.selection.waterfall import Step, waterfall
 from lrs3_loader.types import Clip, ClipFeatures, Shard
@@ -106,17 +106,14 @@ def _copies(
         home = homes[clips[0].key]
         here = [clip for clip in clips if homes[clip.key] is home or homes[clip.key].name == home.name]
         clips = clips[len(here) :]
-        ledger = folder.ledger(home)
-        name = tar_name(home.name, ledger.generation)
-        with folder.store.local_copy(name) as copy:
-            try:
-                with TarIndex(copy / name, ledger) as tar:
-                    places = {sample.key: place for place, sample in enumerate(tar.samples)}
-                    for clip in here:
-                        yield _features(clip, check_sample(str(copy / name), tar.read(places[clip.key], None)))
-                        progress(1)
-            except (DamagedError, KeyError) as error:
-                raise RunError(f"{folder.store.where(name)} is damaged ({error}); {REPAIR}") from error
+        try:
+            with folder.open_tar(home) as tar:
+                places = {sample.key: place for place, sample in enumerate(tar.samples)}
+                for clip in here:
+                    yield _features(clip, check_sample(str(tar.path), tar.read(places[clip.key], None)))
+                    progress(1)
+        except (DamagedError, KeyError) as error:
+            raise RunError(f"{home.name} of {folder.path} is damaged ({error}); {REPAIR}") from error
 
 
 def _features(clip: Clip, sample: dict[str, Any]) -> ClipFeatures:

@@ -143,15 +143,14 @@ class ShardStream(IterableDataset[Item]):
         given = {name: value for name, value in locals().items() if name in StreamSettings.__dataclass_fields__}
         self.task = make_task(task)
         self.rank, self.world_size = resolve_rank(rank, world_size)
-        condition = None if where is None else Expression(where)
         known: dict[str, Any] = {
             "task": self.task,
-            "where": condition,
+            "where": None if where is None else Expression(where),
             "rank": self.rank,
             "world_size": self.world_size,
+            "num_locations": len(list_locations(run_or_urls)),
+            "offsets": _offsets_table(offsets, run_or_urls),
         }
-        known["num_locations"] = len(list_locations(run_or_urls))
-        known["offsets"] = _offsets_table(offsets, run_or_urls)
         self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")

@@ -8,7 +8,7 @@ from typing import Any
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.tar import DamagedError, Sample
 from lrs3_loader.stream.catalog import Catalog
-from lrs3_loader.stream.readers import LocalReader
+from lrs3_loader.stream.readers import TarReader
 from lrs3_loader.stream.schedule import make_batches, shuffle_blocks, shuffled_order
 from lrs3_loader.stream.settings import StreamSettings
 from lrs3_loader.stream.sources import Locations, list_sources, require_fields
@@ -31,7 +31,7 @@ class PersonClips:
         if not len(self._catalog):
             raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")
         self._settings = settings
-        self._reader = LocalReader(self._catalog, settings.task.fields)
+        self._reader = TarReader(self._catalog, settings.task.fields)
         self._rewind(-1)
 
     def __getstate__(self) -> dict[str, Any]:

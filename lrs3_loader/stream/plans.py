@@ -18,7 +18,7 @@ import numpy as np
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream.catalog import Catalog
 from lrs3_loader.stream.position import ScheduledBatch
-from lrs3_loader.stream.readers import FetchingReader, LocalReader, Reader, StreamReader
+from lrs3_loader.stream.readers import MAX_FETCHED_TARS, MAX_OPEN_TARS, Reader, StreamReader, TarReader
 from lrs3_loader.stream.schedule import (
     BatchIds,
     interleave,
@@ -100,7 +100,7 @@ class IndexedPlan:
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
         """Return the batches that were given, and a reader of their samples."""
         if self._is_local:
-            return scheduled, LocalReader(self.catalog, fields)
+            return scheduled, TarReader(self.catalog, fields)
         known = list(scheduled)
         return known, StreamReader(self.catalog, fields, (scheduled.batch for scheduled in known))
 
@@ -152,8 +152,8 @@ class FollowedPlan:
     def reader(
         self, scheduled: Iterable[ScheduledBatch], fields: tuple[str, ...] | None
     ) -> tuple[Iterable[ScheduledBatch], Reader]:
-        is_local = isinstance(self.folder.path, Path)
-        return scheduled, (LocalReader if is_local else FetchingReader)(self.catalog, fields)
+        most_open = MAX_OPEN_TARS if isinstance(self.folder.path, Path) else MAX_FETCHED_TARS
+        return scheduled, TarReader(self.catalog, fields, most_open)
 
 
 Plan = IndexedPlan | FollowedPlan

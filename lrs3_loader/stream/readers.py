@@ -7,14 +7,15 @@ import contextlib
 import gzip
 import logging
 import lzma
+import os
 import zlib
 from collections import OrderedDict
 from collections.abc import Generator, Iterable
-from pathlib import Path
 from typing import IO, Any
 
 from lrs3_loader.io.storage import store_at
 from lrs3_loader.run.ledger import Ledger
+from lrs3_loader.run.shards import open_tar
 from lrs3_loader.run.tar import (
     MAX_MEMBER_BYTES,
     DamagedError,
@@ -41,14 +42,16 @@ MAX_FETCHED_TARS = 4  # per reader; a run that is followed is read shard by shar
 _PIECE_BYTES = 1 << 20
 
 
-class LocalReader:
-    """Reads the samples of local tars in any order, and keeps the tars that were used last open."""
+class TarReader:
+    """Reads the samples of tars in any order, and keeps the ``most_open`` tars that were used last open.
 
-    _most_open = MAX_OPEN_TARS
+    A tar on object storage is downloaded whole; every reader does so for itself.
+    """
 
-    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None):
+    def __init__(self, catalog: Catalog, fields: tuple[str, ...] | None, most_open: int = MAX_OPEN_TARS):
         self._catalog = catalog
         self._fields = fields
+        self._most_open = most_open
         self._open: OrderedDict[int, TarIndex] = OrderedDict()
         self._broken: dict[int, str] = {}
 
@@ -87,35 +90,16 @@ class LocalReader:
         problem = DamagedError(f"{source.url} cannot be opened")
         for url, ledger in source.versions():
             try:
-                return self._open_tar(url, ledger)
+                root, name = os.path.split(url)
+                return open_tar(store_at(root), name, ledger)
             except DamagedError as error:
                 problem = error
         raise problem
-
-    def _open_tar(self, url: str, ledger: Ledger | None) -> TarIndex:
-        return TarIndex(Path(url), ledger)
 
     def close(self) -> None:
         for index in self._open.values():
             index.close()
         self._open.clear()
-
-
-class FetchingReader(LocalReader):
-    """Reads the samples of tars on object storage in any order: downloads each tar whole and keeps it for a while.
-
-    Every reader downloads for itself, so each tar of a run is downloaded once per reader.
-    """
-
-    _most_open = MAX_FETCHED_TARS
-
-    def _open_tar(self, url: str, ledger: Ledger | None) -> TarIndex:
-        root, _, name = url.rpartition("/")
-        with store_at(root).local_copy(name) as folder:  # the open file outlives its name
-            try:
-                return TarIndex(folder / name, ledger)
-            except DamagedError as error:
-                raise DamagedError(str(error).replace(str(folder / name), url)) from error
 
 
 class StreamReader:
@@ -201,7 +185,7 @@ def _checked(url: str, key: str, members: Members, ledger: Ledger | None) -> Mem
 
 
 #: Reads the samples of a catalog: ``read(partition, sample_id)`` and ``close()``.
-Reader = LocalReader | StreamReader
+Reader = TarReader | StreamReader
 
 
 class _Head:

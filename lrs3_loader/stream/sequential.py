@@ -8,7 +8,7 @@ there, everything before it is read again.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
 
@@ -104,14 +104,14 @@ class SequentialBatches:
     def position_after(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
         """Return the position after the batch with this cursor; the DataLoader takes from each worker in turn."""
         before = start.delivered or (0,) * cursor.num_workers
-        delivered = [done + cursor.step + (worker <= cursor.worker) for worker, done in enumerate(before)]
-        return SequentialPosition(start.epoch, self._settings.rank, self._settings.world_size, tuple(delivered))
+        delivered = (done + cursor.step + (worker <= cursor.worker) for worker, done in enumerate(before))
+        return replace(start, delivered=tuple(delivered))
 
     def position_in_worker(self, start: SequentialPosition, cursor: Cursor) -> SequentialPosition:
         """Return the position after that batch for one worker alone, whose state is saved with those of the others."""
         before = start.delivered or (0,) * cursor.num_workers
-        delivered = [done + (cursor.step + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before)]
-        return SequentialPosition(start.epoch, self._settings.rank, self._settings.world_size, tuple(delivered))
+        delivered = (done + (cursor.step + 1 if worker == cursor.worker else 0) for worker, done in enumerate(before))
+        return replace(start, delivered=tuple(delivered))
 
 
 @dataclass

@@ -14,14 +14,7 @@ from lrs3_loader.selection.expression import Expression
 from lrs3_loader.stream.schedule import BatchRule
 from lrs3_loader.stream.tasks import Task
 
-_AT_LEAST_ONE = (
-    "batch_size",
-    "batch_frames",
-    "shuffle_buffer",
-    "max_frames",
-    "crop_frames",
-    "num_parallel_shards",
-)
+_AT_LEAST_ONE = ("batch_size", "batch_frames", "shuffle_buffer", "max_frames", "crop_frames", "num_parallel_shards")
 _IDENTITY = (
     "batch_size",
     "batch_frames",

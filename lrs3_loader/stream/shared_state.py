@@ -15,7 +15,19 @@ from lrs3_loader.run.tar import DamagedError
 logger = logging.getLogger(__name__)
 
 _ROWS = 64
-_EPOCH, _GENERATION, _WORKERS_READ = range(3)
+
+
+class _Number:
+    """An attribute that lies in the shared memory of its ``SharedState``."""
+
+    def __init__(self, place: int):
+        self._place = place
+
+    def __get__(self, state: SharedState, kind: type) -> int:
+        return int(state.numbers[self._place])
+
+    def __set__(self, state: SharedState, value: int) -> None:
+        state.numbers[self._place] = value
 
 
 class SharedState:
@@ -31,36 +43,14 @@ class SharedState:
         self.names = names
         self._skip_errors = skip_errors
         self._logged: set[int] = set()
-        self._numbers = torch.zeros(3, dtype=torch.int64).share_memory_()
+        self.numbers = torch.zeros(3, dtype=torch.int64).share_memory_()
         self._skipped = torch.zeros(num_batches, dtype=torch.bool).share_memory_()
         # One row per worker, because two processes adding to one number would lose counts.
         self._lost = torch.zeros((_ROWS, len(names)), dtype=torch.int64).share_memory_()
 
-    @property
-    def epoch(self) -> int:
-        return int(self._numbers[_EPOCH])
-
-    @epoch.setter
-    def epoch(self, epoch: int) -> None:
-        self._numbers[_EPOCH] = epoch
-
-    @property
-    def generation(self) -> int:
-        """The number of states that the main process has loaded."""
-        return int(self._numbers[_GENERATION])
-
-    @generation.setter
-    def generation(self, generation: int) -> None:
-        self._numbers[_GENERATION] = generation
-
-    @property
-    def workers_read(self) -> bool:
-        """True once a worker process has begun to read."""
-        return bool(self._numbers[_WORKERS_READ])
-
-    @workers_read.setter
-    def workers_read(self, workers_read: bool) -> None:
-        self._numbers[_WORKERS_READ] = workers_read
+    epoch = _Number(0)
+    generation = _Number(1)  # number of states that the main process has loaded
+    workers_read = _Number(2)  # 1 once a worker process has begun to read
 
     @property
     def skipped(self) -> np.ndarray:

@@ -7,7 +7,6 @@ others publish, as one file, without joining them on disk.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import shutil
@@ -28,7 +27,7 @@ from lrs3_loader.interop.bundle.parts import (
     check_manifest,
     check_sizes,
 )
-from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
+from lrs3_loader.io.files import HashingFile, atomic_write, clear_unfinished, make_folder
 from lrs3_loader.io.storage import SCRATCH
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR, tar_name
@@ -97,12 +96,12 @@ def pack_archive(
             info = tarfile.TarInfo(f"{name}/{path}")  # without clock, user and host
             with open(source / path, "rb") as file:
                 info.size = os.fstat(file.fileno()).st_size
-                hashing = _HashingReader(file)
+                hashing = HashingFile(file)
                 try:
                     tar.addfile(info, cast(IO[bytes], hashing))
                 except OSError as error:
                     raise RunError(f"cannot pack {source / path}: {error}") from error
-            if hashes.get(str(path)) not in (None, hashing.digest.hexdigest()):
+            if hashes.get(str(path)) not in (None, hashing.sha256):
                 raise RunError(f"{source / path} is damaged: its sha256 is not the one in its ledger; {REPAIR}")
             progress(info.size)
     manifest = BundleManifest(archive, name, len(files), tuple(writer.parts))
@@ -135,19 +134,6 @@ def _cannot_list(error: OSError) -> None:
     raise RunError(f"cannot read {error.filename}: {error.strerror}")
 
 
-class _HashingReader:
-    """Hashes what is read from a file."""
-
-    def __init__(self, file: IO[bytes]):
-        self._file = file
-        self.digest = hashlib.sha256()
-
-    def read(self, size: int) -> bytes:
-        data = self._file.read(size)
-        self.digest.update(data)
-        return data
-
-
 def _recorded_hashes(source: Path) -> dict[str, str]:
     """Return the SHA-256 of each tar of a run, by its name in the run; empty if there is no run."""
     if not RunFolder.exists(source):
@@ -157,9 +143,7 @@ def _recorded_hashes(source: Path) -> dict[str, str]:
 
 
 def unpack_archive(
-    paths: Sequence[Path],
-    out: Path,
-    progress: Callable[[int], object] = lambda num_bytes: None,
+    paths: Sequence[Path], out: Path, progress: Callable[[int], object] = lambda num_bytes: None
 ) -> UnpackResult:
     """Unpack the parts of one archive into ``out``; call it again to resume.
 

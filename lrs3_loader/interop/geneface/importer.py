@@ -48,10 +48,7 @@ CROP_POSE_CONVENTION = (
 
 
 def import_geneface(
-    source: Path,
-    out: Path,
-    options: ImportOptions,
-    progress: Callable[[int], object] = lambda count: None,
+    source: Path, out: Path, options: ImportOptions, progress: Callable[[int], object] = lambda count: None
 ) -> RunFolder:
     """Turn the set in ``source`` into a run in ``out``; call it again to resume.
 

@@ -77,8 +77,5 @@ def write_image(path: Path, image: np.ndarray, small: bool = False) -> None:
     encoded = Image.fromarray(image)
     if small:  # the other methods leave out what is bright but rare: dots, lines
         encoded = encoded.quantize(256, method=Image.Quantize.FASTOCTREE)
-    try:
-        with write_result(path) as file:
-            encoded.save(file, "png", optimize=small)
-    except OSError as error:
-        raise RunError(f"cannot write {path}: {error.strerror}") from error
+    with write_result(path) as file:
+        encoded.save(file, "png", optimize=small)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.selection.expression import Expression
@@ -39,9 +38,6 @@ def write_report(
     """
     findings = collect(folder, sample=sample, num_picks=gallery, progress=progress, where=where)
     cards, remark = draw_cards(folder, findings.picks, load_model, findings.damaged)
-    try:
-        with write_result(page) as file:
-            file.write(render(findings, cards, remark).encode("utf-8", "replace"))
-    except OSError as error:
-        raise RunError(f"cannot write {page}: {error.strerror}") from error
+    with write_result(page) as file:
+        file.write(render(findings, cards, remark).encode("utf-8", "replace"))
     return findings
