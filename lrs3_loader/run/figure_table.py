@@ -78,9 +78,9 @@ class FigureTable:
                 )
         keys = [key for ledger in kept for key, _ in ledger.samples]
         frames = np.array([frames for ledger in kept for _, frames in ledger.samples], np.int64)
-        parts = [key.split("/") for key in keys]
-        texts = [keys, *([part[i] for part in parts] for i in range(3))]
-        texts.append([ledger.shard for ledger in kept for _ in ledger.samples])
+        parts = "/".join(keys).split("/") if keys else []  # one list: three texts of each key
+        shards = [ledger.shard for ledger in kept for _ in ledger.samples]
+        texts = [keys, *(parts[i::3] for i in range(3)), shards]
         columns = dict(zip(TEXT_COLUMNS, map(_objects, texts), strict=True))
         columns |= {"num_frames": frames, "duration_seconds": frames / FRAMES_PER_SECOND}
         figures = {figure for ledger in kept for figure in ledger.figures} - columns.keys()

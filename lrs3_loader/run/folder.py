@@ -15,7 +15,7 @@ import dataclasses
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,9 +156,9 @@ class RunFolder:
         """Return the ledger of a shard; ``FileNotFoundError`` if it is not published."""
         return read_ledger(self.store, shard.name)
 
-    def ledgers(self) -> Iterator[Ledger]:
-        """Yield the ledgers of all published shards in the order of the plan, reading many at a time."""
-        names = [ledger_name(shard) for shard in self.shards.names]
+    def ledgers(self, shards: Collection[str] | None = None) -> Iterator[Ledger]:
+        """Yield the ledgers of published shards (of these only, if given) in the order of the plan, many at a time."""
+        names = [ledger_name(shard) for shard in self.shards.names if shards is None or shard in shards]
         for name, data in self.store.read_many(names):
             yield Ledger.parse(data, self.store.where(name))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -130,7 +131,12 @@ def split_figures(text: str) -> np.ndarray:
     Raises:
         ValueError: it holds something else.
     """
-    numbers = np.fromiter(map(float, text.split()), np.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", DeprecationWarning)  # numpy before 2.3 only warns of what is no number
+        try:
+            numbers = np.fromstring(text, np.float64, sep=" ")
+        except DeprecationWarning as error:
+            raise ValueError(str(error)) from error
     if np.isinf(numbers).any():
         raise ValueError("a figure that is not finite")
     return numbers

@@ -35,7 +35,7 @@ FUNCTIONS: dict[str, tuple[int, Callable[..., np.ndarray]]] = {
     "min": (2, np.minimum),
     "max": (2, np.maximum),
 }
-_ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
+ARITHMETIC: dict[type, Callable[[Any, Any], Any]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -209,10 +209,10 @@ class _Evaluation:
         raise self._error(node, "is not part of the language")
 
     def _binop(self, node: ast.BinOp) -> _Value:
-        if type(node.op) not in _ARITHMETIC:
+        if type(node.op) not in ARITHMETIC:
             raise self._error(node, "is not part of the language (+ - * / are)")
         left, right = (self._typed(side, "number").data for side in (node.left, node.right))
-        return self._number(_ARITHMETIC[type(node.op)](left, right))
+        return self._number(ARITHMETIC[type(node.op)](left, right))
 
     def _call(self, node: ast.Call) -> _Value:
         name = node.func.id if isinstance(node.func, ast.Name) else ""

@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -26,78 +25,20 @@ from lrs3_loader.run.ledger import ledger_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.types import ClipFeatures, Shard
-from lrs3_loader.viz.report import Findings, collect, write_report
+from lrs3_loader.viz.report import collect
 from lrs3_loader.viz.report.collect import evenly_spread
 from lrs3_loader.viz.report.figures import duration, throughput
 from lrs3_loader.viz.report.measures import MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, TimeAxis, Timeline
 from support.factory import make_clip, make_reject
 from support.paths import REPO
+from support.report_page import read_page, report, words
 from support.run_factory import begin_run, full_features, make_run, publish
 
 pytestmark = pytest.mark.smoke
 
 LENGTHS = [[30, 0, 12, 25], [40, 50], [20, 20, 0]]
 BEGIN = datetime(2026, 1, 31, 12, 0, tzinfo=timezone.utc)
-
-
-def no_model() -> FaceModel:
-    raise RunError("no face model ict here")
-
-
-def report(run: RunFolder, **options: object) -> tuple[str, Findings]:
-    settings: dict[str, object] = {"sample": None, "gallery": 4, "load_model": no_model, "progress": lambda _: None}
-    findings = write_report(run, run.path / "report.html", **(settings | options))  # type: ignore[arg-type]
-    return (run.path / "report.html").read_text(encoding="utf-8"), findings
-
-
-class Checker(HTMLParser):
-    """Every tag is closed by its own, and what is referred to is inside the page."""
-
-    EMPTY = frozenset({"meta", "img", "br", "link", "rect", "line", "circle", "polyline", "polygon", "path"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.text: list[str] = []
-        self.images: list[str] = []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        values = dict(attrs)
-        assert tag not in ("script", "link", "iframe")
-        assert "href" not in values
-        assert not any(name.startswith("on") for name in values)
-        if tag == "img":
-            source = values["src"]
-            assert source is not None
-            assert source.startswith("data:image/png;base64,")
-            self.images.append(source)
-        if tag not in self.EMPTY:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        assert tag in self.EMPTY
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in self.EMPTY:
-            assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        if "style" not in self.open:
-            self.text.append(data)
-
-
-def read_page(page: str) -> Checker:
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    assert "http" not in page.replace("http-equiv", "")
-    return checker
-
-
-def words(page: str) -> str:
-    return re.sub(r"\s+", " ", " ".join(read_page(page).text))
 
 
 def test_totals_rejects_and_provenance_are_told(tmp_path: Path) -> None:
@@ -155,7 +96,7 @@ def test_a_sample_of_the_clips_is_spread_over_the_run(tmp_path: Path) -> None:
     assert findings.histograms["Valid fraction"].total == 3
     assert findings.histograms["Duration"].total == 9
     assert findings.histograms["Face size"].total == 11 + 14 + 17
-    assert "3 clips, evenly spread over the run" in words(page)
+    assert "Of 3 of 9 clips, evenly spread" in words(page)
     assert evenly_spread(10, 4) == [1, 3, 6, 8]
     assert evenly_spread(3, 9) == [0, 1, 2]
     assert evenly_spread(0, 5) == []
@@ -377,8 +318,8 @@ def test_the_gallery_draws_landmarks_mesh_and_audio(talking: RunFolder) -> None:
     page, findings = report(talking, load_model=demo.demo_head)
     assert [pick.reason for pick in findings.picks] == ["worst fit, turned furthest", ""]
     checker = read_page(page)
-    assert len(checker.images) == 4
-    assert page.count('class="dot"') == page.count('class="fit"') == 2 * 68
+    assert len(checker.images) == 4 + 4  # two clips, and again as the worst and the best
+    assert page.count('class="dot"') == page.count('class="fit"') == 4 * 68
     assert "frame 39" in " ".join(checker.text)  # the mouth opens to the end
     assert collect(talking, sample=None, num_picks=0, progress=lambda _: None).picks == []
 
@@ -429,7 +370,7 @@ def test_the_tool_writes_the_page_and_names_wrong_arguments(
     monkeypatch.setattr(sys, "argv", ["report.py", str(talking.path), "--page", str(out), "--face-model", "demo"])
     assert module.main() == 0
     assert capsys.readouterr().out == f"{out}\n"
-    assert len(read_page(out.read_text(encoding="utf-8")).images) == 4
+    assert len(read_page(out.read_text(encoding="utf-8")).images) == 8
     monkeypatch.setattr(sys, "argv", ["report.py", str(talking.path), "--page", str(tmp_path / "no" / "x.html")])
     with pytest.raises(RunError, match="cannot write"):
         module.main()

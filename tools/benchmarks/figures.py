@@ -17,14 +17,16 @@ from lrs3_loader.config import CorpusConfig, QualityConfig, RunConfig, demo_defa
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.decode.clip_queue import ChunkRequest
 from lrs3_loader.decode.dataset import ClipDataset
+from lrs3_loader.demo import demo_head
 from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.quality.face import identity_figures
 from lrs3_loader.quality.figures import FIGURES, FIGURES_VERSION
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.ledger import Ledger, join_figures, ledger_name
+from lrs3_loader.run.ledger import Ledger, join_figures, ledger_name, tar_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Shard
+from lrs3_loader.viz.report import write_report
 
 CLIPS_PER_SHARD = 58  # as many of LRS3's make a shard of 15,000 frames
 PART_FRAMES = 30  # of each of two clips that are joined
@@ -110,10 +112,16 @@ def measure_table(path: Path, num_clips: int) -> Iterator[str]:
         wall, cpu = time.perf_counter() - started, time.process_time() - cpu
         size = f"{num_bytes / 1e6:.0f} MB of ledgers"
         yield f"open_run(RUN).{name}(): {count} clips in {wall:.1f} s, {cpu:.1f} s of CPU ({size})"
+    started, cpu = time.perf_counter(), time.process_time()
+    page = path / "report.html"
+    run = RunFolder.open(path)
+    write_report(run, page, sample=1, gallery=0, load_model=demo_head, progress=lambda count: None)
+    wall, cpu = time.perf_counter() - started, time.process_time() - cpu
+    yield f"report, figures alone: {wall:.1f} s, {cpu:.1f} s of CPU, {page.stat().st_size / 1e6:.2f} MB"
 
 
 def _make_run(path: Path, num_clips: int) -> int:
-    """Write ledgers with all figures, without tars; return their bytes."""
+    """Write ledgers with all figures, and tars of one byte; return the bytes of the ledgers."""
     random, names = np.random.default_rng(0), list(FIGURES)
     shards = [
         Shard(f"pretrain-{number:06d}", tuple(_clip(number, index) for index in range(CLIPS_PER_SHARD)))
@@ -131,6 +139,7 @@ def _make_run(path: Path, num_clips: int) -> int:
         )
         data = ledger.to_json().encode()
         total += (path / ledger_name(shard.name)).write_bytes(data)
+        (path / tar_name(shard.name)).write_bytes(b"x")  # num_bytes is 1
     return total
 
 

@@ -6,6 +6,7 @@ From a clip file, which is extracted on the spot by the extraction's own classes
 from __future__ import annotations
 
 import difflib
+import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -173,7 +174,12 @@ def from_run(
     meta = sample.pop("json")
     if not meta.get("source", {}).keys() >= {"height", "width"}:
         raise RunError(f"{key} does not say how large its frames are: its fit cannot be drawn")
-    found = _video_of_run(folder, clip, corpus, int(meta["num_frames"])) if video else None
+    found = None
+    if video:
+        try:
+            found = video_of_run(folder, clip, corpus, int(meta["num_frames"]))
+        except RunError as error:
+            logger.warning("showing features alone: %s", error)
     return Subject(sample.pop("__key__"), sample, meta, model, found)
 
 
@@ -228,20 +234,29 @@ def model_of_run(folder: RunFolder, face_model: str | None, assets: Assets, *, f
     return model
 
 
-def _video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video | None:
-    """The sample's video; None, and a word in the log, where the corpus is gone or has changed."""
+def frame_of_run(folder: RunFolder, corpus: Path | None, clip: Clip, num_frames: int, index: int) -> np.ndarray:
+    """Return one frame, [H, W, 3] u8, of the video of a sample; arguments and errors as of ``video_of_run``."""
+    return next(itertools.islice(video_of_run(folder, clip, corpus, num_frames).frames(), index, None))
+
+
+def video_of_run(folder: RunFolder, clip: Clip, corpus: Path | None, num_frames: int) -> Video:
+    """Open the video of a sample of so many frames.
+
+    Args:
+        corpus: where the corpus is now, if not where it was.
+
+    Raises:
+        RunError: the corpus is gone or has changed.
+    """
     settings = upgrade_saved(folder.record["config"])
     saved = settings.get("corpus", {})
     place = corpus or Path(saved.get("corpus", "of an imported set"))
     if corpus is None and not place.exists():
-        logger.warning("the corpus %s is not here: showing features alone (name it with --corpus)", place)
-        return None
+        raise RunError(f"the corpus {place} is not here (name it with --corpus)")
     root = local_path(corpus_root(CorpusConfig(corpus=place, layout=saved.get("layout", "auto"))), "showing a clip")
     if not (root / clip.video_path).is_file():
-        logger.warning("%s is not in %s: showing features alone", clip.video_path, root)
-        return None
+        raise RunError(f"{clip.video_path} is not in {root}")
     video = Video(clip, root, DecodeConfig(**settings.get("decode", {})))
     if video.num_frames != num_frames:
-        logger.warning("%s has changed since the run: showing features alone", clip.video_path)
-        return None
+        raise RunError(f"{clip.video_path} has changed since the run")
     return video

@@ -6,20 +6,23 @@ import dataclasses
 import json
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from lrs3_loader.errors import RunError
+from lrs3_loader.run.figure_table import FigureTable
 from lrs3_loader.run.folder import RunFolder, Totals
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.offsets import read_offsets
 from lrs3_loader.run.shards import check_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.selection.expression import Expression
-from lrs3_loader.selection.waterfall import describe_waterfall, waterfall
-from lrs3_loader.types import Shard, field_of_member
+from lrs3_loader.selection.waterfall import Step, waterfall
+from lrs3_loader.types import FRAMES_PER_SECOND, Shard, field_of_member
+from lrs3_loader.viz.report.clip_figures import ClipFigures, find_extremes, summarize
 from lrs3_loader.viz.report.measures import DURATION, MEASURES, Histogram
 from lrs3_loader.viz.report.timeline import ShardWork, Timeline
 
@@ -37,6 +40,14 @@ class Pick:
     reason: str
 
 
+class Extremes(NamedTuple):
+    """Clips at the ends of one figure; their reason is ``worst`` or ``best``, with the value."""
+
+    figure: str
+    unit: str
+    picks: list[Pick]
+
+
 @dataclass
 class Findings:
     """Everything that the page shows."""
@@ -51,10 +62,13 @@ class Findings:
     other_software: list[dict[str, str]]  # versions, other than the run's own, that made some shards
     offsets: list[dict[str, Any]] | None  # lines of sync.jsonl; None: not measured
     histograms: dict[str, Histogram]  # by the measure's name
+    num_chosen: int = 0  # clips that may be measured and drawn
     num_measured: int = 0  # clips
     damaged: list[str] = field(default_factory=list)
     picks: list[Pick] = field(default_factory=list)
-    selection: list[str] = field(default_factory=list)  # what each condition takes, in lines of equal columns
+    figures: ClipFigures | None = None  # None: they are damaged
+    extremes: list[Extremes] = field(default_factory=list)
+    selection: list[Step] = field(default_factory=list)  # what each condition of the user takes
 
 
 def collect(
@@ -72,19 +86,14 @@ def collect(
         RunError: a figure that ``where`` names was not measured, or ``sync.jsonl`` is damaged.
     """
     done = folder.published()
-    ledgers = {shard.name: folder.ledger(shard) for shard in folder.shards if shard.name in done}
+    ledgers = {ledger.shard: ledger for ledger in folder.ledgers(done)}
     findings = _from_ledgers(folder, list(ledgers.values()))
     findings.damaged += folder.ledger_errors
-    candidates = list(range(findings.totals.num_samples))
-    if where is not None:
-        table = folder.figures()
-        mask, steps = waterfall(table, where)
-        keys = set(table.columns["key"][mask].tolist())
-        numbered = enumerate(key for ledger in ledgers.values() for key, _ in ledger.samples)
-        candidates = [number for number, key in numbered if key in keys]
-        findings.selection = describe_waterfall(table, steps)
-    num_candidates = len(candidates)
-    chosen = [candidates[i] for i in evenly_spread(num_candidates, num_candidates if sample is None else sample)]
+    candidates = _add_figures(findings, ledgers, where, draw=num_picks > 0)
+    lengths = np.array([length for ledger in ledgers.values() for _, length in ledger.samples], np.int64)
+    findings.histograms[DURATION.name].add(lengths[candidates] / FRAMES_PER_SECOND)
+    num_candidates = findings.num_chosen = len(candidates)
+    chosen = candidates[evenly_spread(num_candidates, num_candidates if sample is None else sample)].tolist()
     chooser = _Chooser(num_picks, len(chosen))
     for shard, index, found in _samples(folder, ledgers, chosen, findings.damaged):
         for measure in MEASURES:
@@ -95,6 +104,44 @@ def collect(
         progress(1)
     findings.picks = chooser.picks()
     return findings
+
+
+def _add_figures(
+    findings: Findings, ledgers: Mapping[str, Ledger], where: Expression | None, *, draw: bool
+) -> np.ndarray:
+    """Add to ``findings`` what the figures of all clips say; return the numbers of the clips that are chosen."""
+    candidates = np.arange(findings.totals.num_samples)
+    try:
+        table = FigureTable.of_ledgers(ledgers.values(), str(findings.folder.path))
+    except RunError as error:
+        if where is not None:
+            raise
+        findings.damaged.append(str(error))
+        return candidates
+    if findings.offsets is not None:
+        table = table.with_offsets(findings.offsets)
+    if where is not None:
+        mask, findings.selection = waterfall(table, where)
+        candidates = np.flatnonzero(mask)
+        table = table.rows(candidates)
+    findings.figures = summarize(table, where)
+    if draw:
+        findings.extremes = _extremes(findings.folder, ledgers, table)
+    return candidates
+
+
+def _extremes(folder: RunFolder, ledgers: Mapping[str, Ledger], table: FigureTable) -> list[Extremes]:
+    """The clips at the ends of each figure."""
+
+    def pick(row: int, reason: str) -> Pick:
+        name, key = table.columns["shard"][row], table.columns["key"][row]
+        shard = folder.shards[folder.shards.names.index(name)]
+        return Pick(key, shard, ledgers[name].places[key], reason)
+
+    return [
+        Extremes(name, unit, [pick(row, f"{kind}: {table.columns[name][row]:.4g}") for row, kind in rows])
+        for name, unit, rows in find_extremes(table)
+    ]
 
 
 def evenly_spread(total: int, count: int) -> list[int]:
@@ -111,13 +158,12 @@ def _from_ledgers(folder: RunFolder, ledgers: list[Ledger]) -> Findings:
     histograms = {measure.name: Histogram(measure.step) for measure in (DURATION, *MEASURES)}
     stage_seconds: Counter[str] = Counter()
     for ledger in ledgers:
-        histograms[DURATION.name].add(DURATION.values(ledger))
         stage_seconds.update(ledger.timings)
     return Findings(
         folder=folder,
         totals=folder.totals(),
-        num_clips=sum(len(shard.clips) for shard in folder.shards),
-        num_speakers=len({(split, speaker) for split, speaker, _ in keys}),
+        num_clips=folder.shards.num_clips,
+        num_speakers=len({speaker for _, speaker, _ in keys}),
         splits=Counter(split for split, _, _ in keys),
         timeline=Timeline(works) if works else None,
         stage_seconds=stage_seconds,
@@ -132,14 +178,13 @@ def _samples(
 ) -> Iterator[tuple[Shard, int, dict[str, Any]]]:
     """The chosen samples, numbered through the run, with the fields that measures need and the sample has."""
     first = 0
-    for shard in folder.shards:
-        if shard.name not in ledgers:
-            continue
-        stop = first + len(ledgers[shard.name].samples)
+    for name, ledger in ledgers.items():
+        stop = first + len(ledger.samples)
         mine = [number - first for number in chosen[bisect_left(chosen, first) : bisect_left(chosen, stop)]]
         first = stop
         if not mine:
             continue
+        shard = folder.shards[folder.shards.names.index(name)]
         try:
             with folder.open_tar(shard) as index:
                 for number in mine:

@@ -5,38 +5,49 @@ Colours come from the page's style sheet, so figures are light or dark as the pa
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from matplotlib.ticker import MaxNLocator
 
-from lrs3_loader.viz.report.measures import Histogram, Measure
+from lrs3_loader.viz.report.measures import Histogram
 from lrs3_loader.viz.report.timeline import Timeline
 
 MAX_BARS = 36
 _BARS = {"width": 320.0, "height": 104.0}  # of a bar chart
 _BAR_AREA_HEIGHT = 98.0
-_THROUGHPUT = {"width": 960.0, "left": 52.0}
+WIDE, NARROW = 960.0, 420.0  # of the throughput, for pages of either kind
+_LEFT = 52.0  # of its plot
 _AREA_HEIGHT = 120.0  # of the throughput of all ranks
 _LABELLED_RANKS = 16  # with more ranks, strips are thinner and only some are labelled
 
 Tick = tuple[float, str, str]  # x, text, and the class that anchors it: "", "mid" or "end"
 
 
-def histogram(values: Histogram, measure: Measure) -> dict[str, Any]:
-    """Bars with a line at the median; the outermost bars hold what lies beyond them."""
-    low, step, counts = values.bars(MAX_BARS, measure.limits)
+def histogram(
+    values: Histogram, unit: str, limits: tuple[float, float], marks: Iterable[tuple[float, str]] = ()
+) -> dict[str, Any]:
+    """Bars with a line at the median; the outermost bars hold what lies beyond them.
+
+    Args:
+        limits: between which all values can lie.
+        marks: (value, text) of further lines; those beyond the bars are left out.
+    """
+    low, step, counts = values.bars(MAX_BARS, limits)
     edges = [figure(low + number * step) for number in range(len(counts) + 1)]
-    titles = [f"{start} – {stop} {measure.unit}" for start, stop in pairwise(edges)]
+    titles = [f"{start} – {stop} {unit}" for start, stop in pairwise(edges)]
     high = low + len(counts) * step
     median = values.quantile(0.5)
     return _BARS | {
-        "label": f"histogram, median {figure(median)} {measure.unit}",
+        "label": f"histogram, median {figure(median)} {unit}",
         "bars": _bars(titles, counts),
         "ticks": _ticks(low, high, _BARS["width"]),
         "median_x": (median - low) / (high - low) * _BARS["width"],
+        "marks": [
+            ((value - low) / (high - low) * _BARS["width"], text) for value, text in marks if low <= value <= high
+        ],
     }
 
 
@@ -58,22 +69,24 @@ def _bars(titles: list[str], counts: np.ndarray, marked: str | None = None) -> l
     return [(x, step - gap, *rest) for x, *rest in zip(places, heights, texts, kinds, strict=True)]
 
 
-def throughput(timeline: Timeline) -> dict[str, Any]:
+def throughput(timeline: Timeline, width: float = WIDE) -> dict[str, Any]:
     """All ranks together as an area over the time worked, and below it one strip per rank."""
     total = timeline.rates.sum(0)
     grid = MaxNLocator(3, steps=[1, 2, 5, 10]).tick_values(0, max(float(total.max()), 1.0))
-    seconds, width = timeline.axis.seconds, _THROUGHPUT["width"] - _THROUGHPUT["left"]
-    edges = np.linspace(0, width, len(total) + 1)
+    seconds, plot = timeline.axis.seconds, width - _LEFT
+    edges = np.linspace(0, plot, len(total) + 1)
     scale = (_AREA_HEIGHT - 6) / grid[-1]
     steps = zip(np.repeat(edges, 2)[1:-1], np.repeat(_AREA_HEIGHT - total * scale, 2), strict=True)
     strips = _strips(timeline, edges)
-    return _THROUGHPUT | {
-        "plot_width": width,
-        "area": [(0.0, _AREA_HEIGHT), *steps, (width, _AREA_HEIGHT)],
+    return {
+        "width": width,
+        "left": _LEFT,
+        "plot_width": plot,
+        "area": [(0.0, _AREA_HEIGHT), *steps, (plot, _AREA_HEIGHT)],
         "grid": [(_AREA_HEIGHT - rate * scale, figure(rate)) for rate in grid[1:]],
         "strips": strips,
-        "pauses": [(place / seconds * width, length) for place, length in timeline.axis.pauses()],
-        "ticks": _ticks(0.0, seconds, width, is_time=True),
+        "pauses": [(place / seconds * plot, length) for place, length in timeline.axis.pauses()],
+        "ticks": _ticks(0.0, seconds, plot, is_time=True),
         "bottom": strips[-1]["y"] + strips[-1]["height"] + 1,
     }
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -18,7 +19,8 @@ from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz.overlay import LANDMARK_LINES
 from lrs3_loader.viz.report import figures
-from lrs3_loader.viz.report.collect import Findings
+from lrs3_loader.viz.report.clip_figures import ClipFigures, Distribution, Group
+from lrs3_loader.viz.report.collect import Extremes, Findings
 from lrs3_loader.viz.report.gallery import Card
 from lrs3_loader.viz.report.measures import DURATION, MEASURES
 
@@ -35,13 +37,19 @@ _STAGES = {
 }
 
 
-def render(findings: Findings, cards: Sequence[Card], remark: str) -> str:
+def render(
+    findings: Findings,
+    cards: Sequence[Card],
+    extremes: Sequence[tuple[Extremes, Sequence[Card]]] = (),
+    remarks: Sequence[str] = (),
+) -> str:
     """Render the page.
 
     Args:
         findings: what was collected from the run.
         cards: the gallery; without any the page has none.
-        remark: why the gallery lacks some of its images; may be empty.
+        extremes: figures with the cards of the clips at their ends.
+        remarks: why some images are missing.
     """
     folder, totals, timeline = findings.folder, findings.totals, findings.timeline
     config, software = folder.record.get("config", {}), folder.record.get("software", {})
@@ -61,12 +69,16 @@ def render(findings: Findings, cards: Sequence[Card], remark: str) -> str:
         corpus=config.get("corpus", {}).get("corpus"),
         tiles=_tiles(findings),
         throughput=None if timeline is None else figures.throughput(timeline),
+        narrow_throughput=None if timeline is None else figures.throughput(timeline, figures.NARROW),
         stages=_stages(findings),
         rejects=_rejects(findings),
         distributions=_distributions(findings),
         offsets=_offsets(findings),
         cards=cards,
-        remark=remark,
+        extremes=[(found, drawn) for found, drawn in extremes if drawn],
+        remarks=remarks,
+        figure_groups=_figure_groups(findings.figures),
+        speaker_minutes=_speaker_minutes(findings.figures),
         landmark_lines=LANDMARK_LINES,
         models=sorted(folder.record.get("models", {}).items()),
         settings=list(_flatten(config)),
@@ -128,10 +140,33 @@ def _distributions(findings: Findings) -> list[tuple[Any, ...]]:
     """For every measure with values: the measure, its histogram, and its 5 %, 50 % and 95 % quantiles."""
     shown = [(measure, findings.histograms[measure.name]) for measure in (DURATION, *MEASURES)]
     return [
-        (measure, figures.histogram(values, measure), *map(values.quantile, (0.05, 0.5, 0.95)))
+        (measure, figures.histogram(values, measure.unit, measure.limits), *map(values.quantile, (0.05, 0.5, 0.95)))
         for measure, values in shown
         if values.total
     ]
+
+
+def _figure_groups(found: ClipFigures | None) -> list[tuple[Group, list[tuple[Distribution, dict[str, Any], str]]]]:
+    """For every group of figures: the group, and of each figure that varies the histogram and the bounds in words."""
+    groups = [] if found is None else found.groups
+    return [(group, [_figure_chart(each) for each in group.varied]) for group in groups]
+
+
+def _figure_chart(found: Distribution) -> tuple[Distribution, dict[str, Any], str]:
+    assert found.histogram is not None, "a figure that varies has a histogram"
+    marks = [(place, f"{rule}: {bound}") for rule, bound in found.bounds for place in bound.places]
+    words = ", ".join(
+        f"{rule} {'|x| ' if bound.is_magnitude else ''}{bound.sign} {figures.figure(bound.value)}"
+        for rule, bound in found.bounds
+    )
+    limits = (0.0 if found.low >= 0 else -math.inf, math.inf)
+    return found, figures.histogram(found.histogram, found.unit, limits, marks), words
+
+
+def _speaker_minutes(found: ClipFigures | None) -> dict[str, Any] | None:
+    """The distribution of minutes per speaker; None where all have as much."""
+    values = None if found is None else found.minutes_by_speaker
+    return None if values is None else figures.histogram(values, "min", (0.0, math.inf))
 
 
 def _offsets(findings: Findings) -> dict[str, Any]:
