@@ -286,6 +286,9 @@ class RunConfig:
     plan: Annotated[PlanConfig, rarely("plan")] = field(default_factory=PlanConfig)
     threads: int = 1
     """Compute threads of each rank, fixed for the run because they change last bits. On CPUs, rather add ranks."""
+    kernels: Literal["auto", "fast", "plain"] = "auto"
+    """fast: on a GPU, kernels that join many operations; plain: PyTorch's own. auto is fast where a small batch at
+    start-up proves them equal, and what the run was begun with when it is resumed."""
 
 
 @dataclass(frozen=True)
@@ -385,7 +388,7 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
         fitting = max(free_bytes // 8 // bytes_each, 16)
         return min(1 << (fitting.bit_length() - 1), most)
 
-    automatic = {
+    automatic: dict[str, Any] = {
         "landmarks": {"frame_batch": batch(32, _FRAME_BYTES, _MOST_FRAMES)},
         "speech": {
             "dtype": "bfloat16" if on_gpu else "float32",
@@ -397,6 +400,8 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
         },
         "quality": {"level": "full", "speech_detector": "silero" if find_spec("silero_vad") else "energy"},
     }
+    if not on_gpu:  # on a GPU, that is found out when the models are loaded
+        automatic["kernels"] = "plain"
     corpus = config.corpus
     if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
         corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
@@ -410,6 +415,7 @@ _RENAMED_FIELDS = (("decode", "max_sound_gap_seconds", "max_av_mismatch_seconds"
 def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
     """Bring a config from the ``run.json`` of an earlier version to the present names, with defaults for new ones."""
     upgraded = dict(saved)
+    upgraded.setdefault("kernels", "plain")
     upgraded.setdefault("quality", as_json(QualityConfig(level="none", speech_detector="energy")))
     for section, old, new in _RENAMED_FIELDS:
         if old in upgraded.get(section, {}):
@@ -440,6 +446,8 @@ def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfi
         own, theirs = getattr(config, part), saved.get(part, {})
         chosen = {name: theirs[name] for name in names if getattr(own, name) in (None, "auto") and name in theirs}
         parts[part] = dataclasses.replace(own, **chosen)
+    if config.kernels == "auto" and "kernels" in saved:
+        parts["kernels"] = saved["kernels"]
     return dataclasses.replace(config, **parts)
 
 

@@ -58,7 +58,7 @@ def run_trials(args: Args) -> list[checks.CheckResult]:
     from lrs3_loader.errors import RunError
 
     assets = Assets(args.assets)
-    found = [trial.check_gpu(), trial.check_decoders()]
+    found = [trial.check_gpu(), trial.check_kernels(), trial.check_decoders()]
     found += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
     frame_size = (224, 224)
     try:

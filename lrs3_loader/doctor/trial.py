@@ -6,7 +6,7 @@ import contextlib
 import math
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,8 @@ from lrs3_loader.doctor.checks import CheckResult, Level
 from lrs3_loader.errors import RunError, UnreadableError, count_of
 from lrs3_loader.io.media_file import open_input
 from lrs3_loader.io.storage import Location, store_at
+from lrs3_loader.kernels import convolution
+from lrs3_loader.kernels.trust import FastPath
 from lrs3_loader.types import SAMPLE_RATE, SAMPLES_PER_FRAME, Clip, DecodedChunk, Reject
 
 NUM_FRAMES = 30
@@ -149,6 +151,33 @@ def check_gpu() -> CheckResult:
             remedy = "use --frame-batch 64 --hubert-batch-seconds 40"
             return CheckResult("gpu", "warn", f"{names[-1]} has little memory", remedy)
     return CheckResult("gpu", "ok", f"CUDA {torch.version.cuda}: {', '.join(names)}")
+
+
+def check_kernels() -> CheckResult:
+    """Check on every GPU that the operators of ``lrs3_loader.kernels`` give what PyTorch's own give."""
+    if not torch.cuda.is_available():
+        return CheckResult("kernels", "ok", "plain ones: fast ones are for GPUs")
+    for index in range(torch.cuda.device_count()):
+        if problem := _operators(torch.device("cuda", index)).problem():
+            remedy = "runs use plain ones, and are slower: install triton (and a C compiler, which it needs)"
+            return CheckResult("kernels", "warn", f"fast ones cannot be used on cuda:{index} ({problem})", remedy)
+    return CheckResult("kernels", "ok", "fast ones give the results of plain ones")
+
+
+def _operators(device: torch.device) -> FastPath:
+    """One block of the landmark networks, by the operator and by its definition."""
+    chosen: list[Callable[..., list[torch.Tensor]]] = [convolution.plain_residual_block]
+
+    def trial() -> list[torch.Tensor]:
+        numbers = torch.Generator().manual_seed(0)
+        shapes = ((2, 16, 16, 8), (3, 3, 8), (8,), (8, 16), (16,), (2, 16, 16, 16), (16,), (16, 8), (8,), (8,))
+        tensors = [torch.randn(shape, generator=numbers).to(device) for shape in shapes]
+        return chosen[0](*tensors, 1, [1, 1, 1, 1])
+
+    def use(wanted: bool) -> None:
+        chosen[0] = convolution.residual_block if wanted else convolution.plain_residual_block
+
+    return FastPath("a block of convolutions", use, trial, 1e-5)
 
 
 def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:

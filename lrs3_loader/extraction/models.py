@@ -23,6 +23,7 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric.fitter import PhotometricFitter
 from lrs3_loader.face.photometric.render import pytorch3d_version, require_pytorch3d
 from lrs3_loader.io.files import file_sha256
+from lrs3_loader.kernels.trust import Kernels, choose_kernels
 from lrs3_loader.quality.speech import SpeechDetector
 from lrs3_loader.speaking.choice import SPEAKING_TRACK_RULE
 from lrs3_loader.speaking.network import SpeakingNetwork
@@ -44,6 +45,7 @@ class Models:
     face_model_file: str | None = None  # its name; None: the demo model, which is generated
     speaking: SpeakingScorer | None = None
     speaking_sha256: str | None = None  # of its weights
+    kernels: Kernels = "plain"  # what they run by; see ``lrs3_loader.kernels.trust``
 
     @classmethod
     def load(cls, config: RunConfig, assets: Assets, device: torch.device) -> Models:
@@ -72,6 +74,8 @@ class Models:
             if config.regression.idexp != "fit":
                 check_face_model(face_model)
             fitter = PhotometricFitter if config.face.fit == "photometric" else LandmarkFitter
+            regressor = _load_regressor(config.regression, deep3d_paths, device)
+            paths = [landmarker.fast_path(), regressor.fast_path() if regressor is not None else None]
             return cls(
                 landmarker_files=files,
                 landmarker=landmarker,
@@ -79,11 +83,12 @@ class Models:
                 speech=SpeechEncoder.load(speech_config, device),
                 face_model=face_model,
                 fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
-                regressor=_load_regressor(config.regression, deep3d_paths, device),
+                regressor=regressor,
                 speech_detector=_load_speech_detector(config.quality),
                 face_model_file=face_path.name if face_path else None,
                 speaking=SpeakingScorer(SpeakingNetwork.load(speaking_path), device) if speaking_path else None,
                 speaking_sha256=file_sha256(speaking_path) if speaking_path else None,
+                kernels=choose_kernels(config.kernels, [path for path in paths if path is not None], device),
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error

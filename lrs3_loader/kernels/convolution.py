@@ -25,8 +25,7 @@ from torch import Tensor
 MAX_CHANNELS = 128  # O of ``residual_block``, Z, and O of ``convolution_prelu`` where z is asked for
 
 
-@torch.library.custom_op("lrs3_loader::convolution_prelu", mutates_args=())
-def convolution_prelu(
+def plain_convolution_prelu(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -59,8 +58,7 @@ def convolution_prelu(
     return _with_next(_prelu(y, slope), next_weight, next_bias, next_slope)
 
 
-@torch.library.custom_op("lrs3_loader::residual_block", mutates_args=())
-def residual_block(
+def plain_residual_block(
     x: Tensor,
     depthwise_weight: Tensor,
     depthwise_bias: Tensor,
@@ -86,7 +84,7 @@ def residual_block(
         bias, slope: f32 [O].
         shortcut: f32 [N, H', W', R], contiguous, with R <= O: channels beyond R are zeros; or of twice the height and
             width: the largest value of each 2 x 2 pixels counts; None: nothing is added.
-        next_weight, next_bias, next_slope, stride, padding: those of ``convolution_prelu``.
+        next_weight, next_bias, next_slope, stride, padding: those of ``plain_convolution_prelu``.
 
     Returns:
         y f32 [N, H', W', O], and z f32 [N, H', W', Z] if there is one.
@@ -133,6 +131,10 @@ def _with_next(y: Tensor, weight: Tensor | None, bias: Tensor | None, slope: Ten
     if weight is None or bias is None or slope is None:
         return [y]
     return [y, _prelu(y @ weight + bias, slope)]
+
+
+convolution_prelu = torch.library.custom_op("lrs3_loader::convolution_prelu", plain_convolution_prelu, mutates_args=())
+residual_block = torch.library.custom_op("lrs3_loader::residual_block", plain_residual_block, mutates_args=())
 
 
 @convolution_prelu.register_fake

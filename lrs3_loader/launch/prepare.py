@@ -107,7 +107,8 @@ def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begu
     Raises:
         RunError: a model cannot be loaded, or something differs (see ``identity.check_compatible``).
     """
-    extractor = ShardExtractor(config, Models.load(config, assets, device), device)
+    models = Models.load(config, assets, device)
+    extractor = ShardExtractor(dataclasses.replace(config, kernels=models.kernels), models, device)
     if begun is not None:
         adopt_names(extractor, begun)
         check_compatible(begun, what_decides_bytes(extractor))

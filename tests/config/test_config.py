@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,9 @@ def test_resolving_leaves_nothing_to_the_device(
     config = resolve(RunConfig(), device, free_gib << 30)
     assert (config.landmarks.frame_batch, config.speech.batch_seconds, config.regression.batch) == batches
     assert (config.speech.dtype, config.regression.dtype) == dtypes
-    assert resolve(config, "cpu") == resolve(config, "cuda", 1 << 30) == config
+    assert resolve(config, "cuda", 1 << 30) == config
+    assert config.kernels == ("plain" if device == "cpu" else "auto")  # that is found out when models are loaded
+    assert resolve(config, "cpu") == replace(config, kernels="plain")
 
 
 def test_a_run_keeps_the_batches_it_was_begun_with() -> None:

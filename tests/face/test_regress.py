@@ -40,6 +40,7 @@ from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.landmarks.landmarker import FaceLandmarker, load_landmarker_files
 from lrs3_loader.face.landmarks.tracks import FaceTrack
 from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.kernels.trust import choose_kernels
 from lrs3_loader.types import ClipFeatures, DecodedChunk
 from support import deep3d_reference as reference
 from support.face_factory import small_model, speaking_clip
@@ -350,14 +351,19 @@ def test_joined_kernels_are_used_only_if_they_prove_equal(
 ) -> None:
     frames, landmarks = synthetic_span(4, 2, 224, 224)
     spans = [(frames.cuda(), landmarks.cuda())]
-    joined = regress.Deep3DRegressor(files, "cuda", batch_size=2, dtype=torch.float16)
-    assert joined.description["kernels"] == "joined"
+    regressor = regress.Deep3DRegressor(files, "cuda", batch_size=2, dtype=torch.float16)
+    path = regressor.fast_path()
+    assert path is not None
+    assert choose_kernels("auto", [path], regressor.device) == "fast"
     stand_in.clear()
-    expected = joined(spans)[0].cpu()
+    expected = regressor(spans)[0].cpu()
     names = Counter(kernel.op for kernel in stand_in.kernels)
     assert (names["cudnn_convolution_relu"], names["cudnn_convolution_add_relu"]) == (33, 16)
     monkeypatch.setattr(torch, "cudnn_convolution_relu", replacement)
-    plain = regress.Deep3DRegressor(files, "cuda", batch_size=2, dtype=torch.float16)
-    assert plain.description["kernels"] == "plain"
+    assert choose_kernels("auto", [path], regressor.device) == "plain"
     assert re.search(reason, caplog.text)
-    assert (plain(spans)[0].cpu() - expected).abs().mean() < 0.005
+    assert (regressor(spans)[0].cpu() - expected).abs().mean() < 0.005
+
+
+def test_there_is_no_fast_path_in_float32(regressor: regress.Deep3DRegressor) -> None:
+    assert regressor.fast_path() is None

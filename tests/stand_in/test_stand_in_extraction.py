@@ -14,11 +14,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks.deep3d_files import make_deep3d
 from benchmarks.stand_in import Record
 from lrs3_loader import demo
 from lrs3_loader.commands import extract
+from lrs3_loader.errors import RunError
+from lrs3_loader.face.landmarks import fusion
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
@@ -81,7 +84,11 @@ def kill_after_first_shard(command: list[str], out: Path) -> None:
 
 
 def test_a_whole_extraction_gives_a_cpus_numbers_and_the_same_bytes_after_a_kill(
-    on_cpu: Path, options: Options, tmp_path: Path, stand_in: Record
+    on_cpu: Path,
+    options: Options,
+    tmp_path: Path,
+    stand_in: Record,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     killed, whole = tmp_path / "killed", tmp_path / "whole"
     command = [sys.executable, "-m", "benchmarks.stand_in", EXTRACT[0], *options("cuda", killed)]
@@ -101,6 +108,13 @@ def test_a_whole_extraction_gives_a_cpus_numbers_and_the_same_bytes_after_a_kill
             difference = np.abs(sample[name].astype(np.float64) - expected[key][name]).max()
             assert difference <= bound, f"{name} of {key} differs by {difference}"
         assert np.array_equal(sample["valid"], expected[key]["valid"])
+    kernels = {out: RunFolder.open(out).record["config"]["kernels"] for out in (on_cpu, whole)}
+    assert kernels == {on_cpu: "plain", whole: "fast"}
+    with pytest.raises(RunError, match="--kernels fast -> plain"):
+        extract.main([*options("cuda", whole), "--kernels", "plain"])
+    monkeypatch.setattr(fusion, "residual_block", lambda *_: [torch.zeros(1)])  # elsewhere, they cannot be trusted
+    with pytest.raises(RunError, match="--kernels fast cannot be used on this machine"):
+        extract.main(options("cuda", whole))
 
 
 def test_a_training_gives_the_weights_of_a_cpu(stand_in: Record, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,11 +26,12 @@ from torch.nn.utils import fusion
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_points, load_standard_face
-from lrs3_loader.face.deep3d.residual import MAX_DIFFERENCE, ConvReLU, ResidualBlock, join_if_equal
+from lrs3_loader.face.deep3d.residual import MAX_DIFFERENCE, ConvReLU, ResidualBlock, use_joined_kernels
 from lrs3_loader.face.landmarks.tracks import fill_gaps
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.io.files import file_sha256
 from lrs3_loader.io.safe_load import load_plain
+from lrs3_loader.kernels.trust import FastPath
 from lrs3_loader.runtime.memory import split_on_oom
 from lrs3_loader.runtime.transfer import HostCopy, to_device
 
@@ -173,10 +175,18 @@ class Deep3DRegressor(nn.Module):
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.to(self.device)
-        if self.device.type == "cuda" and dtype in MAX_DIFFERENCE:
+
+    def fast_path(self) -> FastPath | None:
+        """Return the way by cuDNN's joined kernels, which is not taken at first; there is none in float32."""
+        if self.network.dtype not in MAX_DIFFERENCE:
+            return None
+
+        def trial() -> list[Tensor]:
             with _exact_convolutions():
-                is_joined = join_if_equal(self.network, _noise_crops().to(self.device), dtype)
-            self.description["kernels"] = "joined" if is_joined else "plain"
+                return [self.network(_noise_crops().to(self.device))]
+
+        use = partial(use_joined_kernels, self.network)
+        return FastPath("the Deep3D network", use, trial, MAX_DIFFERENCE[self.network.dtype])
 
     def forward(self, spans: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
         """Compute the coefficients of each span.

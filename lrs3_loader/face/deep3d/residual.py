@@ -1,19 +1,16 @@
 """ResNet's residual block with normalisation folded into its convolutions, each with what follows it in one kernel.
 
 PyTorch runs a convolution, its bias, the residual and the ReLU as kernels of their own on a GPU, which read and write
-every value again; cuDNN has one for all of them. Whether that is used is decided once, by ``join_if_equal``.
+every value again; cuDNN has one for all of them. Whether that is used is decided once, at start-up (see
+``lrs3_loader.kernels.trust``).
 """
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-logger = logging.getLogger(__name__)
 
 #: Largest difference of joined from plain kernels: root mean square over the deviation of the plain results.
 MAX_DIFFERENCE = {torch.float16: 0.01, torch.bfloat16: 0.05}
@@ -57,33 +54,8 @@ class ResidualBlock(nn.Module):
         return y
 
 
-@torch.inference_mode()
-def join_if_equal(network: nn.Module, example: Tensor, dtype: torch.dtype) -> bool:
-    """Use joined kernels all over a network if they work on its device and give the plain ones' results.
-
-    Args:
-        network: holds ``ConvReLU`` modules; maps ``example`` to f32.
-        example: a small batch on the network's device.
-        dtype: of the convolutions: one of ``MAX_DIFFERENCE``.
-
-    Returns:
-        whether they are used. If not, a warning says why.
-    """
-    layers = [module for module in network.modules() if isinstance(module, ConvReLU)]
-    plain = network(example)
-    _set_joined(layers, True)
-    try:
-        difference = float((network(example) - plain).square().mean().sqrt() / plain.std())
-        problem = f"they are off by {difference:.3g} of the deviation"
-    except RuntimeError as error:
-        difference, problem = float("nan"), str(error).splitlines()[0]
-    if difference <= MAX_DIFFERENCE[dtype]:
-        return True
-    _set_joined(layers, False)
-    logger.warning("cuDNN's joined kernels are not used for the Deep3D network, which is slower without: %s", problem)
-    return False
-
-
-def _set_joined(layers: Iterable[ConvReLU], value: bool) -> None:
-    for layer in layers:
-        layer.is_joined = value
+def use_joined_kernels(network: nn.Module, wanted: bool) -> None:
+    """Make all ``ConvReLU`` of a network use cuDNN's joined kernels, or PyTorch's own."""
+    for module in network.modules():
+        if isinstance(module, ConvReLU):
+            module.is_joined = wanted

@@ -63,7 +63,7 @@ def _finish(
         tl.store(z + p.to(tl.int64)[:, None] * num_next + q[None, :], out, mask=valid[:, None] & in_q[None, :])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pixels"])
 def convolution_kernel(
     x, weight, bias, slope, next_weight, next_bias, next_slope, y, z,
     num_pixels, height, width, out_height, out_width, channels, num_channels, num_next, left, top, stride,
@@ -95,7 +95,7 @@ def convolution_kernel(
             HAS_NEXT, P, BLOCK_O, BLOCK_Z)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pixels"])
 def residual_kernel(
     x, depthwise_weight, depthwise_bias, weight, bias, shortcut, slope, next_weight, next_bias, next_slope, y, z,
     num_pixels, height, width, out_height, out_width, channels, num_channels, num_shortcut, num_next,
