@@ -172,14 +172,36 @@ class RegressionConfig:
             raise ValueError(f"idexp-from {self.idexp} needs --deep3d FILE")
 
 
+def _layers(words: list[str]) -> int | tuple[int, ...] | None:
+    numbers = tuple(map(int, words[0].split(",")))
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+Layers = Annotated[
+    int | tuple[int, ...] | None,
+    tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar="INT[,INT...]",
+        instance_from_str=_layers,
+        is_instance=lambda value: value is None or isinstance(value, (int, tuple)),
+        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
+    ),
+    Flag(name="hubert-layer"),
+]
+
+
 @dataclass(frozen=True)
 class SpeechConfig:
     """Speech encoder (HuBERT and its relatives)."""
 
     model: Annotated[str, Flag(name="hubert")] = "facebook/hubert-large-ls960-ft"
-    """Hugging Face name or local folder of a HuBERT, WavLM or wav2vec 2.0 encoder; `demo` is a small untrained one."""
-    layer: Annotated[int | None, Flag(name="hubert-layer")] = None
-    """Hidden layer to store: 0 is the encoder's input, -1 (the default) the last hidden state."""
+    """Hugging Face name or local folder of a HuBERT, WavLM, wav2vec 2.0 or Whisper encoder; `demo` is a small
+    untrained one. Given again, further encoders, whose rows are stored as hubert_2, hubert_3 ..."""
+    also: Annotated[tuple[str, ...], Flag(name="also-hubert")] = ()
+    """Further encoders: the same as --hubert given again."""
+    layer: Layers = None
+    """Hidden layer to store: 0 is the encoder's input, -1 (the default) the last hidden state. Several, as in 9,12, are
+    stored as hubert, hubert_2 ..., those of one encoder after the other."""
     chunking: Annotated[Literal["reference", "whole"], Flag(name="hubert-chunking")] = "reference"
     """Clips over 20 s: in chunks of 20 s as GeneFace does, or whole."""
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], Flag(name="hubert-dtype")] = "auto"
@@ -192,6 +214,18 @@ class SpeechConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_seconds")
+        if len(set(self.models)) < len(self.models):
+            raise ValueError(f"hubert names an encoder twice: {', '.join(self.models)}")
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """All encoders, in the order of their fields."""
+        return (self.model, *self.also)
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that are stored of each encoder."""
+        return len(self.layer) if isinstance(self.layer, tuple) else 1
 
 
 @dataclass(frozen=True)
@@ -433,7 +467,23 @@ def with_current_flags(argv: Sequence[str]) -> list[str]:
     for word in argv:
         flag, equals, value = word.partition("=")
         words.append(f"{flags[name]}{equals}{value}" if (name := flag.replace("_", "-")) in flags else word)
-    return words
+    return _collect_encoders(words)
+
+
+def _collect_encoders(words: Sequence[str]) -> list[str]:
+    """Turn ``--hubert A --hubert B --hubert C`` into ``--hubert A --also-hubert B C``."""
+    kept: list[str] = []
+    encoders: list[str] = []
+    waiting = iter(words)
+    for word in waiting:
+        if word == "--hubert" or word.startswith("--hubert="):
+            value = word.partition("=")[2] if "=" in word else next(waiting, None)
+            encoders += [] if value is None else [value]
+            kept += ["--hubert"] if value is None else []
+        else:
+            kept.append(word)
+    first = ["--hubert", encoders[0]] if encoders else []
+    return [*kept, *first, *(["--also-hubert", *encoders[1:]] if encoders[1:] else [])]
 
 
 def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:

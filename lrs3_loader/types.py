@@ -9,8 +9,9 @@ Length contract: a clip has T video frames at 25 fps, exactly ``640 T`` audio sa
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -244,14 +245,33 @@ FIELDS: dict[str, FieldSpec] = {
         ("T", 2, 3), "float32", "pixels", "from (column, row, 1) of mouth to (x, y) of the frame", "--store-mouth"
     ),
 }
+_ROWS = {"T": 1, "2T": ROWS_PER_FRAME, "640T": SAMPLES_PER_FRAME}  # per frame, by a field's first letter
 #: Fields with the pixels and the audio of the corpus itself, which its licence may not let one pass on.
 MEDIA_FIELDS = frozenset(name for name, spec in FIELDS.items() if spec.extension != "npy")
 
 
+_FURTHER_SPEECH = re.compile(r"hubert_([2-9]|[1-9][0-9])")
+
+
+def field_spec(field: str) -> FieldSpec | None:
+    """Return the specification of a field, None for one that no extraction stores.
+
+    ``hubert_2``, ``hubert_3`` ... are those of further speech encoders and layers.
+    """
+    if field not in FIELDS and _FURTHER_SPEECH.fullmatch(field):
+        return replace(FIELDS["hubert"], meaning="a further speech encoder or layer", flag="--hubert, more than once")
+    return FIELDS.get(field)
+
+
+def is_speech(field: str) -> bool:
+    """Return whether a field holds rows of a speech encoder: ``hubert``, ``hubert_2`` ..."""
+    return field == "hubert" or _FURTHER_SPEECH.fullmatch(field) is not None
+
+
 def rows_per_frame(field: str) -> int | None:
     """Return the rows per video frame of a field: 1, 2, 640, or None if it has no time axis."""
-    rates = {"T": 1, "2T": ROWS_PER_FRAME, "640T": SAMPLES_PER_FRAME}
-    return rates.get(str(FIELDS[field].shape[0])) if field in FIELDS else None
+    spec = field_spec(field)
+    return None if spec is None else _ROWS.get(str(spec.shape[0]))
 
 
 def member_name(field: str) -> str:
@@ -286,10 +306,10 @@ class ClipFeatures:
 
 def check_field(name: str, array: np.ndarray, num_frames: int, *, finite: bool = True) -> None:
     """Raise ``ValueError`` if an array violates the contract of its field: shape, dtype, ``finite`` values."""
-    if name not in FIELDS:
+    spec = field_spec(name)
+    if spec is None:
         raise ValueError(f"unknown field {name!r}; known are {', '.join(FIELDS)}")
-    spec = FIELDS[name]
-    dtypes = (spec.dtype, "float32") if name == "hubert" else (spec.dtype,)
+    dtypes = (spec.dtype, "float32") if is_speech(name) else (spec.dtype,)
     sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "640T": SAMPLES_PER_FRAME * num_frames}
     want = [sizes.get(s, -1) if isinstance(s, str) else s for s in spec.shape]
     fits = array.ndim == len(want) and all(w in (-1, s) for w, s in zip(want, array.shape, strict=True))

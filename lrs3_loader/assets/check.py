@@ -45,16 +45,16 @@ class AssetStatus:
     problem: str | None = None  # what is wrong with a damaged file
 
 
-def check_assets(assets: Assets, face_model: str = "ict", speech: str = HUBERT) -> list[AssetStatus]:
-    """Check every model file; those that a run with this face model and speech encoder reads are required.
+def check_assets(assets: Assets, face_model: str = "ict", speech: str | Sequence[str] = HUBERT) -> list[AssetStatus]:
+    """Check every model file; those that a run with this face model and these speech encoders reads are required.
 
     ICT-FaceKit is converted if there is only its archive, as a run would do.
     """
     rows = [_check_landmarker(assets)]
     if face_model != "demo":
         rows.append(_check_face_model(assets, face_model))
-    if speech != "demo":
-        rows.append(_check_speech(assets, speech))
+    encoders = (speech,) if isinstance(speech, str) else speech
+    rows += [_check_speech(assets, name) for name in encoders if name != "demo"]
     for name, needed_for, licence, instructions in _OPTIONAL:
         path = assets.find(name)
         state: State = "missing" if path is None else "unknown"

@@ -45,7 +45,7 @@ DEMO_SEED = 1013
 
 #: What a damaged folder may raise: ``RecursionError`` for deeply nested JSON.
 DAMAGE = (OSError, ValueError, RecursionError, SafetensorError)
-_CLASSES = {"hubert": "Hubert", "wavlm": "WavLM", "wav2vec2": "Wav2Vec2"}
+_CLASSES = {"hubert": "Hubert", "wavlm": "WavLM", "wav2vec2": "Wav2Vec2", "whisper": "Whisper"}
 _MAX_HEADER_BYTES = 8 << 20  # of a safetensors file; that of the largest wav2vec 2.0 has 0.1 MB
 _MAX_WEIGHT_BYTES = 64 << 30
 #: Names of the weight norm's tensors in older checkpoints.
@@ -71,8 +71,8 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
         name: a name on the Hugging Face hub, a folder, or ``demo``.
 
     Raises:
-        RunError: the encoder cannot be found or downloaded, is damaged or incomplete, or does not belong to the
-            wav2vec 2.0 family with one row for every 320 samples at 16 kHz.
+        RunError: the encoder cannot be found or downloaded, is damaged or incomplete, or is neither a Whisper nor of
+            the wav2vec 2.0 family with one row for every 320 samples at 16 kHz.
     """
     if name == DEMO_MODEL:
         return demo_checkpoint()
@@ -82,6 +82,8 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
             folder = _fetch(name)
         model = _load_model(folder)
         normalize = expects_normalized_audio(folder)
+        if normalize is None and model.config.model_type == "whisper":
+            normalize = False
         if normalize is None:
             logger.warning("%s has no preprocessor_config.json: its audio is assumed to be normalised", folder)
         files = {path.name: file_sha256(path) for path in identity_files(folder)}
@@ -171,13 +173,19 @@ def _load_model(folder: Path) -> PreTrainedModel:
         if num_bytes > _MAX_WEIGHT_BYTES:
             raise ValueError(f"its weights have over {_MAX_WEIGHT_BYTES} bytes")
         tensors |= _read_tensors(path)
-    tensors = {_current_name(name, family.lower()): tensor for name, tensor in tensors.items()}
+    if family == "Whisper":
+        from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+        tensors, kind, path_of_layers = _of_whisper_encoder(tensors), WhisperEncoder, r"layers\.(\d{1,6})\."
+    else:
+        tensors = {_current_name(name, family.lower()): tensor for name, tensor in tensors.items()}
+        kind, path_of_layers = getattr(transformers, f"{family}Model"), r"encoder\.layers\.(\d{1,6})\."
     config = getattr(transformers, f"{family}Config")(**settings, mask_time_prob=0.0, mask_feature_prob=0.0)
-    layers = {int(found[1]) for name in tensors if (found := re.match(r"encoder\.layers\.(\d{1,6})\.", name))}
+    layers = {int(found[1]) for name in tensors if (found := re.match(path_of_layers, name))}
     if absent := set(range(config.num_hidden_layers)) - layers:
         raise RunError(f"the weights in {folder} lack all tensors of {len(absent)} layers, such as {min(absent)}")
     with torch.device("meta"):
-        model = getattr(transformers, f"{family}Model")(config)
+        model = kind(config)
     wanted = model.state_dict()
     if missing := sorted(set(wanted) - set(tensors)):
         raise RunError(f"the weights in {folder} lack {len(missing)} tensors of {family}, such as {missing[0]}")
@@ -212,6 +220,12 @@ def _current_name(name: str, prefix: str) -> str:
     before, _, last = name.removeprefix(f"{prefix}.").rpartition(".")
     last = _OLD_NAMES.get(last, last)
     return f"{before}.{last}" if before else last
+
+
+def _of_whisper_encoder(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Return the tensors of the encoder by their names in it; those of a checkpoint begin with ``model.encoder.``."""
+    plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    return {name.removeprefix("encoder."): tensor for name, tensor in plain.items() if name.startswith("encoder.")}
 
 
 def _sha256_of_weights(model: PreTrainedModel) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 from lrs3_loader.errors import RunError
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE
 
-MODEL_TYPES = ("hubert", "wavlm", "wav2vec2")
+MODEL_TYPES = ("hubert", "wavlm", "wav2vec2", "whisper")
 RECEPTIVE_FIELD = 400  # samples that one row depends on
 PREPROCESSOR_FILES = ("preprocessor_config.json", "processor_config.json")
 #: In the order in which transformers prefers them. An index lists the files of a checkpoint that was split.
@@ -56,6 +56,16 @@ _CHOICES = {
     "feat_extract_activation": _ACTIVATIONS,
     "hidden_act": _ACTIVATIONS,
 }
+#: The same for Whisper: names of its encoder.
+_WHISPER_SIZES = {
+    "d_model": 1 << 16,
+    "encoder_layers": 1000,
+    "encoder_attention_heads": 1 << 10,
+    "encoder_ffn_dim": 1 << 18,
+    "num_mel_bins": 1 << 10,
+    "max_source_positions": 1500,
+}
+_WHISPER_POSITIONS = 1500  # rows of the 30 s that it takes at a time
 _DEFAULT_STRIDE, _DEFAULT_KERNEL = (5, 2, 2, 2, 2, 2, 2), (10, 3, 3, 3, 3, 2, 2)
 _MAX_CONVOLUTIONS = 32
 #: Settings by which transformers would fetch or run code, or that change what the weights mean.
@@ -129,6 +139,8 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     for name in _REFUSED:
         if settings.get(name) is not None:
             raise RunError(f"{path} has {name}, which is not supported: no code of a checkpoint is run")
+    if kind == "whisper":
+        return {"model_type": kind, **_whisper_settings(folder, settings)}
     known = {name: _checked(name, value) for name, value in settings.items() if name in _KNOWN and value is not None}
     strides, kernels = known.get("conv_stride", _DEFAULT_STRIDE), known.get("conv_kernel", _DEFAULT_KERNEL)
     if not len(strides) == len(kernels) == len(known.get("conv_dim", _DEFAULT_KERNEL)):
@@ -150,6 +162,18 @@ def read_architecture(folder: Path) -> dict[str, Any]:
     return {"model_type": kind, **known}
 
 
+def _whisper_settings(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    known = {name: settings[name] for name in (*_WHISPER_SIZES, "activation_function") if name in settings}
+    for name, value in known.items():
+        if name == "activation_function":
+            _checked("hidden_act", value)
+        elif not _is_size(value, _WHISPER_SIZES[name]):
+            raise ValueError(f"{name} in config.json must be a whole number from 1 to {_WHISPER_SIZES[name]}")
+    if known.get("max_source_positions", _WHISPER_POSITIONS) != _WHISPER_POSITIONS:
+        raise RunError(f"{folder} takes another length than 30 s at a time, which is not supported")
+    return known
+
+
 def expects_normalized_audio(folder: Path) -> bool | None:
     """Return whether an encoder was trained on audio normalised to zero mean and unit variance, None if unknown.
 
@@ -163,7 +187,9 @@ def expects_normalized_audio(folder: Path) -> bool | None:
             settings = settings.get("feature_extractor", settings)
             if not isinstance(settings, dict):
                 raise ValueError(f"feature_extractor in {path.name} is no JSON object")
-            rate, normalize = settings.get("sampling_rate", SAMPLE_RATE), settings.get("do_normalize", True)
+            kind = settings.get("feature_extractor_type")
+            usual = kind != "WhisperFeatureExtractor"  # which does not, unless it is told
+            rate, normalize = settings.get("sampling_rate", SAMPLE_RATE), settings.get("do_normalize", usual)
             if rate != SAMPLE_RATE:
                 raise RunError(
                     f"{path} asks for audio at {shown(rate)} Hz; encoders for {SAMPLE_RATE} Hz are supported"

@@ -59,7 +59,7 @@ def run_trials(args: Args) -> list[checks.CheckResult]:
 
     assets = Assets(args.assets)
     found = [trial.check_gpu(), trial.check_kernels(), trial.check_decoders()]
-    found += trial.check_models(assets, args.run.face.face_model, args.run.speech.model)
+    found += trial.check_models(assets, args.run.face.face_model, args.run.speech.models)
     frame_size = (224, 224)
     try:
         corpus = None if args.run.corpus.corpus is None else find_corpus(args.run.corpus)

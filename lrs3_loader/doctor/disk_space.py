@@ -39,7 +39,8 @@ def bytes_per_clip(config: RunConfig, num_frames: float, assets: Assets, transcr
     """Estimate the bytes that a sample of T = ``num_frames`` takes in its tar."""
     identity, expression = _num_modes(config.face.face_model, assets)
     sizes = {"T": num_frames, "2T": ROWS_PER_FRAME * num_frames, "L": 478, "I": identity, "E": expression}
-    sizes["D"] = _speech_width(config.speech.model, assets)
+    widths = [_speech_width(name, assets) for name in config.speech.models for _ in range(config.speech.num_layers)]
+    sizes["D"] = sum(widths)
     media = _media_bytes(config.media)
     left_out = {
         **{name: name.removesuffix("_to_frame") not in media for name in ("face_to_frame", "mouth_to_frame")},

@@ -180,7 +180,7 @@ def _operators(device: torch.device) -> FastPath:
     return FastPath("a block of convolutions", use, trial, 1e-5)
 
 
-def check_models(assets: Assets, face_model: str, speech: str) -> list[CheckResult]:
+def check_models(assets: Assets, face_model: str, speech: str | Sequence[str]) -> list[CheckResult]:
     """Check the model files that a run reads: missing ones that can be downloaded are warnings, others failures."""
     checks = []
     for row in check_assets(assets, face_model, speech):

@@ -348,8 +348,11 @@ class ShardExtractor:
         dtype = getattr(torch, self.config.speech.store)
         for state, mel in zip(states, self.models.mel(waveforms) if waveforms else [], strict=True):
             state.arrays["mel"] = mel.cpu().numpy()
-        for state, rows in zip(states, self.models.speech(waveforms), strict=True):
-            state.arrays["hubert"] = rows.to(dtype).cpu().numpy()
+        for number, encoder in enumerate(self.models.encoders):
+            fields = list(self.models.speech_fields)[number * len(encoder.layers) :]
+            for state, layers in zip(states, encoder.encode(waveforms), strict=True):
+                state.arrays |= {name: rows.to(dtype).cpu().numpy() for name, rows in zip(fields, layers, strict=False)}
+        for state in states:
             state.arrays["f0"] = state.head.f0_hz.numpy().copy()
             state.quality["sound_rms"] = _rounded(state.head.waveform.square().mean().sqrt(), 6)
         for state, figures in zip(states, self._quality.audio([state.head for state in states]), strict=True):
@@ -402,6 +405,9 @@ class ShardExtractor:
     def _features(self, state: _ClipState) -> ClipFeatures:
         clip, head = state.clip, state.head
         true_rows = ROWS_PER_FRAME * state.num_frames - 1
+        speech_rows = {
+            name: encoder.num_rows(state.num_frames) for name, (encoder, _) in self.models.speech_fields.items()
+        }
         transforms, videos = ({}, {}) if state.media is None else state.media.finish()
         audio, audio_meta = self._media.audio(head.waveform)
         meta: dict[str, Any] = {
@@ -410,7 +416,7 @@ class ShardExtractor:
             "speaker": clip.speaker,
             "utterance": clip.utterance,
             "num_frames": state.num_frames,
-            "num_rows": {"mel": true_rows, "hubert": true_rows, "f0": head.num_f0_rows},
+            "num_rows": {"mel": true_rows, "f0": head.num_f0_rows, **speech_rows},
             "source": dataclasses.asdict(head.source),
             "models": self.models.names,
             "conventions": {**self.models.conventions(self.config), **self._media.conventions},

@@ -37,7 +37,7 @@ class Models:
     landmarker_files: LandmarkerFiles
     landmarker: FaceLandmarker
     mel: MelSpectrogram
-    speech: SpeechEncoder
+    speech: SpeechEncoder  # the first
     face_model: FaceModel
     fitter: LandmarkFitter
     regressor: Deep3DRegressor | None
@@ -46,6 +46,7 @@ class Models:
     speaking: SpeakingScorer | None = None
     speaking_sha256: str | None = None  # of its weights
     kernels: Kernels = "plain"  # what they run by; see ``lrs3_loader.kernels.trust``
+    more_speech: tuple[SpeechEncoder, ...] = ()  # further encoders
 
     @classmethod
     def load(cls, config: RunConfig, assets: Assets, device: torch.device) -> Models:
@@ -58,7 +59,10 @@ class Models:
         # All files are found before any is loaded.
         landmarker_path, name = assets.landmarker(), config.face.face_model
         face_path = None if name == "demo" else assets.face_model_path(name)
-        speech_config = dataclasses.replace(config.speech, model=assets.speech_encoder(config.speech.model))
+        encoders = [
+            dataclasses.replace(config.speech, model=assets.speech_encoder(name), also=())
+            for name in config.speech.models
+        ]
         checkpoint = config.regression.checkpoint
         deep3d_paths = None if checkpoint is None else assets.deep3d(checkpoint)
         speaking_path = assets.speaking_weights() if config.speaking.needs_scores else None
@@ -80,7 +84,8 @@ class Models:
                 landmarker_files=files,
                 landmarker=landmarker,
                 mel=MelSpectrogram().to(device),
-                speech=SpeechEncoder.load(speech_config, device),
+                speech=SpeechEncoder.load(encoders[0], device),
+                more_speech=tuple(SpeechEncoder.load(encoder, device) for encoder in encoders[1:]),
                 face_model=face_model,
                 fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
                 regressor=regressor,
@@ -92,6 +97,16 @@ class Models:
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error
+
+    @property
+    def speech_fields(self) -> dict[str, tuple[SpeechEncoder, int]]:
+        """The encoder of each of the fields ``hubert``, ``hubert_2`` ..., and which of its layers it holds."""
+        pairs = [(encoder, number) for encoder in self.encoders for number in range(len(encoder.layers))]
+        return {"hubert" if n == 1 else f"hubert_{n}": pair for n, pair in enumerate(pairs, 1)}
+
+    @property
+    def encoders(self) -> tuple[SpeechEncoder, ...]:
+        return (self.speech, *self.more_speech)
 
     @property
     def needs_pixels(self) -> bool:
@@ -116,8 +131,9 @@ class Models:
                 "id_names": list(model.id_names),
                 "exp_names": list(model.exp_names),
             },
-            "speech": {**self.speech.description(), "files": dict(self.speech.files)},
         }
+        for name, (encoder, number) in self.speech_fields.items():
+            record[record_name(name)] = {**encoder.description(number), "files": dict(encoder.files)}
         if self.regressor is not None:
             record["regression"] = self.regressor.description
         if self.speaking is not None:
@@ -134,8 +150,9 @@ class Models:
         names: dict[str, Any] = {
             "landmarker": self.landmarker_files.name,
             "face_model": self.face_model.name,
-            "speech": self.speech.description(),
         }
+        for name, (encoder, number) in self.speech_fields.items():
+            names[record_name(name)] = encoder.description(number)
         if self.regressor is not None:
             names["regression"] = self.regressor.description["name"]
         if self.speaking is not None:
@@ -151,6 +168,11 @@ class Models:
         if config.speaking.store:
             conventions["speaking"] = SPEAKING_CONVENTION
         return conventions
+
+
+def record_name(field: str) -> str:
+    """Return the name under which the encoder of a field is described: ``speech`` for ``hubert``, ``speech_2`` ..."""
+    return field.replace("hubert", "speech")
 
 
 def _make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torch.device) -> FaceLandmarker:

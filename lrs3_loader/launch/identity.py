@@ -19,6 +19,7 @@ from lrs3_loader.config import CorpusConfig, as_json, upgrade_saved
 from lrs3_loader.corpus.scan import find_corpus
 from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.extraction.extractor import ShardExtractor
+from lrs3_loader.extraction.models import record_name
 from lrs3_loader.flags import flag_names
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences
@@ -29,7 +30,13 @@ logger = logging.getLogger(__name__)
 SOFTWARE = ("torch", "torchaudio", "transformers", "numpy", "av", "praat-parselmouth", "webdataset")
 _MAX_LISTED = 5
 #: Settings that say where something is. What is there is compared instead.
-_PLACES = {("corpus", "corpus"), ("face", "face_model"), ("speech", "model"), ("regression", "checkpoint")}
+_PLACES = {
+    ("corpus", "corpus"),
+    ("face", "face_model"),
+    ("speech", "model"),
+    ("speech", "also"),
+    ("regression", "checkpoint"),
+}
 _MODEL_FLAGS = {
     "face_model": "--face-model",
     "speech": "--hubert",
@@ -76,11 +83,15 @@ def _config_differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterable[
         yield f"{name} {json.dumps(saved[name])} -> (none)"
     for place, flag in flag_names().items():
         old, new = (_setting(config, place) for config in (saved, now))
-        same_kind = place in _PLACES and (old is None) == (new is None)
+        same_kind = place in _PLACES and _count(old) == _count(new)
         if place == ("corpus", "layout"):  # of a run that has begun, it says only how its clips were found
             same_kind = "auto" in (old, new)
         if old != new and not same_kind:
             yield f"{flag} {_shown(old)} -> {_shown(new)}"
+
+
+def _count(places: Any) -> int:
+    return len(places) if isinstance(places, (list, tuple)) else int(places is not None)
 
 
 def _setting(config: Any, place: tuple[str, ...]) -> Any:
@@ -95,8 +106,9 @@ def _model_differences(saved: dict[str, Any], now: dict[str, Any]) -> Iterable[s
         # Runs of version 0.1 recorded no ``files``. The speech encoder's ``model`` is a name or a path.
         ignored = {"model"} | ({"files"} - old.keys())
         old, new = ({name: value for name, value in model.items() if name not in ignored} for model in (old, new))
+        flag = _MODEL_FLAGS.get(kind, "--hubert" if kind.startswith("speech_") else kind)
         for line in differences(old, new):
-            yield f"{_MODEL_FLAGS.get(kind, kind)}: {line}"
+            yield f"{flag}: {line}"
 
 
 def _shown(value: Any) -> str:
@@ -189,10 +201,11 @@ def check_offsets(folder: RunFolder, offsets: Mapping[str, int]) -> None:
 
 def adopt_names(extractor: ShardExtractor, folder: RunFolder) -> None:
     """Give a model whose files are those of the run the name that it has there: names are stored in samples."""
-    saved, speech = folder.record["models"].get("speech", {}), extractor.models.speech
-    now = speech.description() | {"files": dict(speech.files)}
-    if isinstance(saved.get("model"), str) and now | {"model": saved["model"]} == now | saved:
-        speech.name = saved["model"]
+    for field, (encoder, number) in extractor.models.speech_fields.items():
+        saved = folder.record["models"].get(record_name(field), {})
+        now = encoder.description(number) | {"files": dict(encoder.files)}
+        if isinstance(saved.get("model"), str) and now | {"model": saved["model"]} == now | saved:
+            encoder.name = saved["model"]
 
 
 def software() -> dict[str, str]:

@@ -17,7 +17,7 @@ import numpy as np
 
 from lrs3_loader.io.safe_load import check_types, decode_json, decode_npy
 from lrs3_loader.run.ledger import REPAIR, Ledger
-from lrs3_loader.types import FIELDS, MEDIA_FIELDS, check_field, field_of_member, printable, rows_per_frame
+from lrs3_loader.types import MEDIA_FIELDS, check_field, field_of_member, field_spec, printable, rows_per_frame
 
 MAX_HEADER_BYTES = 1 << 20  # of one long name or pax header; those of this package have under 1 kB
 MAX_MEMBER_BYTES = 2 << 30  # two hours of a 1024-wide speech encoder are 1.5 GB
@@ -203,7 +203,7 @@ def decode_sample(where: str, key: str, data: Mapping[str, Any], fields: tuple[s
     if missing:
         raise DamagedError(f"{where}: {printable(key)} has no {', '.join(missing)}")
     try:
-        _check_shapes({name: sample[name] for name in fields or () if name in FIELDS})
+        _check_shapes({name: sample[name] for name in fields or () if field_spec(name)})
     except ValueError as error:
         raise DamagedError(f"{where}: {printable(key)}: {error}") from error
     return sample

@@ -13,7 +13,7 @@ from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import location, store_at
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream.sources import Locations, split_locations
-from lrs3_loader.types import FIELDS, MEDIA_FIELDS
+from lrs3_loader.types import MEDIA_FIELDS, field_spec
 
 STATS_FILE = "stats.json"
 LOG_F0 = "log_f0"
@@ -51,7 +51,7 @@ class Normalizer:
         self.sha256 = hashlib.sha256(data).hexdigest()
         self._scales = {name: scale for name, scale in table.items() if name not in KEPT}
         for name in fields or ():
-            if name in FIELDS and name not in KEPT and _stats_name(name) not in self._scales:
+            if field_spec(name) and name not in KEPT and _stats_name(name) not in self._scales:
                 raise RunError(
                     f"{where} has no figures of {_stats_name(name)}; write it again: lrs3-loader export stats RUN"
                 )

@@ -21,7 +21,7 @@ from lrs3_loader.run.ledger import REPAIR, TAR_FOLDER, Ledger, ledger_name, read
 from lrs3_loader.run.tar import DamagedError, TarIndex
 from lrs3_loader.stream.remote import is_remote, open_remote, remote_run
 from lrs3_loader.stream.where import Where
-from lrs3_loader.types import FIELDS, Shard, field_of_member
+from lrs3_loader.types import Shard, field_of_member, field_spec
 
 logger = logging.getLogger(__name__)
 
@@ -258,7 +258,8 @@ def require_fields(sources: Iterable[Source], fields: tuple[str, ...] | None) ->
         missing = sorted(wanted - source.fields) if source.fields is not None else []
         if missing:
             place = source.shard[0] if source.shard is not None else source.url
-            flags = dict.fromkeys(FIELDS[name].flag for name in missing if name in FIELDS and FIELDS[name].flag)
+            specs = [field_spec(name) for name in missing]
+            flags = dict.fromkeys(spec.flag for spec in specs if spec is not None and spec.flag)
             remedy = f"extract the corpus with {' '.join(flags)}" if flags else "choose another task or run"
             held = ", ".join(sorted(source.fields or ())) or "no arrays"
             raise RunError(

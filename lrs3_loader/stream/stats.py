@@ -25,12 +25,12 @@ from lrs3_loader.stream import Raw, ShardStream
 from lrs3_loader.stream.normalize import LOG_F0, STATS_FILE
 from lrs3_loader.stream.row_sample import RowSample
 from lrs3_loader.stream.sources import stored_fields
-from lrs3_loader.types import FIELDS, MEDIA_FIELDS
+from lrs3_loader.types import MEDIA_FIELDS, field_spec, is_speech
 
 _VERSION = 2  # 2: with percentiles and log_f0
 _UNITS = {LOG_F0: "natural logarithm of Hz, voiced rows"}
 _LEFT_OUT = {"valid", "face_to_frame", "mouth_to_frame", *MEDIA_FIELDS}
-_NO_FACE_NEEDED = ("mel", "f0", "hubert", "id")  # other fields are interpolated where no face was detected
+_NO_FACE_NEEDED = ("mel", "f0", "id")  # other fields are interpolated where no face was detected
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class RunStats:
     @classmethod
     def of(cls, sample: Mapping[str, Any]) -> RunStats:
         """Compute the statistics of one sample of the task ``"raw"``."""
-        found = {name: _rows(name, sample) for name in FIELDS if name in sample and name not in _LEFT_OUT}
+        found = {name: _rows(name, sample) for name in sample if field_spec(name) and name not in _LEFT_OUT}
         if "f0" in found:
             found[LOG_F0] = np.log(found["f0"].astype(np.float64))
         found = {name: rows for name, rows in found.items() if len(rows)}
@@ -180,7 +180,8 @@ def describe_stats(stats: RunStats) -> str:
 
 
 def _unit(name: str) -> str:
-    return _UNITS[name] if name in _UNITS else FIELDS[name].unit
+    spec = field_spec(name)
+    return spec.unit if spec is not None else _UNITS[name]
 
 
 def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:
@@ -190,6 +191,6 @@ def _rows(name: str, sample: Mapping[str, Any]) -> np.ndarray:
         return array[None]
     if name == "f0":
         return array[array > 0][:, None]
-    if name not in _NO_FACE_NEEDED and "valid" in sample:
+    if name not in _NO_FACE_NEEDED and not is_speech(name) and "valid" in sample:
         array = array[sample["valid"]]
     return array.reshape(len(array), -1)

@@ -123,7 +123,7 @@ def test_a_speech_encoder_keeps_the_name_it_was_stored_under(
 
 def encoder(name: str) -> Any:
     speech = SpeechEncoder.load(resolve(RunConfig(speech=SpeechConfig(model=name)), "cpu").speech, torch.device("cpu"))
-    return SimpleNamespace(models=SimpleNamespace(speech=speech))
+    return SimpleNamespace(models=SimpleNamespace(speech=speech, speech_fields={"hubert": (speech, 0)}))
 
 
 def describe(extractor: Any) -> dict[str, Any]:
