@@ -8,10 +8,9 @@ from pathlib import Path
 
 import av
 import numpy as np
-from av.audio.stream import AudioStream
-from av.codec.context import Flags
 from av.video.stream import VideoStream
 
+from lrs3_loader.io.media_codec import make_reproducible
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE
 
 _AAC_FRAME = 1024
@@ -30,13 +29,13 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], waveform: np.ndarray | N
         audio = None if waveform is None else container.add_stream("aac", rate=SAMPLE_RATE, layout="mono")
         if audio is not None:
             audio.bit_rate = 64_000
-            _make_reproducible(audio)
+            make_reproducible(audio)
         for index, frame in enumerate(frames):
             if video is None:
                 video = container.add_stream("libx264", rate=FRAMES_PER_SECOND, options=_X264_OPTIONS)
                 video.height, video.width = frame.shape[:2]
                 video.pix_fmt = "yuv420p"
-                _make_reproducible(video)
+                make_reproducible(video)
             image = av.VideoFrame.from_ndarray(frame, format="rgb24")
             image.pts, image.time_base = index, Fraction(1, FRAMES_PER_SECOND)
             container.mux(video.encode(image))
@@ -51,8 +50,3 @@ def write_mp4(path: Path, frames: Iterable[np.ndarray], waveform: np.ndarray | N
             chunk.sample_rate, chunk.pts, chunk.time_base = SAMPLE_RATE, start, Fraction(1, SAMPLE_RATE)
             container.mux(audio.encode(chunk))
         container.mux(audio.encode(None))
-
-
-def _make_reproducible(stream: VideoStream | AudioStream) -> None:
-    stream.codec_context.thread_count = 1
-    stream.codec_context.flags |= Flags.bitexact

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,11 +16,13 @@ import numpy as np
 from scipy.io import wavfile
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import REPAIR
 from lrs3_loader.run.tar import DamagedError, decode_sample
 from lrs3_loader.types import MEDIA_FIELDS, SAMPLE_RATE, field_of_member
+
+_ENDINGS = (".json", ".npz", ".wav", ".mp4")
 
 
 def export_files(
@@ -39,6 +40,7 @@ def export_files(
     """
     num_clips = 0
     published = folder.published()
+    folders: set[Path] = set()
     for shard in folder.shards:
         if shard.name not in published:
             continue
@@ -46,7 +48,12 @@ def export_files(
             with folder.open_tar(shard) as tar:
                 for index, found in enumerate(tar.samples):
                     if select is None or select(found.key):
-                        _write_clip(dest, found.key, tar.read_members(index))
+                        place = _place(dest, found.key)
+                        if place.parent not in folders:
+                            make_folder(place.parent)
+                            clear_unfinished(place.parent, lambda name: name.endswith(_ENDINGS))
+                            folders.add(place.parent)
+                        _write_clip(place, found.key, tar.read_members(index))
                         num_clips += 1
                         progress()
         except DamagedError as error:
@@ -54,28 +61,28 @@ def export_files(
     return num_clips
 
 
-def _write_clip(dest: Path, key: str, members: Mapping[str, bytearray]) -> None:
-    sample = decode_sample(str(dest), key, {name: data for name, data in members.items() if not _is_video(name)}, None)
+def _place(dest: Path, key: str) -> Path:
+    """Return the path of a clip's files, without their endings."""
     place = dest / key
     if not place.resolve().is_relative_to(dest.resolve()):
         raise DamagedError(f"{key} is no key of a clip")
-    os.makedirs(place.parent, exist_ok=True)
+    return place
+
+
+def _write_clip(place: Path, key: str, members: Mapping[str, bytearray]) -> None:
+    sample = decode_sample(str(place), key, {name: data for name, data in members.items() if not _is_video(name)}, None)
     meta, audio = sample.pop("json"), sample.pop("audio", None)
-    with atomic_write(place.with_name(f"{place.name}.json")) as file:
-        file.write(json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False).encode())
-    buffer = io.BytesIO()
-    np.savez(buffer, **{name: array for name, array in sample.items() if not name.startswith("__")})
-    with atomic_write(place.with_name(f"{place.name}.npz")) as file:
-        file.write(buffer.getvalue())
+    arrays, sound = io.BytesIO(), io.BytesIO()
+    np.savez(arrays, **{name: array for name, array in sample.items() if not name.startswith("__")})
+    text = json.dumps(meta, indent=1, sort_keys=True, ensure_ascii=False).encode()
+    files: dict[str, bytes | bytearray] = {"json": text, "npz": arrays.getvalue()}
     if audio is not None:
-        buffer = io.BytesIO()
-        wavfile.write(buffer, SAMPLE_RATE, audio)
-        with atomic_write(place.with_name(f"{place.name}.wav")) as file:
-            file.write(buffer.getvalue())
-    for name, data in members.items():
-        if _is_video(name):
-            with atomic_write(place.with_name(f"{place.name}.{name}")) as file:
-                file.write(data)
+        wavfile.write(sound, SAMPLE_RATE, audio)
+        files["wav"] = sound.getvalue()
+    files |= {name: data for name, data in members.items() if _is_video(name)}
+    for ending, data in files.items():
+        with atomic_write(place.with_name(f"{place.name}.{ending}")) as file:
+            file.write(data)
 
 
 def _is_video(member: str) -> bool:

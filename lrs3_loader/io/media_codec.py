@@ -47,7 +47,7 @@ def encode_flac(waveform: np.ndarray, bits: int) -> tuple[bytes, int]:
     with av.open(buffer, "w", format="flac", container_options=options) as container:
         stream = container.add_stream("flac", rate=SAMPLE_RATE, layout="mono", options={"frame_size": str(_FLAC_BLOCK)})
         stream.format = _FLAC_FORMATS[bits]
-        _make_reproducible(stream)
+        make_reproducible(stream)
         for start in range(0, len(samples), _FLAC_BLOCK):
             block = np.ascontiguousarray(samples[None, start : start + _FLAC_BLOCK])
             frame = av.AudioFrame.from_ndarray(block, format=_FLAC_FORMATS[bits], layout="mono")
@@ -104,7 +104,7 @@ class VideoEncoder:
         stream.width = stream.height = size
         stream.pix_fmt = self._format = "yuv420p" if codec == "h264" else "yuvj420p"
         stream.codec_context.color_range, stream.codec_context.colorspace = _FULL_RANGE, _BT601
-        _make_reproducible(stream)
+        make_reproducible(stream)
         self._stream = stream
         self.num_frames = 0
 
@@ -161,6 +161,7 @@ def _opened(data: bytes | bytearray, kind: str) -> Iterator[av.container.InputCo
         raise ValueError(f"no {kind} file: {getattr(error, 'strerror', error)}") from error
 
 
-def _make_reproducible(stream: Any) -> None:
+def make_reproducible(stream: Any) -> None:
+    """Let a stream be encoded to the same bytes each time: by one thread, without times and versions."""
     stream.codec_context.thread_count = 1
     stream.codec_context.flags |= Flags.bitexact

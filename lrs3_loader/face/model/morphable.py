@@ -30,7 +30,7 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
-from lrs3_loader.io.files import atomic_write
+from lrs3_loader.io.files import write_result
 from lrs3_loader.io.safe_load import read_npz
 
 FORMAT = "lrs3_loader face model 1"
@@ -219,7 +219,7 @@ class FaceModel:
         arrays: dict[str, np.ndarray] = {"format": np.array(FORMAT)}
         arrays |= {name: np.array(getattr(self, name), dtype=np.str_) for name in (*_TEXTS, *_NAME_LISTS)}
         arrays |= self._arrays(dense=True)
-        with atomic_write(path) as file:  # a handle: numpy would append .npz to a name without it
+        with write_result(path) as file:  # a handle: numpy would append .npz to a name without it
             np.savez(file, **arrays)  # type: ignore[arg-type]  # numpy's stub takes them for allow_pickle
 
     @classmethod

@@ -31,7 +31,7 @@ from lrs3_loader.interop.geneface.indexed import IndexedWriter
 from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
 from lrs3_loader.interop.geneface.pickle_writer import write_dict_npy
 from lrs3_loader.interop.geneface.settings import ExportOptions
-from lrs3_loader.io.files import atomic_write, clear_unfinished, make_folder
+from lrs3_loader.io.files import make_folder, write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.selection.smaller_run import chosen_keys
 from lrs3_loader.types import Shard
@@ -43,7 +43,6 @@ RECORD = "export.json"
 HUBERT_WIDTH = 1024  # GeneFace's networks are built for HuBERT-large
 _EVERY = 100
 _SPEAKERS = "spk_id2spk_idx.npy"
-_FILES = (RECORD, _SPEAKERS, *(name for split in ("train", "val") for name in (f"{split}.data", f"sizes_{split}.npy")))
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def export_geneface(
             sets["val" if key in held_out or speaker in held_out else "train"].add(item)
         for writer in sets.values():
             writer.finish()
-    with atomic_write(dest / _SPEAKERS) as file:
+    with write_result(dest / _SPEAKERS) as file:
         write_dict_npy(file, speaker_index)
     report = ExportReport(
         num_train=len(sets["train"]),
@@ -131,7 +130,7 @@ def _write_record(
         "options": asdict(options),
         "report": asdict(report),
     }
-    with atomic_write(dest / RECORD) as file:
+    with write_result(dest / RECORD) as file:
         file.write((json.dumps(record, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
 
 
@@ -139,8 +138,8 @@ class _SetWriter(IndexedWriter):
     """One ``.data`` file and the sizes of its items; both appear when the stack closes."""
 
     def __init__(self, stack: ExitStack, dest: Path, name: str):
-        super().__init__(stack.enter_context(atomic_write(dest / f"{name}.data")))
-        self._sizes_file: IO[bytes] = stack.enter_context(atomic_write(dest / f"sizes_{name}.npy"))
+        super().__init__(stack.enter_context(write_result(dest / f"{name}.data")))
+        self._sizes_file: IO[bytes] = stack.enter_context(write_result(dest / f"sizes_{name}.npy"))
         self._sizes: list[int] = []
 
     def add(self, item: Mapping[str, Any]) -> None:
@@ -211,7 +210,6 @@ def _prepare(dest: Path, overwrite: bool) -> None:
     if there and not overwrite:
         raise RunError(f"{dest} already holds {there[0]}; choose another folder, or replace the set with --overwrite")
     (dest / RECORD).unlink(missing_ok=True)  # from here on the set there is not whole
-    clear_unfinished(dest, _FILES.__contains__)  # they can be large
 
 
 def _notes(sample: dict[str, Any], folder: RunFolder) -> dict[str, Any]:

@@ -22,7 +22,10 @@ FAILURES = tuple(
     f"{failure}{lasting}" for failure in ("refused", "busy", "unanswered") for lasting in ("", " for good")
 )
 #: The scenarios that work on object storage.
-REMOTE = ("fresh", "resumed", "extend", "retry-rejects", "repair", "verify", "verify-repair", "select", "filter")
+REMOTE = (
+    *("fresh", "resumed", "extend", "retry-rejects", "repair", "verify", "verify-repair"),
+    *("select", "filter", "files"),
+)
 
 
 @contextmanager

@@ -141,6 +141,7 @@ SCENARIOS = {
             after=("fresh",),
         ),
         Scenario("filter", f"filter {{world}}/run {_CHOSEN} --out {{local}}/chosen", after=("fresh",)),
+        Scenario("files", "export files {world}/run {local}/plain", after=("fresh",)),
         Scenario(
             "export",
             "export geneface {world}/run {world}/set",
