@@ -118,7 +118,9 @@ setup(
         "quality": ["silero-vad>=6.2.1,<7"],
         # The figures of a run as a table, and as a parquet file. pyarrow counts major releases by the quarter.
         "table": ["pandas>=2.1.1,<4", "pyarrow>=14.0.1"],
+        # Figures of an extraction or a training elsewhere: --tensorboard and --wandb.
         "train": ["tensorboard>=2.14,<3"],
+        "wandb": ["wandb>=0.16,<1"],
         # pytorch3d has no wheel on the package index; see its own installation notes.
         "render": ["pytorch3d"],
         "s3": ["s3fs>=2025.3.2"],

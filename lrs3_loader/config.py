@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from lrs3_loader.io.storage import Location, Url, location
+from lrs3_loader.runtime.boards import BoardConfig
 
 Flag = tyro.conf.arg
 
@@ -382,6 +383,7 @@ class LaunchConfig:
     log_folder: Path | None = None
     """Append the log of each rank as JSON lines (rank-N.jsonl), and keep the progress there as a text file for
     Prometheus (lrs3_loader.prom)."""
+    boards: Annotated[BoardConfig, rarely("figures of this launch elsewhere")] = field(default_factory=BoardConfig)
     max_reject_fraction: float = 1.0
     """Exit code 3 if a larger share of the run's clips are rejects, and in any case if all are."""
     extend: bool = False

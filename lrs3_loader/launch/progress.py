@@ -6,7 +6,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.run_log import METRICS, write_metrics
+from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 logger = logging.getLogger(__name__)
@@ -23,6 +24,8 @@ METRICS_SECONDS = 5.0  # at least, between two states of the metrics
 
 #: Names of the shared counters. Slots are the rows of batches, padding included.
 COUNTERS = ("clips", "frames", "rejects", "frame_slots", "audio_samples", "audio_slots")
+#: Stages of the extraction whose time is counted; see ``Tally.add_timings``.
+STAGES = ("decode_wait", "landmarks", "quality", "crops", "regression", "speaking", "sound", "media", "fit")
 
 
 class Tally:
@@ -43,6 +46,11 @@ class Tally:
         if is_due:
             self.flush()
 
+    def add_timings(self, timings: Mapping[str, float]) -> None:
+        """Add the seconds that each stage took to a counter of milliseconds of its name."""
+        for stage, seconds in timings.items():
+            self._queue.add(f"{stage}_ms", round(1000 * seconds))
+
     def flush(self) -> None:
         with self._lock:
             waiting = {name: amount for name, amount in self._waiting.items() if amount}
@@ -55,15 +63,20 @@ class Tally:
 
 @contextmanager
 def progress_display(
-    queue: WorkQueue, num_clips: int, num_clips_done: int, metrics_folder: Path | None = None
+    queue: WorkQueue,
+    num_clips: int,
+    num_clips_done: int,
+    metrics_folder: Path | None = None,
+    boards: Boards | None = None,
 ) -> Iterator[None]:
     """Show clips, frames/s, speed in real time, rejects and remaining time while the block runs.
 
     On a terminal this is a bar; elsewhere a line is logged every half minute. The same figures are kept in
-    ``metrics_folder``, if one is given (see ``run_log.write_metrics``).
+    ``metrics_folder``, if one is given (see ``run_log.write_metrics``), and sent to ``boards`` with the seconds that
+    each stage took, by the number of clips that are done.
     """
     stop = threading.Event()
-    parameters = queue, num_clips, num_clips_done, metrics_folder, stop
+    parameters = queue, num_clips, num_clips_done, metrics_folder, boards, stop
     thread = threading.Thread(target=_show, args=parameters, name="progress", daemon=True)
     thread.start()
     try:
@@ -74,7 +87,12 @@ def progress_display(
 
 
 def _show(
-    queue: WorkQueue, num_clips: int, num_clips_done: int, metrics_folder: Path | None, stop: threading.Event
+    queue: WorkQueue,
+    num_clips: int,
+    num_clips_done: int,
+    metrics_folder: Path | None,
+    boards: Boards | None,
+    stop: threading.Event,
 ) -> None:
     started = time.monotonic()
     written = 0.0
@@ -87,10 +105,15 @@ def _show(
             seconds = max(time.monotonic() - started, 1e-9)
             speed = f"{frames / seconds:.0f} frames/s, {frames / seconds / FRAMES_PER_SECOND:.1f}x real time"
             done, text = num_clips_done + clips, f"{speed}, {rejects} rejects"
-            if metrics_folder is not None and (stopped or time.monotonic() - written > METRICS_SECONDS):
+            if stopped or time.monotonic() - written > METRICS_SECONDS:
                 written = time.monotonic()
-                values = num_clips, done, rejects, frames, frames / seconds
-                write_metrics(metrics_folder, dict(zip(METRICS, values, strict=True)))
+                values = dict(zip(METRICS, (num_clips, done, rejects, frames, frames / seconds), strict=True))
+                if metrics_folder is not None:
+                    write_metrics(metrics_folder, values)
+                if boards is not None:
+                    boards.write(
+                        done, values | {f"seconds/{name}": queue.add(f"{name}_ms", 0) / 1000 for name in STAGES}
+                    )
             if on_terminal:
                 bar.set_postfix_str(text, refresh=False)
                 bar.update(done - bar.n)

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,7 @@ from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.launch.run_log import log_to
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
 from lrs3_loader.run.lock import RunLock, guard_store
+from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.runtime.device import configure_torch, pick_device
 from lrs3_loader.runtime.pipelining import BackgroundTask
 from lrs3_loader.types import ClipFeatures, Reject, Shard
@@ -78,7 +79,10 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         num_clips_done = num_clips - sum(folder.shards.counts[index] for index in pending)
         started = time.monotonic()
         try:
-            with progress_display(queue, num_clips, num_clips_done, launch.log_folder):
+            with (
+                _boards(folder, launch) as boards,
+                progress_display(queue, num_clips, num_clips_done, launch.log_folder, boards),
+            ):
                 extract_shards(folder, leases, launch, extractor, queue)
                 queue.leave()
                 if unresponsive := ", ".join(map(str, queue.wait_for_all())):
@@ -106,6 +110,7 @@ def _lead(
     """Lock and prepare the run on rank 0, and tell the other ranks which shards are pending, and the lock's token."""
     lock: RunLock | None = None
     try:
+        launch.boards.require()
         if isinstance(launch.out, Path):  # object storage has no locks
             lock = held.enter_context(RunLock(launch.out))
         folder, extractor, pending = prepare(config, launch, Assets(launch.assets), device)
@@ -132,6 +137,17 @@ def _follow(
     return folder, extractor, message["pending"]
 
 
+@contextlib.contextmanager
+def _boards(folder: RunFolder, launch: LaunchConfig) -> Iterator[Boards | None]:
+    """Open the boards that the launch asks for, if any."""
+    if not launch.boards.is_on:
+        yield None
+        return
+    settings, identity = folder.record["config"], folder.run_hash[:16]
+    with Boards(launch.boards, name=folder.name, identity=identity, settings=settings) as boards:
+        yield boards
+
+
 def extract_shards(
     folder: RunFolder, leases: Iterable[int], launch: LaunchConfig, extractor: ShardExtractor, queue: WorkQueue
 ) -> None:
@@ -150,6 +166,8 @@ def extract_shards(
         counts = {"samples": len(ledger.samples), "rejects": len(ledger.rejects), "frames": ledger.num_frames}
         logger.debug("published", extra={"values": {"shard": shard.name, **counts}})
         tally.flush()
+        if launch.boards.is_on:
+            tally.add_timings(timings)
         if queue.add("shards", 1) % INDEX_EVERY == 0:
             folder.published()
             folder.save_index()

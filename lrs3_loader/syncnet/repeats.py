@@ -64,7 +64,7 @@ def repeat_settings(config: TrainConfig, launch: TrainLaunch, count: int) -> Seq
     return [
         (
             replace(config, seed=config.seed + number, fold=config.fold + number),
-            replace(launch, out=launch.out / f"repeat-{number}"),
+            replace(launch, out=launch.out / f"repeat-{number}", boards=launch.boards.inside(f"repeat-{number}")),
         )
         for number in range(count)
     ]

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
+
+from lrs3_loader.config import rarely
+from lrs3_loader.runtime.boards import BoardConfig
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,7 @@ class TrainLaunch:
     """Steps between two checkpoints; another is written after each evaluation."""
     evaluate_epochs: int = 10
     """Epochs between two evaluations on the held-out speakers; another is at the end."""
-    tensorboard: bool = True
-    """Write for TensorBoard as well, if it is installed."""
+    boards: Annotated[BoardConfig, rarely("figures elsewhere")] = field(default_factory=BoardConfig)
 
     def __post_init__(self) -> None:
         for name in ("threads", "checkpoint_steps", "evaluate_epochs"):

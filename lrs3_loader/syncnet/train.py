@@ -3,7 +3,6 @@
 OUT/
   checkpoint.pt      the latest state, from which a training resumes, also within an epoch
   scalars.jsonl      step, loss, and at each evaluation the accuracy on the held-out speakers
-  tensorboard/       the same metrics
   evaluation.json    the last evaluation, by offset
 
 The loss is the binary cross-entropy of the logits; half of the pairs belong together. Each rank has its own batches,
@@ -12,12 +11,13 @@ and gradients are averaged over the ranks (``DistributedDataParallel``).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from itertools import islice
@@ -35,6 +35,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import make_folder, write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.record import differences
+from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.stream.tasks import SyncNet
@@ -60,6 +61,7 @@ def train_syncnet(run: Path, config: TrainConfig, launch: TrainLaunch) -> Accura
         RunError: there is no such run, it has fewer than two speakers or no clip long enough to evaluate on, the
             checkpoint has other settings or data, or the loss is not finite.
     """
+    launch.boards.require()
     torch.set_num_threads(launch.threads)
     device = pick_device(launch.device)
     with _process_group(device):
@@ -96,9 +98,7 @@ class Training:
     def run(self) -> Accuracy:
         """Train for the remaining epochs; return the last evaluation."""
         accuracy = None
-        is_first = self.rank == 0  # the other ranks write nothing
-        opened = Scalars(self.launch.out, self.step, self.launch.tensorboard) if is_first else nullcontext()
-        with opened as scalars, self._averaged_gradients():
+        with self._scalars() as scalars, self._averaged_gradients():
             for epoch in range(self.stream.epoch, self.config.epochs):
                 self.stream.set_epoch(epoch)
                 batch = self._epoch(epoch, scalars)
@@ -107,6 +107,18 @@ class Training:
                     accuracy = self._evaluation(epoch, scalars)
                     self._save(batch)
         return self.evaluate() if accuracy is None else accuracy
+
+    @contextmanager
+    def _scalars(self) -> Iterator[Scalars | None]:
+        """Open what metrics are written to on rank 0; the other ranks write nothing."""
+        if self.rank != 0:
+            yield None
+            return
+        out, settings = self.launch.out, asdict(self.config)
+        identity = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
+        boards = Boards(self.launch.boards, name=out.name, identity=identity, settings=settings, first_step=self.step)
+        with boards, Scalars(out, self.step, boards) as scalars:
+            yield scalars
 
     def _epoch(self, epoch: int, scalars: Scalars | None) -> dict[str, Any] | None:
         """Train on the rest of an epoch; return its last batch, or None if nothing was left."""

@@ -5,20 +5,27 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import torch.distributed as dist
 
+from lrs3_loader import demo
 from lrs3_loader.commands import extract, verify
 from lrs3_loader.config import LaunchConfig
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import leases, runner
 from lrs3_loader.launch.leases import WorkQueue
-from lrs3_loader.launch.progress import COUNTERS, progress_display
+from lrs3_loader.launch.progress import COUNTERS, STAGES, Tally, progress_display
 from lrs3_loader.launch.run_log import METRICS, log_to
 from lrs3_loader.launch.runner import Outcome
+from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.runtime.boards import BoardConfig, Boards
+from support import whole_runs
+from support.paths import REPO
 from support.run_factory import make_run
+from support.whole_runs import config_for
 
 WORDS = ["--corpus", "c", "--out", "x", "--json"]
 
@@ -107,6 +114,47 @@ def test_progress_is_kept_for_prometheus(tmp_path: Path) -> None:
     )
     assert float(values["frames_per_second"]) > 0
     assert text.count("# TYPE") == text.count("# HELP") == len(METRICS)
+
+
+class Recorder(Boards):
+    def __init__(self) -> None:
+        self.lines: list[tuple[int, dict[str, float]]] = []
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self.lines.append((step, dict(values)))
+
+
+def test_boards_get_progress_and_the_seconds_of_every_stage() -> None:
+    queue, boards = WorkQueue(dist.HashStore(), 0, 1), Recorder()
+    with progress_display(queue, 40, 10, None, boards):
+        queue.add("clips", 5)
+        queue.add("frames", 750)
+        for seconds in (0.5, 0.25):
+            Tally(queue).add_timings({"landmarks": seconds, "fit": 0.125})
+    ((step, values),) = boards.lines
+    assert step == 15
+    assert values.keys() == {*METRICS, *(f"seconds/{stage}" for stage in STAGES)}
+    assert (values["frames"], values["seconds/landmarks"], values["seconds/fit"]) == (750, 0.75, 0.25)
+
+
+def test_every_stage_of_the_extraction_is_counted() -> None:
+    sources = [path.read_text() for path in (REPO / "lrs3_loader" / "extraction").glob("*.py")]
+    assert {name for text in sources for name in re.findall(r"clock(?:\.iterate)?\(\"(\w+)\"", text)} == set(STAGES)
+
+
+@pytest.mark.slow
+def test_an_extraction_writes_for_tensorboard(assets: Path | None, tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    corpus = demo.make_demo_corpus(tmp_path / "corpus", num_speakers=1, clips_per_speaker=2, seconds=(0.8, 1.0))
+    whole_runs.extract(config_for(corpus.folder), tmp_path / "run", assets, boards=BoardConfig(tmp_path / "board"))
+    events = EventAccumulator(str(tmp_path / "board")).Reload()
+    (frames,) = events.Scalars("frames")
+    lengths = RunFolder.open(tmp_path / "run").figures().columns["num_frames"]
+    assert (frames.step, frames.value) == (len(lengths), lengths.sum())
+    assert events.Scalars("seconds/landmarks")[0].value > 0
+    assert events.Scalars("seconds/fit")[0].value > 0
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

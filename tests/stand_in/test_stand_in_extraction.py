@@ -122,7 +122,7 @@ def test_a_training_gives_the_weights_of_a_cpu(stand_in: Record, tmp_path: Path)
     config = TrainConfig(epochs=2, batch_clips=2, pairs_per_clip=2, width=8, held_out=0.34)
     found = {}
     for device in ("cpu", "cuda"):
-        launch = TrainLaunch(tmp_path / device, device=device, tensorboard=False, evaluate_epochs=2)
+        launch = TrainLaunch(tmp_path / device, device=device, evaluate_epochs=2)
         assert train_syncnet(run.path, config, launch) is not None
         found[device] = SyncNetCheckpoint.load(tmp_path / device / CHECKPOINT_FILE)
     assert found["cuda"].step >= 2

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
+from lrs3_loader.runtime.boards import BoardConfig
 from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy, ClipScores, score_clip
 from lrs3_loader.syncnet.measure import ClipOffset, describe_offsets, measure_offsets
@@ -55,13 +56,14 @@ def small_run(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
 def trained(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Accuracy]:
     out = tmp_path_factory.mktemp("trained")
     config = TrainConfig(epochs=25, batch_clips=14, pairs_per_clip=16, width=64, held_out=0.25, learning_rate=2e-3)
-    accuracy = train_syncnet(run.path, config, TrainLaunch(out, device="cpu", evaluate_epochs=25, tensorboard=False))
+    boards = BoardConfig(out / "board" if find_spec("tensorboard") else None)
+    accuracy = train_syncnet(run.path, config, TrainLaunch(out, device="cpu", evaluate_epochs=25, boards=boards))
     assert accuracy is not None
     return out, accuracy
 
 
 def launch(out: Path, **options: Any) -> TrainLaunch:
-    return TrainLaunch(out, **{"device": "cpu", "tensorboard": False, "checkpoint_steps": 1, **options})
+    return TrainLaunch(out, **{"device": "cpu", "checkpoint_steps": 1, **options})
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -327,35 +329,26 @@ def test_speakers_are_held_out_alike_everywhere() -> None:
         hold_out(["a", "a"], 0.5)
 
 
-def test_tensorboard_gets_the_same_figures(tmp_path: Path) -> None:
+def test_tensorboard_gets_the_figures_of_a_training(trained: tuple[Path, Accuracy]) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    with Scalars(tmp_path, 0, tensorboard=True) as scalars:
-        scalars.write(10, {"loss": 0.5})
-        scalars.write(20, {"loss": 0.25})
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
-    assert [(event.step, event.value) for event in events] == [(10, 0.5), (20, 0.25)]
-
-
-def test_without_tensorboard_the_figures_are_in_lines_of_json(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    monkeypatch.setattr(logging.getLogger("lrs3_loader"), "propagate", True)
-    with caplog.at_level(logging.INFO, "lrs3_loader"), Scalars(tmp_path, 0, tensorboard=True) as scalars:
-        scalars.write(10, {"loss": 0.5})
-    assert "pip install 'lrs3_loader[train]'" in caplog.text
-    assert read_scalars(tmp_path) == [{"step": 10, "loss": 0.5}]
+    out, _ = trained
+    events = EventAccumulator(str(out / "board")).Reload()
+    for name in ("loss", "window_accuracy", "clip_accuracy"):
+        expected = [(line["step"], line[name]) for line in read_scalars(out) if name in line]
+        found = events.Scalars(name)
+        assert len(found) > 0
+        np.testing.assert_allclose([(event.step, event.value) for event in found], expected, rtol=1e-6)
 
 
 def test_figures_after_the_checkpoint_are_dropped_when_going_on(tmp_path: Path) -> None:
-    with Scalars(tmp_path, 0, tensorboard=False) as scalars:
+    with Scalars(tmp_path, 0) as scalars:
         scalars.write(10, {"loss": 0.5})
         scalars.write(20, {"loss": 0.4})
     with (tmp_path / SCALARS_FILE).open("ab") as file:
         file.write(b'{"step": 30, "lo')
-    with Scalars(tmp_path, 10, tensorboard=False) as scalars:
+    with Scalars(tmp_path, 10) as scalars:
         scalars.write(20, {"loss": 0.3})
     assert read_scalars(tmp_path) == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.3}]
 
