@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -108,7 +108,7 @@ class SourceInfo:
 
     frames_per_second: float  # average over the frames used
     num_frames: int
-    height: int  # of a frame as shown, after rotation
+    height: int  # of a frame as shown: with square pixels, after rotation
     width: int
     sample_rate: int
     num_channels: int
@@ -116,6 +116,11 @@ class SourceInfo:
     sound_offset_seconds: float  # time of first audio sample minus first video frame; positive: audio starts later
     num_missing_samples: int  # samples at 16 kHz that were filled with zeros
     num_excess_samples: int  # samples at 16 kHz after the last frame that were cut
+    sample_aspect_ratio: float = 1.0  # width of a pixel of the file over its height; frames were resampled to 1
+
+    def as_json(self) -> dict[str, float]:
+        """Return what a sample's json says; the aspect ratio is left out where pixels are squares."""
+        return {name: value for name, value in asdict(self).items() if name != "sample_aspect_ratio" or value != 1}
 
 
 @dataclass(frozen=True)

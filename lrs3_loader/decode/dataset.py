@@ -139,6 +139,7 @@ class ClipDataset:
             sound_offset_seconds=float(audio.start_seconds - start) if start is not None else 0.0,
             num_missing_samples=audio.num_missing_samples,
             num_excess_samples=audio.num_excess_samples,
+            sample_aspect_ratio=float(track.pixel_aspect),
         )
         return ClipHead(audio.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
 

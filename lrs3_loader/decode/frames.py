@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 import av
 import numpy as np
 import torch
-from av.video.reformatter import VideoReformatter
 
+from lrs3_loader.decode.display import Display
 from lrs3_loader.decode.video import VideoTrack, open_container, video_stream
 from lrs3_loader.errors import ClipError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS
@@ -45,7 +45,7 @@ class FrameReader:
         self._times: list[int] = track.pts[sources].tolist()
         self._num_read = start
         self._decoded = _frames_from(track, self._times[start])
-        self._convert = VideoReformatter()  # keeps its tables, which cost more than the conversion of a small frame
+        self._display = Display(track.pixel_aspect)
         self._time: int | None = None  # of the last frame that was decoded
         self._pixels: np.ndarray | None = None  # of the last frame that was wanted
         self._is_damaged = False
@@ -62,8 +62,8 @@ class FrameReader:
             allocate: makes the tensor that is returned, from its shape.
 
         Returns:
-            [num_frames, H, W, 3] u8, RGB, rotated as the file asks, and the indices in ``sources`` of those that are
-            damaged (see :func:`_with_damage`).
+            [num_frames, H, W, 3] u8, RGB, as a player shows them (:class:`~lrs3_loader.decode.display.Display`), and
+            the indices in ``sources`` of those that are damaged (see :func:`_with_damage`).
 
         Raises:
             UnreadableError: one of them cannot be decoded.
@@ -84,7 +84,7 @@ class FrameReader:
         """Decode up to the next wanted frame; returns its pixels [H, W, 3]."""
         wanted = self._times[self._num_read]
         if self._time != wanted or self._pixels is None:
-            pixels = self._rgb(self._find(wanted))
+            pixels = self._display.to_rgb(self._find(wanted))
             if self._pixels is not None and pixels.shape != self._pixels.shape:
                 raise self._failed("the size of the frames changes")
             self._pixels = pixels
@@ -94,6 +94,7 @@ class FrameReader:
     def _find(self, wanted: int) -> av.VideoFrame:
         try:
             for frame, is_damaged in self._decoded:
+                self._display.note_matrix(frame)
                 time = frame.pts if frame.pts is not None else frame.dts
                 if time == wanted:
                     self._time, self._is_damaged = time, is_damaged
@@ -103,14 +104,6 @@ class FrameReader:
         except MEDIA_ERRORS as error:
             raise self._failed(str(getattr(error, "strerror", error))) from error
         raise self._failed("no frame at its time")
-
-    def _rgb(self, frame: av.VideoFrame) -> np.ndarray:
-        """Convert a frame to pixels [H, W, 3], a view of the memory that the frame owns."""
-        shown = self._convert.reformat(frame, format="rgb24")
-        plane = shown.planes[0]
-        rows = np.asarray(memoryview(plane)).reshape(shown.height, plane.line_size)
-        pixels = rows[:, : 3 * shown.width].reshape(shown.height, shown.width, 3)
-        return np.rot90(pixels, round(frame.rotation / 90))
 
     def _failed(self, why: str) -> ClipError:
         message = f"damaged video: {self._num_read} of {self.num_frames} frames decoded, then: {why}"

@@ -12,6 +12,7 @@ import numpy as np
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.decode.avi import check_avi
+from lrs3_loader.decode.display import pixel_aspect, shown_width
 from lrs3_loader.decode.matroska import damaged_ranges
 from lrs3_loader.decode.mp4 import check_mp4, joined
 from lrs3_loader.decode.timing import lost_25fps, resample_to_25fps
@@ -41,10 +42,11 @@ class VideoTrack:
     pts: np.ndarray  # [n] i64, ascending, in units of time_base: the frames that are shown
     end_pts: int  # when the last frame ends
     time_base: Fraction  # seconds
-    height: int  # as coded: a file with a rotation of 90 degrees gives frames of height ``width``
+    height: int  # as shown, but for a rotation: by 90 degrees, frames have the height ``width``
     width: int
     key_pts: np.ndarray  # [k] i64, ascending: the key frames, with which decoding can begin
     damaged_pts: frozenset[int] = frozenset()  # frames whose bytes are known to be damaged
+    pixel_aspect: Fraction = Fraction(1)  # width of a pixel of the file over its height
 
     __repr__ = shape_repr
 
@@ -77,10 +79,11 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         ranges = _damaged_ranges(path, name) if "matroska" in container.format.name else ()
         _check_not_joined(path, name, container.format.name)
         stream = video_stream(container, name)
-        height, width = stream.height, stream.width
-        if min(height, width) < MIN_SIDE:
+        aspect = pixel_aspect(stream)
+        height, width = stream.height, shown_width(stream.width, aspect)
+        if min(height, width, stream.width) < MIN_SIDE:
             raise UnreadableError(f"{name}: frames of {width}x{height} (unknown or damaged codec)")
-        if height * width > config.max_pixels:
+        if height * max(width, stream.width) > config.max_pixels:
             raise TooLargeError(f"{name}: frames of {width}x{height}, more than {config.max_pixels} pixels")
         max_packets = config.max_frames * MAX_SOURCE_RATE // FRAMES_PER_SECOND
         unsorted, durations, key_pts, damaged = _demux_timestamps(container, stream, name, max_packets, ranges)
@@ -103,7 +106,7 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         raise UnreadableError(
             f"{name}: cut short: {float(promised):.2f} s promised, {float(seconds):.2f} s of video there"
         )
-    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts), damaged)
+    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts), damaged, aspect)
 
 
 def open_container(path: Path, name: str) -> av.container.InputContainer:

@@ -417,7 +417,7 @@ class ShardExtractor:
             "utterance": clip.utterance,
             "num_frames": state.num_frames,
             "num_rows": {"mel": true_rows, "f0": head.num_f0_rows, **speech_rows},
-            "source": dataclasses.asdict(head.source),
+            "source": head.source.as_json(),
             "models": self.models.names,
             "conventions": {**self.models.conventions(self.config), **self._media.conventions},
             "quality": state.quality,

@@ -143,16 +143,6 @@ def test_the_same_bits_as_the_ffmpeg_program(shared_data: Path, ffmpeg: str) -> 
         assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
-def test_a_file_turned_by_90_degrees(tmp_path: Path, ffmpeg: str) -> None:
-    source = files.write_media(tmp_path / "a.mp4", size=(48, 64), num_frames=10)
-    for degrees in (90, 180, 270):
-        path = tmp_path / f"turned{degrees}.mp4"
-        turn = ("-v", "error", "-display_rotation", str(degrees), "-i", str(source), "-c", "copy", str(path))
-        subprocess.run([ffmpeg, *turn], check=True)
-        upright = np.rot90(read_frames(probe(source), np.arange(10)).numpy(), degrees // 90, axes=(1, 2))
-        assert np.array_equal(read_frames(probe(path), np.arange(10)).numpy(), upright), degrees
-
-
 # Sound on the timeline ----------------------------------------------------------------------------------------------
 
 OFFSETS = [(0.0, 0.0), (0.0, 0.2), (0.2, 0.0), (0.0, -0.2), (0.3, 0.1), (0.1, 0.3)]

@@ -7,6 +7,7 @@ import os
 import shutil
 import zipfile
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -69,7 +70,9 @@ def older_files() -> LandmarkerFiles:
 
 
 def read_frames(shared_data: Path, name: str, start: int = 0, stop: int | None = None, step: int = 1) -> Tensor:
+    """Frames as they are in the file, which MediaPipe was given, too: the pixels of one are no squares."""
     track = video.probe_video(shared_data / "clips" / f"{name}.mp4", name, DecodeConfig())
+    track = replace(track, pixel_aspect=Fraction(1))
     return decoded_frames.read_frames(track, np.arange(start, stop or len(track.pts), step))
 
 
