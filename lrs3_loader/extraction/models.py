@@ -79,7 +79,9 @@ class Models:
                 check_face_model(face_model)
             fitter = PhotometricFitter if config.face.fit == "photometric" else LandmarkFitter
             regressor = _load_regressor(config.regression, deep3d_paths, device)
-            paths = [landmarker.fast_path(), regressor.fast_path() if regressor is not None else None]
+            paths = [landmarker.fast_path(), landmarker.sampler.fast_path()]
+            if regressor is not None:
+                paths += filter(None, (regressor.fast_path(), regressor.sampler.fast_path()))
             return cls(
                 landmarker_files=files,
                 landmarker=landmarker,
@@ -93,7 +95,7 @@ class Models:
                 face_model_file=face_path.name if face_path else None,
                 speaking=SpeakingScorer(SpeakingNetwork.load(speaking_path), device) if speaking_path else None,
                 speaking_sha256=file_sha256(speaking_path) if speaking_path else None,
-                kernels=choose_kernels(config.kernels, [path for path in paths if path is not None], device),
+                kernels=choose_kernels(config.kernels, paths, device),
             )
         except ValueError as error:
             raise RunError(f"a model cannot be used with this configuration: {error}") from error

@@ -48,6 +48,7 @@ def test_cards_come_by_name_or_from_a_file(tmp_path: Path) -> None:
 
 def test_lines_of_the_package_belong_to_stages() -> None:
     assert stage_of("lrs3_loader/face/image/warp.py:40 crop") == "crops"
+    assert stage_of("lrs3_loader/face/image/spans.py:40 crop") == "crops"
     assert stage_of("lrs3_loader/face/deep3d/align.py:40 align") == "alignment"
     assert stage_of("lrs3_loader/face/deep3d/regressor.py:40 forward") == "regression"
     assert stage_of("lrs3_loader/extraction/extractor.py:1 x") == "other"

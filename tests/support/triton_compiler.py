@@ -15,7 +15,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-LAUNCH_OPTIONS = ("num_warps", "num_stages")
+LAUNCH_OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion")
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def compile_kernel(kernel: Any, types: Mapping[str, str], settings: Mapping[str,
         arch: 90 for sm_90.
     """
     constants = {name: value for name, value in settings.items() if name not in LAUNCH_OPTIONS}
-    options = {name: settings[name] for name in LAUNCH_OPTIONS}
+    options = {name: settings[name] for name in LAUNCH_OPTIONS if name in settings}
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     aligned = [name for name in names if signature[name].startswith("*")]

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from torch.nn.utils import fusion
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.deep3d.align import CROP_SIZE, align, crop_faces, five_points, load_standard_face
+from lrs3_loader.face.deep3d.align import CROP_SIZE, align, five_points, load_standard_face
 from lrs3_loader.face.deep3d.residual import MAX_DIFFERENCE, ConvReLU, ResidualBlock, use_joined_kernels
+from lrs3_loader.face.image.spans import SpanSampler
 from lrs3_loader.face.landmarks.tracks import fill_gaps
 from lrs3_loader.face.model.morphable import IDEXP_SCALE, FaceModel
 from lrs3_loader.io.files import file_sha256
@@ -175,6 +176,7 @@ class Deep3DRegressor(nn.Module):
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.to(self.device)
+        self.sampler = SpanSampler(self.device)
 
     def fast_path(self) -> FastPath | None:
         """Return the way by cuDNN's joined kernels, which is not taken at first; there is none in float32."""
@@ -215,10 +217,16 @@ class Deep3DRegressor(nn.Module):
         lengths = [len(frames) for frames in prepared.frames]
         spans = list(zip(prepared.frames, prepared.points.wait().split(lengths), strict=True))
         alignments = [align(points, self.standard, *frames.shape[1:3]) for frames, points in spans]
-        crops = [crop_faces(frames, found) for frames, found in zip(prepared.frames, alignments, strict=True)]
+        crops = self.sampler.resize_crop(
+            prepared.frames,
+            torch.cat([found.resized for found in alignments]),
+            torch.cat([found.corner for found in alignments]),
+            CROP_SIZE,
+        )
         usable = torch.cat([found.usable for found in alignments])
+        chosen = to_device(usable.nonzero()[:, 0], self.device)
         coefficients = torch.full((len(usable), NUM_COEFFICIENTS), torch.nan, device=self.device)
-        coefficients[to_device(usable.nonzero()[:, 0], self.device)] = self._regress(torch.cat(crops))
+        coefficients[chosen] = self._regress(crops if usable.all() else crops[chosen])
         return list(coefficients.split(lengths))
 
     def _regress(self, crops: Tensor) -> Tensor:

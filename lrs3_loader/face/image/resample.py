@@ -15,6 +15,9 @@ Letters: n frames, H W source size, S crop size, K filter taps, R rows and C col
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -61,6 +64,77 @@ def resize_crop(frames: Tensor, resized: Tensor, corner: Tensor, size: int) -> T
     return out
 
 
+def resize_crop_spans(
+    frames: Sequence[Tensor], resized: Tensor, corner: Tensor, size: int, *, is_fused: bool
+) -> Tensor:
+    """Compute ``resize_crop`` for the frames of several spans, of any sizes.
+
+    Args:
+        frames: u8 [n, H, W, 3] of each span, N together.
+        resized, corner: i64 [N, 2], on the host.
+        size: S.
+        is_fused: by ``resample_spans``, one kernel per span on a GPU.
+
+    Returns:
+        u8 [N, S, S, 3].
+    """
+    lengths = [len(part) for part in frames]
+    if not is_fused:
+        split = zip(frames, resized.split(lengths), corner.split(lengths), strict=True)
+        return torch.cat([resize_crop(part, shape, place, size) for part, shape, place in split])
+    device = frames[0].device
+    sides = torch.tensor([[part.shape[2], part.shape[1]] for part in frames])  # W, H
+    length = sides.repeat_interleave(torch.tensor(lengths), 0)
+    most = 2 * math.ceil(_SUPPORT * float((length / resized).clamp(min=1.0).max())) + 1
+    length, resized, corner = (to_device(part, device) for part in (length, resized, corner))
+    first, weights = _integer_weights(length, resized, corner, size, most)
+    return resample_spans(list(frames), first.int(), weights.int())
+
+
+@torch.library.custom_op("lrs3_loader::resample_spans", mutates_args=())
+def resample_spans(frames: Sequence[Tensor], first: Tensor, taps: Tensor) -> Tensor:
+    """Filter the frames of all spans along rows, then along columns.
+
+    Args:
+        frames: u8 [n, H, W, 3] of each span, N together.
+        first: i32 [N, 2, S], the first source column of every column, and the first source row of every row.
+        taps: i32 [N, 2, S, K], the weights from there on, in units of 2^-22; the frame's last pixel counts for those
+            beyond it, whose weights are 0.
+
+    Returns:
+        u8 [N, S, S, 3].
+    """
+    lengths, parts = [len(part) for part in frames], []
+    for part, place, weights in zip(frames, first.split(lengths), taps.split(lengths), strict=True):
+        at = place[..., None].long() + torch.arange(weights.shape[-1], device=place.device)
+        dense = [
+            torch.zeros(
+                *place[:, axis].shape, part.shape[2 - axis], dtype=torch.float64, device=place.device
+            ).scatter_add_(-1, at[:, axis].clamp(max=part.shape[2 - axis] - 1), weights[:, axis].double())
+            for axis in (0, 1)
+        ]
+        parts.append(_filter(part, dense[1], dense[0]))
+    return torch.cat(parts)
+
+
+@resample_spans.register_fake
+def _(frames: Sequence[Tensor], first: Tensor, taps: Tensor) -> Tensor:
+    size = first.shape[2]
+    return frames[0].new_empty(len(first), size, size, 3)
+
+
+@resample_spans.register_kernel("cuda")
+def _(frames: Sequence[Tensor], first: Tensor, taps: Tensor) -> Tensor:
+    from lrs3_loader.kernels.on_gpu import sampling
+
+    size, lengths = first.shape[2], [len(part) for part in frames]
+    out = frames[0].new_empty(len(first), size, size, 3)
+    split = (tensor.split(lengths) for tensor in (first, taps, out))
+    for part, *places in zip(frames, *split, strict=True):
+        sampling.resample(part.contiguous(), *places)
+    return out
+
+
 def _filter(window: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Filter windows u8 [n, R, C, 3] with weights f64 [n, S, R] and f64 [n, S, C]; returns u8 [n, S, S, 3]."""
     num_frames, num_rows, num_columns, _ = window.shape
@@ -80,34 +154,46 @@ def _weights(length: int, resized: Tensor, corner: Tensor, size: int, device: to
 
     They are 0 for crop pixels outside of the resized frame. ``resized`` and ``corner`` [n] are on the host.
     """
-    _, first, last, inside = _taps(length, resized, corner, size)
+    lengths = torch.full_like(resized, length)
+    _, first, last, inside = _taps(lengths, resized, corner, size)
     if not inside.any():
         return torch.zeros(*inside.shape, 1, dtype=torch.float64, device=device), 0
     start, stop = int(first[inside].min()), int(last[inside].max())
-    taps = torch.arange(int((last - first)[inside].max()), device=device)
     # Computed again on the device: the inputs are far smaller than the weights.
-    centre, first, last, inside = _taps(length, to_device(resized, device), to_device(corner, device), size)
-    widen = (length / to_device(resized, device).double())[:, None].clamp(min=1.0)
-    used = inside[..., None] & (taps < (last - first)[..., None])
-    at = (first[..., None] + taps - start).clamp_(0, stop - start - 1)  # [n, S, K]
-    weight = _cubic((taps + first[..., None] - centre[..., None] + 0.5) * (1 / widen)[..., None]) * used
-    weight = weight / weight.sum(-1, keepdim=True).where(inside[..., None], 1.0)
-    integers = torch.trunc(weight * _ONE + torch.copysign(torch.full_like(weight, 0.5), weight))
+    lengths, resized, corner = (to_device(part, device) for part in (lengths, resized, corner))
+    first, integers = _integer_weights(lengths, resized, corner, size, int((last - first)[inside].max()))
+    at = (first[..., None] + torch.arange(integers.shape[-1], device=device) - start).clamp_(0, stop - start - 1)
     dense = torch.zeros(*inside.shape, stop - start, dtype=torch.float64, device=device)
     return dense.scatter_add_(-1, at, integers), start
 
 
-def _taps(length: int, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Compute, [n, S] each, a crop pixel's centre in the source, the first pixel used, the one after the last, and if
-    it is inside."""
-    position = corner[:, None] + torch.arange(size, device=corner.device)
-    inside = (position >= 0) & (position < resized[:, None])
-    step = (length / resized.double())[:, None]
+def _integer_weights(
+    length: Tensor, resized: Tensor, corner: Tensor, size: int, num_taps: int
+) -> tuple[Tensor, Tensor]:
+    """First source pixel [..., S] i64 and weights [..., S, K] f64, in whole numbers, of every crop pixel.
+
+    Weights are 0 beyond the pixel's own taps, and for pixels outside of the resized frame.
+    """
+    taps = torch.arange(num_taps, device=length.device)
+    centre, first, last, inside = _taps(length, resized, corner, size)
+    widen = (length / resized.double())[..., None].clamp(min=1.0)
+    used = inside[..., None] & (taps < (last - first)[..., None])
+    weight = _cubic((taps + first[..., None] - centre[..., None] + 0.5) * (1 / widen)[..., None]) * used
+    weight = weight / weight.sum(-1, keepdim=True).where(inside[..., None], 1.0)
+    return first, torch.trunc(weight * _ONE + torch.copysign(torch.full_like(weight, 0.5), weight))
+
+
+def _taps(length: Tensor, resized: Tensor, corner: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute, [..., S] each, a crop pixel's centre in the source, the first pixel used, the one after the last, and
+    if it is inside. ``length``, ``resized`` and ``corner`` are i64 [...]."""
+    position = corner[..., None] + torch.arange(size, device=corner.device)
+    inside = (position >= 0) & (position < resized[..., None])
+    step = (length / resized.double())[..., None]
     widen = step.clamp(min=1.0)
     centre = (position + 0.5) * step
     # Conversion to integers truncates towards 0, as in C.
-    first = (centre - _SUPPORT * widen + 0.5).long().clamp_(0, length)
-    last = (centre + _SUPPORT * widen + 0.5).long().clamp_(0, length)
+    first = (centre - _SUPPORT * widen + 0.5).long().clamp_(min=0).minimum(length[..., None])
+    last = (centre + _SUPPORT * widen + 0.5).long().clamp_(min=0).minimum(length[..., None])
     return centre, first, last, inside
 
 

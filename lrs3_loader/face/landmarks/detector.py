@@ -50,7 +50,7 @@ class FaceDetector(nn.Module):
         self.register_buffer("anchors", torch.from_numpy(anchors))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Detect faces in f32 [B, S, S, 3], levels 0..255, as ``warp.letterbox`` returns them.
+        """Detect faces in letterboxes [B, S, S, 3], levels 0..255, u8 or f32; see ``warp.letterbox``.
 
         Returns:
             scores: [B, K] in 0..1, best first, 0 where there is no further face.

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES, BLENDSHAPE_POINTS, NUM_MESH_POINTS
-from lrs3_loader.face.image.warp import crop, letterbox
+from lrs3_loader.face.image.spans import SpanSampler
 from lrs3_loader.face.landmarks.detector import LEFT_EYE, RIGHT_EYE, FaceDetector, to_pixels
 from lrs3_loader.face.landmarks.tflite import TFLiteModule
 from lrs3_loader.face.landmarks.tracks import FaceTrack, fill_gaps
@@ -159,6 +159,7 @@ class FaceLandmarker(nn.Module):
         self.register_buffer("blendshape_points", torch.tensor(BLENDSHAPE_POINTS), persistent=False)
         self.device = torch.device(device)
         self.to(self.device)
+        self.sampler = SpanSampler(self.device)
 
     def fast_path(self) -> FastPath:
         """Return the way by the operators of ``lrs3_loader.kernels``, which is not taken at first."""
@@ -173,7 +174,8 @@ class FaceLandmarker(nn.Module):
             with self._precision():
                 for network in self._networks():
                     noise = torch.rand(_TRIAL_FRAMES, *network.input_shape, generator=generator)
-                    results += network((noise * network.divisor).to(self.device))
+                    takes_levels = network.divisor != 1
+                    results += network(((noise * 255).byte() if takes_levels else noise).to(self.device))
             return results
 
         return FastPath("the landmark networks", use, trial, _MAX_DIFFERENCE)
@@ -204,7 +206,7 @@ class FaceLandmarker(nn.Module):
         if not 0 < sum(lengths) <= self.batch_size or 0 in lengths:
             raise ValueError(f"spans must hold 1 to {self.batch_size} frames together, got {lengths}")
         with self._precision():
-            squares = self._pad([letterbox(frames, self.detector.size) for frames, _ in spans])
+            squares = self.sampler.letterbox([frames for frames, _ in spans], self.detector.size, self.batch_size)
             scores, coordinates = self.detector(squares)
         return spans, HostCopy(torch.cat([scores[..., None], coordinates], -1))
 
@@ -215,10 +217,9 @@ class FaceLandmarker(nn.Module):
         lengths = [len(frames) for frames, _ in spans]
         num_frames = sum(lengths)
         matrices = self._choose_faces(spans, faces.wait().numpy().astype(np.float64))
-        parts = matrices.split(lengths)
-        crops = [crop(frames, part, self.size) for (frames, _), part in zip(spans, parts, strict=True)]
+        crops = self.sampler.crop([frames for frames, _ in spans], matrices, self.size, self.batch_size)
         with self._precision():
-            points, presence = self._read_points(self._pad(crops), self._pad([matrices]))
+            points, presence = self._read_points(crops, self._pad(matrices))
             blendshapes = None
             if self.blendshaper is not None:
                 blendshapes = self.blendshaper(points[:, self.blendshape_points, :2])[0]
@@ -263,12 +264,9 @@ class FaceLandmarker(nn.Module):
             return contextlib.nullcontext()
         return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=self.allow_tf32)
 
-    def _pad(self, parts: Sequence[Tensor]) -> Tensor:
-        """Concatenate along the batch and pad with zeros to its fixed size."""
-        missing = self.batch_size - sum(len(part) for part in parts)
-        if len(parts) == 1 and missing == 0:
-            return parts[0]
-        return torch.cat([*parts, parts[0].new_zeros(missing, *parts[0].shape[1:])])
+    def _pad(self, matrices: Tensor) -> Tensor:
+        """Pad with zeros to the batch's fixed size."""
+        return nn.functional.pad(matrices, (0, 0, 0, 0, 0, self.batch_size - len(matrices)))
 
     def _choose_faces(self, spans: Spans, faces: np.ndarray) -> Tensor:
         """Choose each track's face; returns crop matrices f32 [frames, 2, 3], zero where there is no face."""
@@ -287,7 +285,7 @@ class FaceLandmarker(nn.Module):
         return to_device(torch.from_numpy(np.concatenate(parts).astype(np.float32)), self.device)
 
     def _read_points(self, crops: Tensor, matrices: Tensor) -> tuple[Tensor, Tensor]:
-        """Read crops f32 [B, S, S, 3], levels 0..255; returns points [B, L, 3] in pixels and presence [B]."""
+        """Read crops u8 [B, S, S, 3]; returns points [B, L, 3] in pixels and presence [B]."""
         raw, logits = self.network(crops)[:2]
         local = raw.reshape(self.batch_size, self.num_landmarks, 3)
         # Not a matrix product, which might run in reduced precision.

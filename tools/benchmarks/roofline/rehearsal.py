@@ -22,7 +22,7 @@ from lrs3_loader.types import DecodedChunk
 NUM_FRAMES = {"cuda": 512}
 #: Stages by the file that asks for a kernel; the first that fits counts.
 STAGES = {
-    "crops": ("lrs3_loader/face/image/warp.py",),
+    "crops": ("lrs3_loader/face/image/warp.py", "lrs3_loader/face/image/spans.py"),
     "landmarks": ("lrs3_loader/face/landmarks/",),
     "alignment": ("lrs3_loader/face/image/resample.py", "lrs3_loader/face/deep3d/align.py"),
     "regression": ("lrs3_loader/face/deep3d/",),
