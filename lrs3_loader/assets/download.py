@@ -28,6 +28,7 @@ _TIMEOUT_SECONDS = 5.0  # to connect, and between two reads
 _PIP_TIMEOUT_SECONDS = 1800.0
 _MAX_WHEEL_BYTES = 1 << 30  # unpacked; mediapipe has 0.1 GB
 _CHUNK_BYTES = 1 << 20
+_WHEEL_OF = ("--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64")
 
 
 @dataclass(frozen=True)
@@ -77,8 +78,12 @@ def _read_chunks(url: str) -> Iterator[bytes]:
 
 def wheel_command(requirement: str, folder: str | Path) -> list[str]:
     """Return the pip command that downloads a wheel into ``folder``; it does not depend on this Python and system."""
-    options = ["--no-deps", "--only-binary=:all:", "--python-version", "3.11", "--platform", "manylinux_2_28_x86_64"]
-    return [sys.executable, "-m", "pip", "download", *options, "--dest", str(folder), requirement]
+    return [sys.executable, "-m", "pip", "download", "--no-deps", *_WHEEL_OF, "--dest", str(folder), requirement]
+
+
+def versions_command(package: str) -> list[str]:
+    """Return the pip command that lists the versions of a package of which there are such wheels."""
+    return [sys.executable, "-m", "pip", "index", "versions", "--disable-pip-version-check", *_WHEEL_OF, package]
 
 
 def download_wheel(requirement: str, folder: Path) -> Path:

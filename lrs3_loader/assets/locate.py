@@ -190,10 +190,10 @@ class Assets:
                     f"no face model {name}: it must be ict, demo, or an .npz file (lrs3-loader assets convert)"
                 )
             return path
-        source = self.find(ICT_MODEL, *ICT_SOURCES)
+        source = self.find(ICT_MODEL, *ICT_SOURCES) or self._last_conversion()
         if source is None:
             raise RunError(f"ICT-FaceKit not found in {self._searched}. {self.ict_instructions()}")
-        return source if source.name == ICT_MODEL else self._converted_ict(source)
+        return source if source.suffix == ".npz" else self._converted_ict(source)
 
     def ensure_face_model(self, name: str) -> Path:
         """Return ``face_model_path(name)``; download ICT-FaceKit if it is needed and missing."""
@@ -205,7 +205,7 @@ class Assets:
 
     def has_ict(self) -> bool:
         """Return whether ICT-FaceKit is available, converted or not."""
-        return self.find(ICT_MODEL, *ICT_SOURCES) is not None
+        return (self.find(ICT_MODEL, *ICT_SOURCES) or self._last_conversion()) is not None
 
     def ict_instructions(self) -> str:
         """Return the commands that get ICT-FaceKit, as one sentence."""
@@ -283,8 +283,8 @@ class Assets:
         from lrs3_loader.face.model import correspondence, ict  # here: importing torch takes a second
 
         task = self.canonical_task()
-        made_from = f"{_contents_digest(source)} {file_sha256(task) if task else None} {ICT_CONVERTER_VERSION}"
-        path = self.store / f"ict-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npz"
+        made_from = f"{_contents_digest(source)} {file_sha256(task) if task else None}"
+        path = self.store / f"ict-v{ICT_CONVERTER_VERSION}-{hashlib.sha256(made_from.encode()).hexdigest()[:16]}.npz"
         if path.exists():
             return path
         with self._exclusive_write(path.name):
@@ -299,6 +299,11 @@ class Assets:
                     model.save(Path(folder) / ICT_MODEL)
                     os.replace(Path(folder) / ICT_MODEL, path)
         return path
+
+    def _last_conversion(self) -> Path | None:
+        """Return the newest converted ICT-FaceKit of this version of the converter, whose source is elsewhere now."""
+        found = [(path.stat().st_mtime_ns, path) for path in self.store.glob(f"ict-v{ICT_CONVERTER_VERSION}-*.npz")]
+        return max(found)[1] if found else None
 
     def deep3d(self, checkpoint: Path) -> tuple[Path, Path]:
         """Return the paths of Deep3DFaceRecon's checkpoint and of the standard face that belongs to it.

@@ -17,6 +17,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from lrs3_loader.errors import count_of
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
 
@@ -80,7 +81,7 @@ class Unpack:
         with tqdm(unit="B", unit_scale=True, disable=None) as bar:
             done = unpack_archive(self.parts, self.out, bar.update)
         print(
-            f"{done.num_written} files, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
+            f"{count_of(done.num_written, 'file')}, {done.num_bytes / 1e6:.1f} MB written to {done.out}; "
             f"{done.num_there} already existed"
         )
         return cli.EXIT_OK

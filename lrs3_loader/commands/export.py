@@ -58,7 +58,7 @@ class Geneface:
         with tqdm(total=folder.totals().num_samples, unit="clip", disable=None) as bar:
             report = export_geneface(folder, self.dest, self.options, model, bar.update)
         print(
-            f"{report.num_train} clips in train.data, {report.num_val} in val.data, "
+            f"{count_of(report.num_train, 'clip')} in train.data, {report.num_val} in val.data, "
             f"{sum(report.dropped.values())} left out, {report.num_bytes / 1e6:.1f} MB in {self.dest}"
         )
         return cli.EXIT_OK
@@ -82,7 +82,8 @@ class ImportGeneface:
             folder = import_geneface(self.source, self.out, self.options, bar.update)
         totals = folder.totals()
         print(
-            f"{totals.num_samples} samples, {len(totals.rejects)} rejects in {totals.num_shards} shards in {self.out}",
+            f"{count_of(totals.num_samples, 'sample')}, {count_of(len(totals.rejects), 'reject')} "
+            f"in {count_of(totals.num_shards, 'shard')} in {self.out}",
             *describe_rejects(totals),
             sep="\n",
         )

@@ -15,6 +15,7 @@ from typing import Annotated
 import tyro
 from tqdm import tqdm
 
+from lrs3_loader.errors import count_of
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
 
@@ -44,5 +45,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         new, steps = filter_run(folder, where, args.out, bar.update)
     totals = new.totals()
     print(*describe_waterfall(folder.figures(), steps), sep="\n")
-    print(f"{totals.num_samples} samples in {totals.num_shards} shards, {totals.num_bytes / 1e6:.1f} MB in {args.out}")
+    samples, shards = count_of(totals.num_samples, "sample"), count_of(totals.num_shards, "shard")
+    print(f"{samples} in {shards}, {totals.num_bytes / 1e6:.1f} MB in {args.out}")
     return cli.EXIT_OK

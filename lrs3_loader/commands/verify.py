@@ -75,10 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         sep="\n",
     )
     if args.add_figures:
-        print(f"figures were added to {num_completed} ledgers")
+        print(f"figures were added to {count_of(num_completed, 'ledger')}")
     if num_bad:
         option = "" if args.repair else " with --repair"
-        print(f"{num_bad} shards are missing or damaged; run the extraction again{option} to make them again")
+        print(f"missing or damaged: {count_of(num_bad, 'shard')}; run the extraction again{option} to make them again")
         return cli.EXIT_PROBLEM
     if args.sync is not None:
         from lrs3_loader.io.storage import local_path

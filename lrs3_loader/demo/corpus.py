@@ -12,7 +12,7 @@ import logging
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +26,9 @@ from lrs3_loader.demo.motion import make_motion
 from lrs3_loader.demo.paint import make_look
 from lrs3_loader.demo.render import Painter
 from lrs3_loader.demo.voice import Speech, Voice, make_speech, synthesise
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.io.files import sync_folder, writing
+from lrs3_loader.runtime.progress import with_progress
 from lrs3_loader.types import FRAMES_PER_SECOND
 
 PARAMETERS_FILE, TRUTH_FOLDER = "demo.json", "truth"
@@ -88,14 +89,14 @@ def make_demo_corpus(
     if folder.exists():
         _check_reusable(folder, parameters)
         return corpus
-    logger.info("rendering a demo corpus of %d clips into %s: about a minute", len(keys), folder)
+    logger.info("rendering a demo corpus of %s into %s", count_of(len(keys), "clip"), folder)
     with writing(folder):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
         try:
-            for number in range(num_speakers):
-                own = keys[number * clips_per_speaker : (number + 1) * clips_per_speaker]
-                _write_speaker(scratch, number, own, seconds, seed)
+            clips = _clips(num_speakers, clips_per_speaker, seconds, seed)
+            for key, clip in zip(keys, with_progress(clips, len(keys), "clips rendered", logger), strict=True):
+                _write_clip(scratch, key, *clip)
             (scratch / PARAMETERS_FILE).write_text(json.dumps(parameters, indent=1) + "\n", encoding="utf-8")
             scratch.chmod(0o755)
             os.rename(scratch, folder)
@@ -124,15 +125,18 @@ def _check_reusable(folder: Path, parameters: dict[str, object]) -> None:
         )
 
 
-def _write_speaker(folder: Path, number: int, keys: list[str], seconds: tuple[float, float], seed: int) -> None:
-    generator = np.random.default_rng([seed, number])
-    look, voice = make_look(number, generator), Voice.of(number, generator)
-    id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
-    painter = Painter(look, id, seed=1000 * seed + number, size=_SIZE)
-    for clip, key in enumerate(keys):
-        generator = np.random.default_rng([seed, number, clip])
-        num_frames = round(float(generator.uniform(*seconds)) * FRAMES_PER_SECOND)
-        _write_clip(folder, key, num_frames, painter, voice, generator)
+def _clips(
+    num_speakers: int, clips_per_speaker: int, seconds: tuple[float, float], seed: int
+) -> Iterator[tuple[int, Painter, Voice, np.random.Generator]]:
+    """Yield the length in frames, the looks, the voice and the generator of each clip, speaker by speaker."""
+    for number in range(num_speakers):
+        generator = np.random.default_rng([seed, number])
+        look, voice = make_look(number, generator), Voice.of(number, generator)
+        id = torch.from_numpy(np.clip(generator.normal(0, 0.9, len(IDENTITY_MODES)), -2, 2).astype(np.float32))
+        painter = Painter(look, id, seed=1000 * seed + number, size=_SIZE)
+        for clip in range(clips_per_speaker):
+            generator = np.random.default_rng([seed, number, clip])
+            yield round(float(generator.uniform(*seconds)) * FRAMES_PER_SECOND), painter, voice, generator
 
 
 def _write_clip(

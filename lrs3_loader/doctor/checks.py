@@ -224,9 +224,9 @@ def check_memory(num_ranks: int, num_workers: int, height: int = 224, width: int
     worker_bytes = WORKER_BYTES + WORKER_FRAMES * frame_bytes
     needed = num_ranks * (RANK_BYTES + RANK_FRAMES * frame_bytes + num_workers * worker_bytes)
     free = available_bytes()
+    ranks, workers = count_of(num_ranks, "rank"), count_of(num_workers, "decode worker")
     text = (
-        f"{_gib(free)} free, about {_gib(needed)} needed by {num_ranks} ranks with {num_workers} decode workers each, "
-        f"for frames of {width}x{height}"
+        f"{_gib(free)} free, about {_gib(needed)} needed by {ranks} with {workers} each, for frames of {width}x{height}"
     )
     if free >= needed:
         return CheckResult("memory", "ok", text)

@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lrs3_loader.assets.check import check_assets
+from lrs3_loader.assets.check import AssetStatus, check_assets
 from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
+from lrs3_loader.assets.reach import why_not_fetched
 from lrs3_loader.audio.f0 import f0_praat
 from lrs3_loader.config import DecodeConfig, PlanConfig, WorkerConfig
 from lrs3_loader.corpus.plan import make_plan
@@ -180,8 +181,17 @@ def _operators(device: torch.device) -> FastPath:
     return FastPath("a block of convolutions", use, trial, 1e-5)
 
 
-def check_models(assets: Assets, face_model: str, speech: str | Sequence[str]) -> list[CheckResult]:
-    """Check the model files that a run reads: missing ones that can be downloaded are warnings, others failures."""
+def check_models(
+    assets: Assets,
+    face_model: str,
+    speech: str | Sequence[str],
+    why_missing: Callable[[AssetStatus, Assets], str | None] = why_not_fetched,
+) -> list[CheckResult]:
+    """Check the model files that a run reads: missing ones that it can fetch are warnings, others failures.
+
+    Args:
+        why_missing: says why a missing file cannot be fetched; None if it can.
+    """
     checks = []
     for row in check_assets(assets, face_model, speech):
         if not row.required:
@@ -190,8 +200,10 @@ def check_models(assets: Assets, face_model: str, speech: str | Sequence[str]) -
         if row.state == "damaged":
             level, text, remedy = "fail", row.problem or "damaged", f"delete it and run: {FETCH_COMMAND}"
         elif row.state == "missing":
-            level = "fail" if row.problem else "warn"
-            text, remedy = row.problem or f"not on this machine ({row.needed_for})", row.instructions
+            problem = row.problem or why_missing(row, assets)
+            level = "fail" if problem else "warn"
+            text, remedy = f"not on this machine ({row.needed_for})", row.instructions
+            text = row.problem or (f"{text}: {problem}" if problem else f"{text}: a run fetches it")
         elif row.state == "differs":
             text = f"{row.path} is another version than was checked with"
             remedy = f"fine if intended; otherwise delete it and run: {FETCH_COMMAND}"

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from lrs3_loader.errors import count_of
 from lrs3_loader.launch.leases import WorkQueue
 from lrs3_loader.launch.run_log import METRICS, write_metrics
 from lrs3_loader.runtime.boards import Boards
@@ -104,7 +105,7 @@ def _show(
             clips, frames, rejects = (queue.add(name, 0) for name in ("clips", "frames", "rejects"))
             seconds = max(time.monotonic() - started, 1e-9)
             speed = f"{frames / seconds:.0f} frames/s, {frames / seconds / FRAMES_PER_SECOND:.1f}x real time"
-            done, text = num_clips_done + clips, f"{speed}, {rejects} rejects"
+            done, text = num_clips_done + clips, f"{speed}, {count_of(rejects, 'reject')}"
             if stopped or time.monotonic() - written > METRICS_SECONDS:
                 written = time.monotonic()
                 values = dict(zip(METRICS, (num_clips, done, rejects, frames, frames / seconds), strict=True))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import logging
+import os
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -91,7 +92,8 @@ def run(config: RunConfig, launch: LaunchConfig, queue: WorkQueue) -> Outcome | 
         except KeyboardInterrupt:
             if lock is None or lock.lost is None:
                 left = f"{len(folder.pending())} of {len(folder.shards)}"
-                logger.info("stopped, %s shards left; run the same command again to resume", left)
+                note = " (what torchrun prints now is of no interest)" if "TORCHELASTIC_RUN_ID" in os.environ else ""
+                logger.info("stopped, %s shards left; run the same command again to resume%s", left, note)
             raise
         seconds = time.monotonic() - started
         counted = {name: queue.add(name, 0) for name in COUNTERS}

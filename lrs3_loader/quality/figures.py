@@ -13,6 +13,8 @@ from typing import Any, Literal, NamedTuple
 #: Raised when the definition of a figure changes: figures of different versions are not compared.
 FIGURES_VERSION = 1
 
+SILENT_RMS = 1e-4  # ``sound_rms`` of a clip in which nothing is heard (-80 dBFS)
+
 Level = Literal["none", "basic", "full"]
 _DIGITS = 5
 

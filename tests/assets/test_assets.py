@@ -388,6 +388,20 @@ def test_another_version_of_the_converter_converts_again(
     assert len(converted) == 2
 
 
+def test_a_converted_ict_is_found_again_without_its_source(
+    tmp_path: Path, cache: Path, converted: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / ICT_ARCHIVE).write_bytes(b"one")
+    path = Assets(tmp_path, catalogue=CATALOGUE).face_model_path("ict")
+    elsewhere = Assets(catalogue=CATALOGUE)
+    assert elsewhere.has_ict()
+    assert elsewhere.face_model_path("ict") == path
+    assert elsewhere.ensure_face_model("ict") == path
+    assert len(converted) == 1
+    monkeypatch.setattr(locate, "ICT_CONVERTER_VERSION", locate.ICT_CONVERTER_VERSION + 1)
+    assert not elsewhere.has_ict()
+
+
 def test_a_converted_ict_is_taken_as_it_is(tmp_path: Path, converted: list[Path]) -> None:
     (tmp_path / "ict.npz").write_bytes(b"x")
     (tmp_path / ICT_ARCHIVE).write_bytes(b"y")

@@ -34,11 +34,11 @@ def harm(run: RunFolder, field: str) -> None:
 def test_verify_says_what_repairs_it(run: RunFolder, capsys: pytest.CaptureFixture[str]) -> None:
     before = run.tar_path(run.shards[1]).read_bytes()
     assert verify.main([str(run.path)]) == 1
-    assert "1 shards are missing or damaged; run the extraction again with --repair" in capsys.readouterr().out
+    assert "missing or damaged: 1 shard; run the extraction again with --repair" in capsys.readouterr().out
     assert run.pending() == []
 
     assert verify.main([str(run.path), "--repair"]) == 1
-    assert "1 shards are missing or damaged; run the extraction again to" in capsys.readouterr().out
+    assert "missing or damaged: 1 shard; run the extraction again to" in capsys.readouterr().out
     assert run.pending() == [1]
     assert not (run.path / "run.lock").exists()
     publish(run, 1, LENGTHS[1])

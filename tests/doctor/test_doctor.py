@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import importlib.util
 import os
 import resource
 import subprocess
 import sys
+import threading
 from collections import namedtuple
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
 
+import huggingface_hub.constants
 import pytest
 import torch
 
 from lrs3_loader import demo
-from lrs3_loader.assets.locate import Assets
+from lrs3_loader.assets import reach
+from lrs3_loader.assets.locate import Assets, Catalogue
 from lrs3_loader.config import CorpusConfig, DecodeConfig, LandmarkConfig, RunConfig, SpeechConfig, demo_defaults
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.doctor import checks, disk_space, trial
@@ -318,12 +323,53 @@ def test_a_gpu_computes() -> None:
 
 
 def test_missing_and_damaged_models_are_told_apart(tmp_path: Path) -> None:
-    (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
-    assert (check.level, check.text) == ("warn", "not on this machine (face landmarks)")
+    (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo", lambda row, assets: None)
+    assert (check.level, check.text) == ("warn", "not on this machine (face landmarks): a run fetches it")
     assert "lrs3-loader assets fetch" in check.remedy
     (tmp_path / "face_landmarker.task").write_text("no zip")
     (check,) = trial.check_models(Assets(store=tmp_path), "demo", "demo")
     assert check.level == "fail"
+
+
+def test_models_that_are_missing_without_a_network_are_failures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nobody = "http://127.0.0.1:9"
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_INDEX_URL", nobody)
+    monkeypatch.setenv("PIP_RETRIES", "0")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    catalogue = Catalogue(task_url=f"{nobody}/task", ict_url=f"{nobody}/ict")
+    found = trial.check_models(Assets(store=tmp_path, catalogue=catalogue), "ict", "some/encoder")
+    assert [check.level for check in found] == ["fail", "fail", "fail"]
+    assert f"{nobody}/task cannot be reached" in found[0].text
+    assert f"{nobody}/ict cannot be reached" in found[1].text
+    assert "the Hugging Face hub does not give some/encoder" in found[2].text
+    (_, model) = trial.check_models(Assets(store=tmp_path, catalogue=catalogue), "mine.npz", "demo")
+    assert (model.level, model.text) == ("fail", "not on this machine (face model): there is no such file")
+
+
+def test_models_that_can_be_fetched_are_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The address of the landmarker answers; without it, pip lists the wheel that has the older networks."""
+    monkeypatch.setattr(reach, "versions_command", lambda name: ["echo", f"Available versions: 0.1, {name}, 0.2"])
+    (tmp_path / "task").write_bytes(b"task")
+    answers = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), answers) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            url = f"http://127.0.0.1:{server.server_port}"
+            for task, wheel, level in (
+                ("task", "x==9", "warn"),
+                ("none", "x==0.2", "warn"),
+                ("none", "x==0.3", "fail"),
+            ):
+                catalogue = Catalogue(task_url=f"{url}/{task}", wheel=wheel)
+                (check,) = trial.check_models(Assets(store=tmp_path, catalogue=catalogue), "demo", "demo")
+                assert check.level == level, (task, wheel, check)
+        finally:
+            server.shutdown()
 
 
 def test_the_tool_prints_a_verdict(

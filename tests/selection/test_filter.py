@@ -46,7 +46,7 @@ def contents(path: Path) -> dict[str, bytes]:
 
 def test_a_smaller_run_is_a_run_of_the_chosen_clips(run: RunFolder, tmp_path: Path, capsys: Any) -> None:
     assert filter_command.main([str(run.path), "--where", WHERE, "--out", str(tmp_path / "small")]) == 0
-    assert f"{len(chosen(run))} samples in 1 shards" in capsys.readouterr().out
+    assert f"{len(chosen(run))} samples in 1 shard," in capsys.readouterr().out
     small = RunFolder.open(tmp_path / "small")
     assert all(problems == [] for _, problems in small.check())
     before, after = samples(run.path), samples(small.path)

@@ -364,6 +364,14 @@ def test_lines_are_wrapped_to_the_room_there_is() -> None:
     assert max(map(text_width, lines)) <= 91
 
 
+def test_a_clip_in_which_nothing_is_heard_says_so(subject: preview.Subject) -> None:
+    silent = "no sound: the audio track is silent"
+    for level, says in ((0.0, True), (0.00002, True), (0.001, False), (0.1, False)):
+        shown = replace(subject, meta={**subject.meta, "quality": {"sound_rms": level}})
+        assert (silent in Page(shown, PANEL).facts()) is says
+    assert silent not in Page(replace(subject, meta={**subject.meta, "quality": {}}), PANEL).facts()
+
+
 def test_text_is_cut_at_the_border() -> None:
     image = np.zeros((30, 60, 3), dtype=np.float32)
     draw_text(image, (4, 8), "a text that is far too long for this", (1.0, 1.0, 1.0))

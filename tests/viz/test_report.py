@@ -175,6 +175,15 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path) -> None:
     assert attack in page.replace("&#39;", "'").replace("&#34;", '"').replace("&lt;", "<").replace("&gt;", ">")
 
 
+def test_clips_in_which_nothing_is_heard_are_counted(tmp_path: Path) -> None:
+    keys = [f"pretrain/speaker0{number % 2}/0000{number}" for number in range(3)]
+    levels = dict(zip(keys, (0.0, 0.1, 0.00001), strict=True))
+    quality = {key: {"sound_rms": level} for key, level in levels.items()}
+    page, _ = report(make_run(tmp_path / "run", [[12, 12, 12]], quality=quality))
+    assert "2 without any sound" in words(page)
+    assert "without any sound" not in words(report(make_run(tmp_path / "other", [[12]]))[0])
+
+
 def test_offsets_are_shown_where_they_were_measured(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", LENGTHS)
     assert "Audio-video offsets" not in words(report(run)[0])

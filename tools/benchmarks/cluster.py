@@ -7,6 +7,7 @@ launch reads when it begins is there in its real size, and nothing else.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -25,7 +26,10 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger, ledger_name, tar_name
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.record import run_hash
+from lrs3_loader.runtime.progress import LINE_SECONDS, with_progress
 from lrs3_loader.types import Clip, Shard
+
+logger = logging.getLogger("lrs3_loader.benchmarks")
 
 NUM_FRAMES = 250  # of a clip
 SHARD_BYTES = 100 << 20
@@ -61,7 +65,8 @@ def make_large_run(path: Path, num_shards: int, clips_per_shard: int) -> None:
     record = {"config": {}, "plan_sha256": plan_sha256(shards), "models": {}, "device_type": "cpu"}
     RunFolder.create(path, record, shards)
     run = run_hash(record)
-    for shard in islice(shards, num_shards - 1):
+    published = islice(shards, num_shards - 1)
+    for shard in with_progress(published, num_shards - 1, "shards written", logger):
         with open(path / tar_name(shard.name), "wb") as tar:
             os.truncate(tar.fileno(), SHARD_BYTES)
         samples = tuple((clip.key, NUM_FRAMES) for clip in shard.clips[1:])
@@ -149,7 +154,7 @@ def time_leases(num_ranks: int, num_shards: int, num_processes: int = 4) -> Leas
     drawn: dict[int, list[int]] = {}
     seconds = 0.0
     for process in processes:
-        output, _ = process.communicate()
+        output = _wait_for(process, queue, num_shards)
         if process.returncode:
             raise RuntimeError("a process of ranks ended with an error")
         result = json.loads(output)
@@ -158,6 +163,15 @@ def time_leases(num_ranks: int, num_shards: int, num_processes: int = 4) -> Leas
     assert sorted(index for found in drawn.values() for index in found) == list(range(num_shards))
     counts = [len(found) for found in drawn.values()]
     return Leases(num_ranks, num_shards, seconds, min(counts), max(counts), len(server.get("launch")))
+
+
+def _wait_for(process: subprocess.Popen[str], queue: WorkQueue, num_shards: int) -> str:
+    """Return what a process of ranks prints, and say meanwhile how far all of them are."""
+    while True:
+        try:
+            return process.communicate(timeout=LINE_SECONDS)[0]
+        except subprocess.TimeoutExpired:
+            logger.info("%d of %d shards drawn", queue.add("clips", 0), num_shards)
 
 
 def _start_ranks(port: int, ranks: list[int], num_ranks: int) -> subprocess.Popen[str]:
@@ -203,6 +217,7 @@ def run_benchmark(folder: Path, num_shards: int, clips_per_shard: int, num_ranks
     path = folder / "scale"
     try:
         make_large_run(path, num_shards, clips_per_shard)
+        logger.info("beginning a launch of it, without an index and with one")
         yield from time_start_up(path).lines()
     finally:
         shutil.rmtree(path, ignore_errors=True)

@@ -25,7 +25,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from lrs3_loader.errors import RunError
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.interop.geneface.indexed import IndexedWriter
 from lrs3_loader.interop.geneface.item import MIN_MEL_ROWS, ItemMaker, NotExportedError, describe_coeff
@@ -227,7 +227,7 @@ def _notes(sample: dict[str, Any], folder: RunFolder) -> dict[str, Any]:
 
 def _count_notes(sets: dict[str, _SetWriter], dropped: Counter[str]) -> Iterator[str]:
     for reason, count in sorted(dropped.items()):
-        yield f"{count} clips left out: {reason}"
+        yield f"{count_of(count, 'clip')} left out: {reason}"
     for name, writer in sets.items():
         if not len(writer):
             yield f"{name}.data is empty: too few clips or speakers for this validation rule"

@@ -111,17 +111,21 @@ class Page:
             strips.append(chart.similarity(arrays["hubert"], name + " (untrained)" * bool(speech.get("untrained"))))
         return chart.draw_chart(strips, width, ~arrays["valid"])
 
-    def header(self, width: int) -> np.ndarray:
-        """The clip in a few words, on as many lines as ``width`` pixels ask for, [h, width, 3] f32; h is even."""
+    def facts(self) -> tuple[str, ...]:
+        """The clip in a few words; some may be empty."""
         measures = self.measures
         error, mouth = (float(np.nanmean(curve)) for curve in (measures.error, measures.mouth_error))
-        facts = (
+        return (
             self.subject.name,
             f"{self.subject.width} x {self.subject.height}",
             f"face in {self.subject.arrays['valid'].mean():.0%} of {self.subject.num_frames} frames",
             f"mean fit error {error:.2f}%, mouth {mouth:.2f}% of the face",
+            "no sound: the audio track is silent" if self.subject.is_silent else "",
         )
-        lines = wrap(facts, width - 6)
+
+    def header(self, width: int) -> np.ndarray:
+        """The facts, on as many lines as ``width`` pixels ask for, [h, width, 3] f32; h is even."""
+        lines = wrap(self.facts(), width - 6)
         header = np.zeros((LINE_PX * len(lines) + 6, width, 3), dtype=np.float32)
         for number, line in enumerate(lines):
             overlay.draw_text(header, (6, 2 + number * LINE_PX), line, INK)

@@ -37,6 +37,7 @@ from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models, load_face_model
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.io.storage import local_path
+from lrs3_loader.quality.figures import SILENT_RMS
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
 
@@ -59,6 +60,11 @@ class Subject:
     @property
     def num_frames(self) -> int:
         return len(self.arrays["lm68"])
+
+    @property
+    def is_silent(self) -> bool:
+        """True if no sound is heard in the whole clip."""
+        return bool(self.meta.get("quality", {}).get("sound_rms", 1.0) < SILENT_RMS)
 
     @property
     def height(self) -> int:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.quality.figures import SILENT_RMS
 from lrs3_loader.run.figure_table import FigureTable
 from lrs3_loader.run.folder import RunFolder, Totals
 from lrs3_loader.run.ledger import Ledger
@@ -62,6 +63,7 @@ class Findings:
     other_software: list[dict[str, str]]  # versions, other than the run's own, that made some shards
     offsets: list[dict[str, Any]] | None  # lines of sync.jsonl; None: not measured
     histograms: dict[str, Histogram]  # by the measure's name
+    num_silent: int = 0  # samples in which nothing is heard
     num_chosen: int = 0  # clips that may be measured and drawn
     num_measured: int = 0  # clips
     damaged: list[str] = field(default_factory=list)
@@ -118,6 +120,7 @@ def _add_figures(
             raise
         findings.damaged.append(str(error))
         return candidates
+    findings.num_silent = int((table.columns.get("sound_rms", np.ones(1)) < SILENT_RMS).sum())
     if findings.offsets is not None:
         table = table.with_offsets(findings.offsets)
     if where is not None:

@@ -102,6 +102,8 @@ def _tiles(findings: Findings) -> list[tuple[str, str]]:
         ("shards", f"{totals.num_shards:,} of {totals.num_planned_shards:,}"),
         ("speakers", f"{findings.num_speakers:,}"),
     ]
+    if findings.num_silent:
+        tiles.append(("without any sound", f"{findings.num_silent:,}"))
     if len(findings.splits) > 1:
         tiles += [(f"in {name}", f"{count:,}") for name, count in sorted(findings.splits.items())[:4]]
     if findings.timeline is not None and findings.timeline.axis.seconds > 0:

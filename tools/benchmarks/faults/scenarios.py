@@ -131,7 +131,7 @@ SCENARIOS = {
             damage=damage_shards,
             repairs=True,
             exit_code=1,
-            says="3 shards are missing or damaged; run the extraction again to make them again",
+            says="missing or damaged: 3 shards; run the extraction again to make them again",
         ),
         Scenario("stats", "export stats {world}/run", after=("fresh",)),
         Scenario(
