@@ -20,6 +20,7 @@ from PIL import Image
 from draw_conventions import LARGE_PX, SMALL_PX, draw_conventions
 from lrs3_loader import demo
 from lrs3_loader.assets.locate import Assets
+from lrs3_loader.commands import preview as preview_command
 from lrs3_loader.config import CorpusConfig, RunConfig, as_json, demo_defaults
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
@@ -81,6 +82,7 @@ def true_features(clip: Clip, corpus: demo.DemoCorpus) -> ClipFeatures:
     arrays["f0"] = np.where(np.arange(2 * num_frames) % 9 < 5, 140.0, 0.0).astype(np.float32)
     arrays["valid"] = np.arange(num_frames) != 3
     meta = {"key": clip.key, "num_frames": num_frames, "source": {"height": 224, "width": 224}}
+    meta["quality"] = {"face_size_px": 101.0}
     return ClipFeatures(clip, num_frames, arrays, meta)
 
 
@@ -498,3 +500,40 @@ def test_the_tool_names_wrong_arguments(run: Path, tmp_path: Path, monkeypatch: 
         tool(monkeypatch, str(run), KEY, "--out", out, "--panel", "65")
     assert ended.value.code == 2
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
+
+
+def test_speaking_has_a_box_and_a_strip_in_its_colour(subject: preview.Subject) -> None:
+    scores = np.where(np.arange(subject.num_frames) < 8, 1.5, -2.0).astype(np.float16)
+    speaks = replace(subject, arrays={**subject.arrays, "speaking": scores})
+    page, plain = Page(speaks, PANEL), Page(subject, PANEL)
+    for index, colour, words in ((2, chart.SPEAKING, "speaking +1.5"), (9, chart.SILENT, "not speaking -2.0")):
+        drawn, without = (each.panels(index, None)[0] for each in (page, plain))
+        assert (drawn.name, drawn.legend[-1]) == ("landmarks", (words, to_rgb(colour)))
+        changed = np.abs(drawn.image - without.image).max(2) > 0.2
+        assert changed.sum() > 100
+        strong = changed & (np.abs(drawn.image - to_rgb(colour)).max(2) < 0.1)
+        rows, columns = np.nonzero(strong)
+        points = page._face.to_panel(subject.arrays["lm68"][index])
+        assert columns.min() < points[:, 0].min() < points[:, 0].max() < columns.max()
+        assert rows.min() < points[:, 1].min() < points[:, 1].max() < rows.max()
+    strip = page.chart(4 * PANEL)[chart.GAP_PX : chart.GAP_PX + 64]
+    for index, colour in ((2, chart.SPEAKING), (15, chart.SILENT)):
+        column = strip[:, chart.cursor_column(index, subject.num_frames, 4 * PANEL)]
+        assert (np.abs(column - to_rgb(colour)).max(1) < 0.02).sum() > 10
+
+
+def test_a_clip_is_chosen_by_a_condition(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    drawn: list[str] = []
+    monkeypatch.setattr(preview, "write_preview", lambda subject, *_: drawn.append(subject.name))
+    out = ["--out", str(tmp_path / "x.png"), "--face-model", "demo"]
+    assert preview_command.main([str(run), *out, "--where", "face_size_px > 100"]) == 0
+    assert drawn == [KEY]
+    assert f"1 of 1 clips, the first is {KEY}" in capsys.readouterr().out
+    with pytest.raises(RunError, match="is true for none of 1 clips"):
+        preview_command.main([str(run), *out, "--where", "face_size_px > 200"])
+    with pytest.raises(RunError, match="face_size_px"):  # the nearest name
+        preview_command.main([str(run), *out, "--where", "face_size > 200"])
+    with pytest.raises(UsageError, match="give no KEY"):
+        preview_command.main([str(run), KEY, *out, "--where", "face_size_px > 100"])

@@ -27,6 +27,7 @@ PAPER = "#292b30"
 MARGIN = "#1b1c20"
 MISSING = "#612929"  # background of frames without a face
 COLOURS = ("#5cb8ff", "#ffa840", "#73d973", "#fa7380", "#bf99ff", "#f2e666")
+SPEAKING, SILENT = "#40d96b", "#fa5a5a"
 HEAT_MAP = "inferno"
 PITCH_TOP_HZ = 400.0
 MAX_LAG_SECONDS = 1.0
@@ -69,6 +70,21 @@ def curves(name: str, values: Mapping[str, np.ndarray], low: float | None = None
         axes.grid(visible=True)
 
     return Strip(name, draw, list(zip(values, COLOURS, strict=False)), height)
+
+
+def speaking(scores: np.ndarray) -> Strip:
+    """Active-speaker scores [T], filled down to 0: above it the face speaks what is heard, below it does not."""
+
+    def draw(axes: Axes, seconds: float) -> None:
+        values = scores.astype(np.float64)
+        times = _times(values, seconds)
+        axes.plot(times, values, color=INK, linewidth=0.8)
+        for colour, side in ((SPEAKING, values.clip(min=0)), (SILENT, values.clip(max=0))):
+            axes.fill_between(times, 0, side, color=colour, lw=0)
+        axes.axhline(0, color=FAINT, linewidth=0.6)
+        axes.locator_params(axis="y", nbins=4)
+
+    return Strip("active speaker score", draw, [("speaking", SPEAKING), ("not speaking", SILENT)], height=64)
 
 
 def spectrogram(mel: np.ndarray, f0_hz: np.ndarray) -> Strip:

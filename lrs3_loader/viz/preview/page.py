@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 
 from lrs3_loader.face.geometry.camera import Camera
 from lrs3_loader.types import FRAMES_PER_SECOND
@@ -76,7 +77,10 @@ class Page:
         detected, fitted = (self._face.to_panel(points[index]) for points in (arrays["lm68"], self.measures.fitted))
         overlay.draw_landmarks(landmarks, detected, DETECTED, diameter_px=3.5 * thickness, width_px=thickness)
         overlay.draw_dots(landmarks, fitted, FITTED, 2.5 * thickness)
-        panels.append(Panel("landmarks", landmarks, (("detected", DETECTED), ("fitted", FITTED))))
+        legend = [("detected", DETECTED), ("fitted", FITTED)]
+        if "speaking" in arrays:
+            legend.append(self._draw_speaking(landmarks, detected, float(arrays["speaking"][index])))
+        panels.append(Panel("landmarks", landmarks, tuple(legend)))
 
         self._mesh.draw(ground, exp, pose, MESH_OPACITY if frame is not None else 1.0)
         panels.append(Panel("mesh", ground))
@@ -84,6 +88,14 @@ class Page:
         self._front.draw(front, exp, torch.tensor(FRONT_POSE), 1.0)
         panels.append(Panel("mesh from the front", front))
         return panels
+
+    def _draw_speaking(self, image: np.ndarray, points: np.ndarray, score: float) -> tuple[str, Colour]:
+        """Draw a box around the face in the colour of its active-speaker score; return what the colour means."""
+        colour = to_rgb(chart.SPEAKING if score > 0 else chart.SILENT)
+        low, high = points.min(0) - self.size / 40, points.max(0) + self.size / 40
+        corners = np.array([(0, 0), (1, 0), (1, 1), (0, 1), (0, 0)]) * (high - low) + low
+        overlay.draw_line(image, corners, colour, max(2.0, self.size / 160))
+        return f"{'speaking' if score > 0 else 'not speaking'} {score:+.1f}", colour
 
     def _source(self, frame: np.ndarray) -> Panel:
         """The whole frame, with the outline of what the other panels show where that is less."""
@@ -105,6 +117,8 @@ class Page:
             chart.curves("fit error, % of face", error, low=0.0),
             chart.spectrogram(arrays["mel"], arrays["f0"]),
         ]
+        if "speaking" in arrays:
+            strips.insert(0, chart.speaking(arrays["speaking"]))
         if "hubert" in arrays:
             speech = self.subject.meta.get("models", {}).get("speech", {})
             name = str(speech.get("model", "")).rsplit("/", 1)[-1]
