@@ -79,6 +79,25 @@ def test_a_flash_and_a_pan_are_no_cuts() -> None:
     assert measure(pan[torch.arange(60) * 2 // 3])[1] == []  # with repeated frames
 
 
+def gradual(first: Tensor, second: Tensor, num_steps: int) -> Tensor:
+    """A dissolve in so many equal steps; a single step is a cut."""
+    mixed = [first + (second.float() - first) * step / num_steps for step in range(1, num_steps)]
+    return torch.stack([first.float()] * 13 + mixed + [second.float()] * 13).round().byte()
+
+
+@pytest.mark.parametrize("seed", range(0, 20, 2))
+def test_hard_cuts_are_found_and_gradual_ones_missed(seed: int) -> None:
+    """What the document says of dissolves, of fades, and of a black frame between."""
+    first, second = noise_picture(seed), noise_picture(seed + 1)
+    assert [frame for frame, _ in measure(gradual(first, second, 1))[1]] == [13]
+    for num_steps in (2, 3, 10, 25):
+        assert measure(gradual(first, second, num_steps))[1] == []
+    black = torch.zeros_like(first)
+    for num_steps in (1, 10):
+        faded = torch.cat([gradual(first, black, num_steps)[:-12], gradual(black, second, num_steps)[13:]])
+        assert measure(faded)[1] == []
+
+
 def test_parts_of_a_clip_give_what_the_whole_gives() -> None:
     frames = torch.stack([noise_picture(seed // 7) for seed in range(31)])
     whole = measure(frames)
