@@ -108,9 +108,32 @@ def unsuited(net: Drawer) -> list[int]:
     return [net.sum(high, net.relu(high)), net.relu(x), net.sum(x, x)]
 
 
+def normalized(net: Drawer) -> list[int]:
+    """A layer normalisation, and one whose variance is needed elsewhere, too."""
+    shape = net.shape[0]
+    one = (*shape[:2], 1)
+    x, results = 0, []
+    for _ in range(2):
+        axis = net.net.constant(np.int32([-1]))
+        mean = net.add("MEAN", [x, axis], one, {0: ("b", 1)})
+        negated = net.add("NEG", [mean], one)
+        variance = net.add("MEAN", [net.add("SQUARED_DIFFERENCE", [x, mean], shape), axis], one, {0: ("b", 1)})
+        scale = net.add("RSQRT", [net.add("ADD", [variance, net.net.constant(np.float32([1e-3]))], one)], one)
+        scale = net.add("MUL", [scale, net.constant(shape[2])], shape)
+        product, shift = (net.add("MUL", [one_of, scale], shape) for one_of in (x, negated))
+        x = net.sum(product, shift)
+        results = [x, variance]
+    return results
+
+
 @pytest.mark.parametrize(
     ("draw", "size", "num_blocks", "num_convolutions", "num_others"),
-    [(inverted, (12, 20, 3), 3, 4, 0), (separable, (16, 8, 3), 2, 2, 0), (unsuited, (6, 5, 3), 0, 1, 11)],
+    [
+        (inverted, (12, 20, 3), 3, 4, 0),
+        (separable, (16, 8, 3), 2, 2, 0),
+        (unsuited, (6, 5, 3), 0, 1, 11),
+        (normalized, (4, 5, 6), 0, 0, 11),
+    ],
 )
 @pytest.mark.parametrize("kind", [torch.float32, torch.uint8])
 def test_joined_layers_give_the_same_results(

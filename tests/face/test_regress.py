@@ -365,5 +365,11 @@ def test_joined_kernels_are_used_only_if_they_prove_equal(
     assert (regressor(spans)[0].cpu() - expected).abs().mean() < 0.005
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_levels_are_divided_as_in_float32(dtype: torch.dtype) -> None:
+    levels = torch.arange(256, dtype=torch.uint8)
+    assert torch.equal(levels.to(dtype).div_(255), levels.float().div(255).to(dtype))
+
+
 def test_there_is_no_fast_path_in_float32(regressor: regress.Deep3DRegressor) -> None:
     assert regressor.fast_path() is None

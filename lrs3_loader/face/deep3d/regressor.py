@@ -136,7 +136,7 @@ class Deep3DNetwork(nn.Module):
         self.requires_grad_(False).eval()
 
     def forward(self, crops: Tensor) -> Tensor:
-        images = crops.permute(0, 3, 1, 2).float().div(255).to(self.dtype)  # channels-last already
+        images = crops.permute(0, 3, 1, 2).to(self.dtype).div_(255)  # channels-last; 16 bits hold 0..255 exactly
         return self.head(self.blocks(self.stem(images)).float().mean((2, 3)))
 
 

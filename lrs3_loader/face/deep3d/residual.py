@@ -48,6 +48,10 @@ class ResidualBlock(nn.Module):
         super().__init__()
         self.conv1, self.conv2, self.conv3 = (ConvReLU(conv) for conv in (block.conv1, block.conv2, block.conv3))
         self.shortcut = nn.Identity() if block.downsample is None else block.downsample
+        if block.downsample is not None:  # one bias for the sum: on a GPU, a convolution's own is a kernel more
+            with torch.no_grad():
+                block.conv3.bias += block.downsample.bias
+            block.downsample.bias = None
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.conv3(self.conv2(self.conv1(x)), self.shortcut(x))

@@ -3,7 +3,8 @@
 A convolution is joined with the activation behind it, and a depthwise convolution with the 1 x 1 convolution, the sum
 with a shortcut and the activation behind it; a shortcut may come through a maximum over 2 x 2 pixels and a padding with
 channels of zeros. A 1 x 1 convolution that reads the result is computed along with it. Layers whose results are needed
-elsewhere, too, stay as they are, and so does whatever fits nothing.
+elsewhere, too, stay as they are, and so does whatever fits nothing. The ten operators that a layer normalisation is
+written as become PyTorch's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lrs3_loader.face.landmarks.tflite_ops import Layer
@@ -60,6 +62,20 @@ class JoinedBlock(nn.Module):
         return residual_block(x.contiguous(), *first, shortcut, *last, self.stride, self.padding)
 
 
+class JoinedNormalization(nn.Module):
+    """Layer normalisation over the channels, without an offset. Ba et al., "Layer Normalization", 2016."""
+
+    gamma: Tensor
+
+    def __init__(self, gamma: Tensor, epsilon: float) -> None:
+        super().__init__()
+        _store(self, {"gamma": gamma})
+        self.epsilon = epsilon
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        return [F.layer_norm(x, x.shape[-1:], self.gamma, None, self.epsilon)]
+
+
 def _store(module: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
     for name, weight in weights.items():
         module.register_buffer(name, None if weight is None else weight.contiguous(), persistent=False)
@@ -81,9 +97,9 @@ def join_layers(
     joiner = _Joiner(steps, shapes, results)
     made: dict[int, JoinedStep] = {}  # by the position of the last layer joined
     for position in range(len(steps)):
-        if position not in joiner.taken and (found := joiner.block(position) or joiner.convolution(position)):
-            at, step = found
-            made[at] = step
+        for join in (joiner.block, joiner.convolution, joiner.normalization):
+            if position not in joiner.taken and (found := join(position)):
+                made[found[0]] = found[1]
     for position, (layer, reads, write, _) in enumerate(steps):
         if position not in joiner.taken:
             made[position] = JoinedStep(_as_list(layer), reads, (write,))
@@ -163,6 +179,49 @@ class _Joiner:
         }
         module = JoinedBlock(weights, layer.geometry["stride"][0], layer.geometry["padding"])
         return last, JoinedStep(module, (source, *shortcut), (y, *writes))
+
+    def normalization(self, position: int) -> tuple[int, JoinedStep] | None:
+        """Join ``x * scale - mean * scale`` with ``scale = gamma / sqrt(variance + epsilon)`` over the last axis."""
+        _, (source, *_), mean, _ = self.steps[position]
+        readers = {self.steps[reader][0].name: reader for reader in self.readers.get(mean, ())}
+        if not self._averages_channels(position) or readers.keys() != {"NEG", "SQUARED_DIFFERENCE"}:
+            return None
+        negated, squared = readers["NEG"], readers["SQUARED_DIFFERENCE"]
+        chain = [squared]
+        for name in ("MEAN", "ADD", "RSQRT", "MUL"):
+            follower = self._sole_reader(self.steps[chain[-1]][2])
+            if follower is None or self.steps[follower][0].name != name:
+                return None
+            chain.append(follower)
+        _, variance, plus_epsilon, _, scaled = chain
+        products = self.readers.get(self.steps[scaled][2], [])
+        last = {self._sole_reader(self.steps[product][2]) for product in products}
+        factors = {tensor for product in products for tensor in self.steps[product][1]}
+        epsilon, gamma = (self.steps[at][0].constants[-1] for at in (plus_epsilon, scaled))
+        (end,) = last if len(last) == 1 else (None,)
+        fits = (
+            end is not None
+            and self.steps[end][0].name == "ADD"
+            and [self.steps[product][0].name for product in products] == ["MUL", "MUL"]
+            and factors == {source, self.steps[negated][2], self.steps[scaled][2]}
+            and set(self.steps[squared][1]) == {source, mean}
+            and self._averages_channels(variance)
+            and all(self.steps[at][0].activation is None for at in (plus_epsilon, scaled, end, *products))
+            and epsilon is not None
+            and gamma is not None
+            and epsilon.numel() == 1
+            and gamma.numel() == self.shapes[source][-1]
+        )
+        if not fits or end is None:
+            return None
+        self.taken |= {position, negated, *chain, *products, end}
+        module = JoinedNormalization(gamma.reshape(-1), float(epsilon))
+        return end, JoinedStep(module, (source,), (self.steps[end][2],))
+
+    def _averages_channels(self, position: int) -> bool:
+        layer, (source, *_), _, _ = self.steps[position]
+        last = [len(self.shapes[source])]  # with the batch axis
+        return layer.name == "MEAN" and layer.geometry["dim"] == last and bool(layer.geometry["keepdim"])
 
     def _sole_reader(self, tensor: int) -> int | None:
         readers = self.readers.get(tensor, [])
