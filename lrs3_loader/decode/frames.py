@@ -116,7 +116,9 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[tuple[av.VideoFrame, b
     Yields:
         Each frame, and whether it is damaged.
     """
-    first_key = max(0, int(np.searchsorted(track.key_pts, pts, side="right")) - 1)
+    first_key = int(np.searchsorted(track.key_pts, pts, side="right")) - 1
+    # Where the times are those of other packets, some frames before are decoded as well, until the delay is steady.
+    first_key = max(0, first_key - 2 * bool(track.packet_delay))
     for key in (*range(first_key, max(0, first_key - 2), -1), None):
         with open_container(track.path, track.name) as container:
             stream = video_stream(container, track.name)
@@ -124,11 +126,26 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[tuple[av.VideoFrame, b
             if key is not None:
                 container.seek(int(track.key_pts[key]), stream=stream)
             frames = container.decode(stream)
+            if track.packet_delay is not None:
+                frames = _at_packets(frames, int(track.pts[0]))
             first = next(frames, None)
             if first is None or (key is not None and (first.pts is None or first.pts > pts)):
                 continue
             yield from _with_damage(itertools.chain([first], frames), track.damaged_pts)
             return
+
+
+def _at_packets(frames: Iterable[av.VideoFrame], time: int) -> Iterator[av.VideoFrame]:
+    """Give frames the times of the packets with which they come out of the decoder; the last come without a packet.
+
+    Args:
+        time: of the first frame, should it come without a packet.
+    """
+    for frame in frames:
+        time = time if frame.dts is None else frame.dts
+        frame.pts = time
+        time += 1
+        yield frame
 
 
 def _with_damage(frames: Iterable[av.VideoFrame], damaged_pts: frozenset[int]) -> Iterator[tuple[av.VideoFrame, bool]]:

@@ -47,6 +47,9 @@ class VideoTrack:
     key_pts: np.ndarray  # [k] i64, ascending: the key frames, with which decoding can begin
     damaged_pts: frozenset[int] = frozenset()  # frames whose bytes are known to be damaged
     pixel_aspect: Fraction = Fraction(1)  # width of a pixel of the file over its height
+    #: AVI has no timestamps: a frame is shown at the time of the packet that comes so many packets later, when the
+    #: decoder gives it out. None: frames have timestamps.
+    packet_delay: int | None = None
 
     __repr__ = shape_repr
 
@@ -93,6 +96,10 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
             num_listed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # newer PyAV
             if num_listed > len(unsorted):
                 raise UnreadableError(f"{name}: damaged: {len(unsorted)} of {num_listed} video packets found")
+            packet_delay = _packet_delay(path, name, unsorted)
+            unsorted = np.append(unsorted, unsorted[-1] + 1 + np.arange(packet_delay))[packet_delay:]
+        else:
+            packet_delay = None
 
     order = np.argsort(unsorted, kind="stable")
     pts = unsorted[order]
@@ -106,7 +113,9 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
         raise UnreadableError(
             f"{name}: cut short: {float(promised):.2f} s promised, {float(seconds):.2f} s of video there"
         )
-    return VideoTrack(path, name, pts, end_pts, time_base, height, width, np.unique(key_pts), damaged, aspect)
+    return VideoTrack(
+        path, name, pts, end_pts, time_base, height, width, np.unique(key_pts), damaged, aspect, packet_delay
+    )
 
 
 def open_container(path: Path, name: str) -> av.container.InputContainer:
@@ -177,6 +186,7 @@ def _demux_timestamps(
         the times [n] of the frames that are shown, their durations [n] (0: unknown), the times of key frames [k], and
         those of frames that lie in damaged bytes of the file.
     """
+    is_avi = container.format.name == "avi"
     pts: list[int] = []
     durations: list[int] = []
     key_pts: list[int] = []
@@ -191,7 +201,7 @@ def _demux_timestamps(
             num_packets += 1
             if num_packets > max_packets:
                 raise TooLargeError(f"{name}: more than {max_packets} frames")
-            time = packet.pts if packet.pts is not None else packet.dts
+            time = packet.dts if is_avi or packet.pts is None else packet.pts
             if time is None:
                 raise UnreadableError(f"{name}: packet {num_packets} of the video has no timestamp")
             if packet.is_keyframe:
@@ -213,6 +223,22 @@ def _demux_timestamps(
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
     return np.array(pts), np.array(durations), np.array(key_pts), frozenset(damaged)
+
+
+def _packet_delay(path: Path, name: str, times: np.ndarray) -> int:
+    """Return how many packets after its own the first frame of an AVI file is decoded: frames may be out of order.
+
+    Args:
+        times: [n] those of the packets, in the order of the file.
+    """
+    try:
+        with open_container(path, name) as container:
+            stream = video_stream(container, name)
+            stream.codec_context.thread_count = 1
+            first = next(container.decode(stream), None)
+    except MEDIA_ERRORS as error:
+        raise UnreadableError(f"{name}: damaged video ({getattr(error, 'strerror', error)})") from error
+    return len(times) if first is None or first.dts is None else int(np.searchsorted(times, first.dts))
 
 
 def _promised_seconds(stream: av.VideoStream, start_seconds: Fraction) -> Fraction:

@@ -20,6 +20,7 @@ FORMATS = (
 )
 #: What reading a damaged file raises. IndexError: PyAV, at the end of a file with tracks that its header does not have.
 MEDIA_ERRORS = (av.error.FFmpegError, IndexError)
+_GENERATE_TIMESTAMPS = 1  # AVFMT_FLAG_GENPTS
 _OPTIONS = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
 # Titles and comments may not be UTF-8. PyAV 19 always accepts that, older versions only with this option.
 _ACCEPT_ANY_TEXT: dict[str, Any] = (
@@ -55,9 +56,12 @@ def open_input(path: Path, name: str, timeout_seconds: float | None = None) -> a
     """
     check_regular(path, name)
     try:
-        return av.open(str(path), timeout=timeout_seconds, container_options=_OPTIONS, **_ACCEPT_ANY_TEXT)
+        container = av.open(str(path), timeout=timeout_seconds, container_options=_OPTIONS, **_ACCEPT_ANY_TEXT)
     except av.error.FFmpegError as error:
         text = f"not readable as a media file ({error.strerror})"
         if error.errno == errno.EINVAL:  # FFmpeg's answer to a format that is not in ``FORMATS``
             text = f"a playlist, image, text or the like, not a file of video or audio ({error.strerror})"
         raise UnreadableError(f"{name}: {text}") from error
+    if container.format.name == "avi":  # PyAV has FFmpeg make up timestamps, wrong ones if frames are out of order
+        container.flags = int(container.flags) & ~_GENERATE_TIMESTAMPS
+    return container
