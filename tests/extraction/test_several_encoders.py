@@ -15,7 +15,7 @@ from lrs3_loader.assets.locate import Assets
 from lrs3_loader.commands import extract as command
 from lrs3_loader.config import RunConfig, SpeechConfig, as_json, demo_defaults, resolve
 from lrs3_loader.extraction.models import Models
-from lrs3_loader.launch.settings import config_from_json
+from lrs3_loader.flags import config_from_json
 from lrs3_loader.stream import Audio2Motion
 from lrs3_loader.types import check_field, field_spec, rows_per_frame
 
