@@ -215,8 +215,6 @@ class SpeechConfig:
 
     def __post_init__(self) -> None:
         _positive(self, "batch_seconds")
-        if len(set(self.models)) < len(self.models):
-            raise ValueError(f"hubert names an encoder twice: {', '.join(self.models)}")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -388,6 +386,9 @@ class LaunchConfig:
     """Exit code 3 if a larger share of the run's clips are rejects, and in any case if all are."""
     extend: bool = False
     """Add shards for clips that are new in the corpus; published ones stay as they are."""
+    add: tuple[Literal["audio", "face", "mouth", "lm478", "hubert"], ...] = ()
+    """Add fields to the run, and extract nothing else again: with --resume OUT. face is --store-face 256 unless that is
+    given; hubert needs --hubert with another encoder."""
     repair: bool = False
     """Read all shards first, and make those again that do not match their records."""
 

@@ -11,9 +11,10 @@ of the next.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -24,7 +25,7 @@ import torch
 from lrs3_loader.config import RunConfig
 from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
 from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
-from lrs3_loader.extraction.media import ClipMedia, MediaStage
+from lrs3_loader.extraction.media import ClipMedia, MediaStage, media_fields, media_with
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.extraction.quality import QualityStage
 from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
@@ -102,7 +103,25 @@ class ShardExtractor:
             self._chooser = SpeakerChooser(models.landmarker, models.speaking, bound)
         self._quality = QualityStage(config.quality, models.speech_detector)
         self._media = MediaStage(config.media, device)
+        self._only: frozenset[str] | None = None
         self._clip_stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def only(self, fields: Collection[str]) -> ShardExtractor:
+        """Return an extractor of some fields alone, of those that ``addable_fields`` names, by the same models."""
+        part = copy.copy(self)
+        part._only = frozenset(fields)
+        part._media = MediaStage(media_with(self.config.media, fields), self.device)
+        part._quality = QualityStage(dataclasses.replace(self.config.quality, level="none"), None)
+        return part
+
+    def addable_fields(self) -> frozenset[str]:
+        """Return the fields that the config stores and that can be extracted without the others."""
+        dense = {"lm478"} if self.config.landmarks.store_lm478 else set[str]()
+        return frozenset({*dense, *self.models.speech_fields, *media_fields(self.config.media)})
+
+    def _skips(self, *fields: str) -> bool:
+        """Return whether none of these fields is wanted."""
+        return self._only is not None and not self._only & set(fields)
 
     def clip_stream(self) -> contextlib.AbstractContextManager[Any]:
         """Context for ``process_clips`` in a thread: its kernels do not wait for those of ``process_frames``."""
@@ -129,17 +148,21 @@ class ShardExtractor:
             count: called with numbers of clips, frames and rejects (see ``progress.COUNTERS``), from any thread.
         """
         shard = ShardInProgress(timings, count)
+        if self._skips("lm478", "face", "mouth"):  # frames are decoded and dropped
+            for _ in self._open_clips(items, shard):
+                pass
+            return shard
         size = self.models.landmarker.batch_size
         batches = fixed_batches(self._open_clips(items, shard), size, size * MAX_FRAME_BYTES)
         found = one_behind(batches, partial(self._detect, shard), partial(self._locate, shard.clock))
         if self._quality.needs_pixels:
             found = map(partial(self._measure_pixels, shard.clock), found)
-        if self.models.needs_pixels:
+        if self.models.needs_pixels and self._only is None:
             found = map(partial(self._keep_crops, shard.clock), found)
-        if self.models.speaking is not None and self.config.speaking.store:
+        if self.models.speaking is not None and self.config.speaking.store and self._only is None:
             found = map(partial(self._keep_faces, shard.clock, self.models.speaking), found)
         found = self._media.pass_through(found, shard.clock)
-        if self.models.regressor is None:
+        if self.models.regressor is None or self._only is not None:
             for _ in found:
                 pass
         else:
@@ -156,21 +179,22 @@ class ShardExtractor:
         self._wait_for_frames(shard)
         alive = [state for state in shard.states if isinstance(state, _ClipState) and state.reject is None]
         with clock("landmarks"):
-            for state in alive:
+            for state in [] if self._skips("lm478", "face", "mouth") else alive:
                 try:
                     self._finish_track(state)
                 except ClipError as error:
                     state.fail(error)
                 state.picture = PictureMeter()  # frees its tensors
             alive = [state for state in alive if state.reject is None]
-        if self.models.speaking is not None and self.config.speaking.store:
+        if self.models.speaking is not None and self.config.speaking.store and self._only is None:
             with clock("speaking"):
                 self._score_speaking(alive, self.models.speaking)
             alive = [state for state in alive if state.reject is None]
         with clock("sound"):
             self._audio_features(alive, shard.count)
         with clock("fit"):
-            self._fit(alive)
+            if self._only is None:
+                self._fit(alive)
         for each in shard.states:
             result = each if isinstance(each, Reject) else each.reject or self._features(each)
             if isinstance(result, Reject):
@@ -346,12 +370,15 @@ class ShardExtractor:
         waveforms = [state.head.waveform for state in states]
         count(**self.models.speech.count_padding([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
-        for state, mel in zip(states, self.models.mel(waveforms) if waveforms else [], strict=True):
+        mels = self.models.mel(waveforms) if waveforms and self._only is None else []
+        for state, mel in zip(states, mels, strict=False):
             state.arrays["mel"] = mel.cpu().numpy()
         for number, encoder in enumerate(self.models.encoders):
-            fields = list(self.models.speech_fields)[number * len(encoder.layers) :]
+            fields = list(self.models.speech_fields)[number * len(encoder.layers) :][: len(encoder.layers)]
+            if self._skips(*fields):
+                continue
             for state, layers in zip(states, encoder.encode(waveforms), strict=True):
-                state.arrays |= {name: rows.to(dtype).cpu().numpy() for name, rows in zip(fields, layers, strict=False)}
+                state.arrays |= {name: rows.to(dtype).cpu().numpy() for name, rows in zip(fields, layers, strict=True)}
         for state in states:
             state.arrays["f0"] = state.head.f0_hz.numpy().copy()
             state.quality["sound_rms"] = _rounded(state.head.waveform.square().mean().sqrt(), 6)
@@ -436,7 +463,9 @@ class ShardExtractor:
                 "words": [list(word) for word in transcript.words],
                 "boxes": transcript.boxes.tolist(),
             }
-        return ClipFeatures(clip, state.num_frames, {**state.arrays, **transforms}, meta, {**audio, **videos})
+        arrays = {**state.arrays, **transforms}
+        kept = {name: array for name, array in arrays.items() if self._only is None or name in self._only}
+        return ClipFeatures(clip, state.num_frames, kept, meta, {**audio, **videos})
 
 
 def _rounded(value: float | torch.Tensor, digits: int = 4) -> float:

@@ -6,9 +6,9 @@ encoder holds its compressed frames, so that no pixels wait for the end of the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -70,6 +70,22 @@ def sizes(config: MediaConfig) -> dict[str, int]:
     """Return the sides of the crops that are stored, by field."""
     found = {"face": config.store_face, "mouth": MOUTH_SIZE if config.store_mouth else None}
     return {name: size for name, size in found.items() if size is not None}
+
+
+def media_fields(config: MediaConfig) -> frozenset[str]:
+    """Return all fields that a config stores."""
+    crops = {name for size in sizes(config) for name in (size, f"{size}_to_frame")}
+    return frozenset({*crops, "audio"} if config.store_audio else crops)
+
+
+def media_with(config: MediaConfig, fields: Collection[str]) -> MediaConfig:
+    """Return the same config with those of its fields alone that are among ``fields``."""
+    return replace(
+        config,
+        store_audio=config.store_audio and "audio" in fields,
+        store_face=config.store_face if "face" in fields else None,
+        store_mouth=config.store_mouth and "mouth" in fields,
+    )
 
 
 @dataclass

@@ -59,10 +59,10 @@ class Models:
         # All files are found before any is loaded.
         landmarker_path, name = assets.landmarker(), config.face.face_model
         face_path = None if name == "demo" else assets.face_model_path(name)
-        encoders = [
-            dataclasses.replace(config.speech, model=assets.speech_encoder(name), also=())
-            for name in config.speech.models
-        ]
+        if len(set(config.speech.models)) < len(config.speech.models):
+            raise RunError(f"--hubert names an encoder twice: {', '.join(config.speech.models)}")
+        places = map(assets.speech_encoder, config.speech.models)
+        encoders = [dataclasses.replace(config.speech, model=place, also=()) for place in places]
         checkpoint = config.regression.checkpoint
         deep3d_paths = None if checkpoint is None else assets.deep3d(checkpoint)
         speaking_path = assets.speaking_weights() if config.speaking.needs_scores else None

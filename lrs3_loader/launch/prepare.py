@@ -16,6 +16,7 @@ from lrs3_loader.doctor.disk_space import warn_if_short_of_space
 from lrs3_loader.errors import REASONS, RunError, count_of
 from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models, require_extras
+from lrs3_loader.launch.adding import config_with_added, record_added
 from lrs3_loader.launch.identity import (
     adopt_names,
     check_compatible,
@@ -50,6 +51,10 @@ def prepare(
 
         make_demo_corpus(demo_corpus_folder(launch.out))
     begun = RunFolder.open(launch.out) if RunFolder.exists(launch.out) else None
+    if launch.add:
+        if begun is None:
+            raise RunError(f"--add is for a run that has begun, and {launch.out} holds none")
+        config = config_with_added(begun, config, launch.add)
     config = finalize_config(config, begun, device)
     shards: tuple[Shard, ...] = ()
     added: tuple[Clip, ...] = ()
@@ -67,7 +72,9 @@ def prepare(
             check_offsets(begun, offsets)
             added = with_offsets(added, offsets)
     assets.ensure(config.face.face_model, speaking=config.speaking.needs_scores)
-    extractor = load_extractor(config, assets, device, begun)
+    extractor = load_extractor(config, assets, device, begun, adding=bool(launch.add))
+    if begun is not None and launch.add:
+        begun = record_added(begun, extractor)
     if begun is not None:
         folder = grow(begun, added, config) if added else begun
     else:
@@ -101,8 +108,13 @@ def _offsets(launch: LaunchConfig) -> dict[str, int]:
     )
 
 
-def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None) -> ShardExtractor:
+def load_extractor(
+    config: RunConfig, assets: Assets, device: torch.device, begun: RunFolder | None, *, adding: bool = False
+) -> ShardExtractor:
     """Load all models, and check that they and the config are those of the run that was begun, if any.
+
+    Args:
+        adding: the config stores more fields than that of the run.
 
     Raises:
         RunError: a model cannot be loaded, or something differs (see ``identity.check_compatible``).
@@ -111,7 +123,8 @@ def load_extractor(config: RunConfig, assets: Assets, device: torch.device, begu
     extractor = ShardExtractor(dataclasses.replace(config, kernels=models.kernels), models, device)
     if begun is not None:
         adopt_names(extractor, begun)
-        check_compatible(begun, what_decides_bytes(extractor))
+        now = what_decides_bytes(extractor)
+        check_compatible(begun, {**now, "config": upgrade_saved(begun.record["config"])} if adding else now)
     return extractor
 
 

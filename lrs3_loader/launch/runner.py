@@ -21,7 +21,9 @@ from lrs3_loader.corpus.scan import corpus_root
 from lrs3_loader.decode.loader import ClipLoader, import_ahead
 from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.upload import upload
+from lrs3_loader.flags import config_from_json
 from lrs3_loader.io.files import utc_now
+from lrs3_loader.launch.adding import completed, missing_fields
 from lrs3_loader.launch.cli import resumable
 from lrs3_loader.launch.identity import software
 from lrs3_loader.launch.leases import WorkQueue
@@ -29,11 +31,13 @@ from lrs3_loader.launch.prepare import finalize_config, load_extractor, prepare
 from lrs3_loader.launch.progress import COUNTERS, Tally, progress_display
 from lrs3_loader.launch.run_log import log_to
 from lrs3_loader.run.folder import RunFolder, Totals, demo_corpus_folder
+from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.lock import RunLock, guard_store
+from lrs3_loader.run.shards import Result
 from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.runtime.device import configure_torch, pick_device
 from lrs3_loader.runtime.pipelining import BackgroundTask
-from lrs3_loader.types import ClipFeatures, Reject, Shard
+from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
 
 INDEX_EVERY = 1_000  # the rank that publishes every thousandth shard saves the index
 
@@ -134,6 +138,8 @@ def _follow(
         raise SystemExit(1)  # rank 0 reports the error
     folder = RunFolder.open(launch.out)
     guard_store(folder.store, message["token"])
+    if launch.add:  # what rank 0 has recorded meanwhile
+        config = config_from_json(folder.record["config"])
     config = finalize_config(config, folder, device)
     extractor = load_extractor(config, Assets(launch.assets), device, folder)  # files may differ from node to node
     return folder, extractor, message["pending"]
@@ -156,15 +162,26 @@ def extract_shards(
     """Decode, extract and publish each leased shard, until no lease is left."""
     config, tally = extractor.config, Tally(queue)
     shards = map(folder.shards.__getitem__, leases)
-    clips = ((shard, clip) for shard in shards for clip in shard.clips)
+    incomplete: dict[str, Ledger] = {}  # of shards to which fields are added
+
+    def clips_of(shard: Shard) -> Iterator[Clip]:
+        ledger = folder.incomplete(shard)
+        if ledger is None or not ledger.samples:
+            return iter(shard.clips)
+        incomplete[shard.name] = ledger
+        return (clip for clip in shard.clips if clip.key in ledger.places)
+
+    clips = ((shard, clip) for shard in shards for clip in clips_of(shard))
     provenance = {"software": software(), "device": extractor.device_name, "rank": queue.rank}
     on_gpu = extractor.device.type == "cuda"
 
     def publish(
         shard: Shard, results: Iterable[ClipFeatures | Reject], timings: dict[str, float], started_at: str
     ) -> None:
+        ledger = incomplete.pop(shard.name, None)
+        whole: Iterable[Result] = results if ledger is None else completed(folder, shard, ledger, results)
         with extractor.clip_stream():
-            ledger = folder.publish(shard, results, timings, {**provenance, "started_at": started_at})
+            ledger = folder.publish(shard, whole, timings, {**provenance, "started_at": started_at})
         counts = {"samples": len(ledger.samples), "rejects": len(ledger.rejects), "frames": ledger.num_frames}
         logger.debug("published", extra={"values": {"shard": shard.name, **counts}})
         tally.flush()
@@ -183,7 +200,10 @@ def extract_shards(
         for shard, items in itertools.groupby(decoded, key=lambda pair: pair[0]):
             timings: dict[str, float] = {}
             started_at = utc_now()
-            in_progress = extractor.process_frames((item for _, item in items), timings, tally.add)
+            chosen = extractor
+            if (before := incomplete.get(shard.name)) is not None:
+                chosen = extractor.only(missing_fields(extractor, before))
+            in_progress = chosen.process_frames((item for _, item in items), timings, tally.add)
             # A GPU works on the clips of one shard and the frames of the next together; a CPU would gain nothing.
-            results = extractor.process_clips(in_progress) if on_gpu else list(extractor.process_clips(in_progress))
+            results = chosen.process_clips(in_progress) if on_gpu else list(chosen.process_clips(in_progress))
             publisher.submit(partial(publish, shard, results, timings, started_at))

@@ -15,7 +15,7 @@ from lrs3_loader.io.storage import Url
 
 MAX_FILE_BYTES = 1 << 20
 #: Flags that a file cannot set: they say what to do once.
-_NOT_IN_FILES = ("--retry-rejects", "--extend", "--repair")
+_NOT_IN_FILES = ("--retry-rejects", "--extend", "--repair", "--add")
 
 
 def words_from_file(path: Path, given: Sequence[str]) -> list[str]:

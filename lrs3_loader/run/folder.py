@@ -45,9 +45,9 @@ from lrs3_loader.run.record import (
     run_hash,
     write_record,
 )
-from lrs3_loader.run.shards import add_figures, check_shard, open_tar, publish_shard, read_shard
+from lrs3_loader.run.shards import Result, add_figures, check_shard, is_sound, open_tar, publish_shard, read_shard
 from lrs3_loader.run.tar import DamagedError, TarIndex
-from lrs3_loader.types import ClipFeatures, Reject, Shard
+from lrs3_loader.types import Shard
 
 if TYPE_CHECKING:
     import pandas
@@ -132,6 +132,23 @@ class RunFolder:
         """Hash of everything that decides the bytes of the shards."""
         return run_hash(self.record)
 
+    @property
+    def earlier_hashes(self) -> frozenset[str]:
+        """The hashes that the run had before fields were added; shards under these lack the last of them."""
+        return frozenset(self.record.get("earlier", []))
+
+    def owns(self, ledger: Ledger | LedgerSummary) -> bool:
+        """Return whether a ledger is of this run, though perhaps from before fields were added."""
+        return ledger.run == self.run_hash or ledger.run in self.earlier_hashes
+
+    def incomplete(self, shard: Shard) -> Ledger | None:
+        """Return the ledger of a sound shard from before fields were added; None for any other shard."""
+        try:
+            ledger = self.ledger(shard)
+        except (FileNotFoundError, RunError):
+            return None
+        return ledger if ledger.run in self.earlier_hashes and is_sound(self.store, ledger) else None
+
     def tar_path(self, shard: Shard) -> Path:
         """Return the path of a shard's tar; ``RunError`` if the run is remote."""
         try:
@@ -170,8 +187,8 @@ class RunFolder:
         Raises:
             RunError: a ledger or the file of the offsets is damaged.
         """
-        run, offsets = self.run_hash, read_offsets(self.store)
-        table = FigureTable.of_ledgers((ledger for ledger in self.ledgers() if ledger.run == run), str(self.path))
+        offsets = read_offsets(self.store)
+        table = FigureTable.of_ledgers(filter(self.owns, self.ledgers()), str(self.path))
         return table if offsets is None else table.with_offsets(offsets)
 
     def table(self) -> pandas.DataFrame:
@@ -199,11 +216,10 @@ class RunFolder:
         and reads new ledgers, but no tar; ``check`` reads everything.
         """
         sizes = {f"{TAR_FOLDER}/{name}": state.num_bytes for name, state in self.store.listing(TAR_FOLDER).items()}
-        run = self.run_hash
         return [
             found
             for found in self._index.summaries(self.shards.names)
-            if found.run == run and sizes.get(tar_name(found.shard, found.generation)) == found.num_bytes
+            if self.owns(found) and sizes.get(tar_name(found.shard, found.generation)) == found.num_bytes
         ]
 
     @property
@@ -216,8 +232,9 @@ class RunFolder:
         return {summary.shard for summary in self.summaries()}
 
     def pending(self) -> list[int]:
-        """Return the indices of the shards that are not published, in the order of the plan."""
-        done = self.published()
+        """Return the indices of the shards that are not published, or lack fields, in the order of the plan."""
+        run = self.run_hash
+        done = {summary.shard for summary in self.summaries() if summary.run == run}
         return [index for index, name in enumerate(self.shards.names) if name not in done]
 
     def with_rejects(self, reasons: Sequence[str] = ()) -> list[int]:
@@ -234,12 +251,13 @@ class RunFolder:
     def publish(
         self,
         shard: Shard,
-        results: Iterable[ClipFeatures | Reject],
+        results: Iterable[Result],
         timings: dict[str, float],
         provenance: dict[str, Any],
     ) -> Ledger:
         """Write one shard and its ledger atomically; see ``shards.publish_shard``."""
-        return publish_shard(shard, results, self.store, run=self.run_hash, timings=timings, provenance=provenance)
+        known: dict[str, Any] = {"run": self.run_hash, "earlier": self.earlier_hashes}
+        return publish_shard(shard, results, self.store, **known, timings=timings, provenance=provenance)
 
     def add_figures(self, shard: Shard) -> bool:
         """Copy the figures of a published shard's samples into its ledger, if that has none; return whether it did."""
@@ -277,7 +295,8 @@ class RunFolder:
                 ledger = self.ledger(shard)
                 problems = check_shard(shard, self.store, ledger)
                 if ledger.run != self.run_hash:
-                    problems.append(f"{self.store.where(ledger_name(shard.name))} belongs to another run")
+                    lacks = "is from before fields were added" if self.owns(ledger) else "belongs to another run"
+                    problems.append(f"{self.store.where(ledger_name(shard.name))} {lacks}")
             except FileNotFoundError:
                 problems = [f"{shard.name} is not published yet: {len(shard.clips)} clips to go"]
             except UnreachableError:

@@ -119,9 +119,9 @@ class Run(Mapping[str, ClipFeatures]):
     def _places(self) -> dict[str, int]:
         if self._shards is None:
             numbers = {name: number for number, name in enumerate(self.folder.shards.names)}
-            run, found = self.folder.run_hash, dict[str, int]()
+            found = dict[str, int]()
             for ledger in self.folder.ledgers():
-                if ledger.run != run:
+                if not self.folder.owns(ledger):
                     continue
                 number = numbers[ledger.shard]
                 found |= {key: number for key, _ in ledger.samples}

@@ -23,6 +23,7 @@ _RECORD = {
     "models": {str: {"name?": str, "model?": str, "licence?": str, "sha256?": str}},
     "device_type": str,
     "software?": {str: str},
+    "earlier?": [str],
 }
 
 
@@ -70,6 +71,14 @@ def run_hash(record: dict[str, Any]) -> str:
     """Hash the parts of ``run.json`` that decide the bytes of shards: config, plan and model files, not software."""
     deciding = {name: record[name] for name in ("config", "plan_sha256", "models", "device_type")}
     return hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()
+
+
+def with_fields_added(record: dict[str, Any], now: dict[str, Any]) -> dict[str, Any]:
+    """Return the ``run.json`` of a run to which fields are added.
+
+    Its hash changes, and the one that it had is listed as ``earlier``: shards under it are sound, and lack the fields.
+    """
+    return {**record, **now, "earlier": [*record.get("earlier", []), run_hash(record)]}
 
 
 def differences(old: Any, new: Any, name: str = "") -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,28 @@ import webdataset
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import HashingFile, file_sha256, utc_now
-from lrs3_loader.io.safe_load import check_types
+from lrs3_loader.io.safe_load import check_types, decode_json
 from lrs3_loader.io.storage import Store
 from lrs3_loader.quality.figures import FIGURES_VERSION, figure_numbers
 from lrs3_loader.run.ledger import REPAIR, Ledger, join_checksums, join_figures, ledger_name, tar_name
 from lrs3_loader.run.tar import DamagedError, Sample, TarIndex, checksum
-from lrs3_loader.types import ClipFeatures, Reject, Shard, check_field, field_of_member, member_name, printable
+from lrs3_loader.types import (
+    MEDIA_FIELDS,
+    Clip,
+    ClipFeatures,
+    Reject,
+    Shard,
+    check_field,
+    field_of_member,
+    member_name,
+    printable,
+)
 
 
 def encode_sample(features: ClipFeatures) -> dict[str, Any]:
     """Convert features to a WebDataset sample: ``__key__``, ``json`` and one member per field, as bytes."""
+    if decoded := features.arrays.keys() & MEDIA_FIELDS:
+        raise ValueError(f"{', '.join(sorted(decoded))} must be encoded to be written")
     sample: dict[str, Any] = {"__key__": features.clip.key}
     meta = json.dumps(features.meta, sort_keys=True, ensure_ascii=False, allow_nan=False)
     sample["json"] = meta.encode()
@@ -39,16 +51,49 @@ def encode_sample(features: ClipFeatures) -> dict[str, Any]:
     return {**sample, **{member_name(name): data for name, data in features.media.items()}}
 
 
+@dataclasses.dataclass(frozen=True)
+class CompletedSample:
+    """A sample that was published before, as bytes by member, and fields that are added to it."""
+
+    clip: Clip
+    members: Mapping[str, bytes | bytearray]  # by extension, with the json
+    added: ClipFeatures
+
+    @property
+    def num_frames(self) -> int:
+        return self.added.num_frames
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """The json of the sample, with what the added fields need in it."""
+        meta: dict[str, Any] = decode_json(self.members["json"])
+        if meta.get("num_frames") != self.num_frames:
+            raise RunError(f"{self.clip.key} had {meta.get('num_frames')} frames and has {self.num_frames} now")
+        for name in ("models", "conventions", "num_rows"):
+            if name in self.added.meta:
+                meta[name] = {**self.added.meta[name], **meta.get(name, {})}
+        return meta | {name: self.added.meta[name] for name in ("audio_scale",) if name in self.added.meta}
+
+    def encode(self) -> dict[str, Any]:
+        """Return the members as ``encode_sample`` does; those that were there are the same bytes."""
+        fresh = encode_sample(dataclasses.replace(self.added, meta=self.meta))
+        return {**fresh, **{name: bytes(data) for name, data in self.members.items() if name != "json"}}
+
+
+Result = ClipFeatures | CompletedSample | Reject
+
+
 class _UnchangedError(Exception):
     """Leaves the block of ``Store.write`` without writing the file."""
 
 
 def publish_shard(
     shard: Shard,
-    results: Iterable[ClipFeatures | Reject],
+    results: Iterable[Result],
     store: Store,
     *,
     run: str,
+    earlier: Collection[str] = (),
     timings: dict[str, float],
     provenance: dict[str, Any],
 ) -> Ledger:
@@ -58,6 +103,7 @@ def publish_shard(
 
     Args:
         run: hash of the run.
+        earlier: hashes that it had before fields were added: shards under these are replaced, but sound until then.
         timings: seconds per stage; read after the last result, so the producer of the results may fill it.
         provenance: software, device and rank.
 
@@ -65,13 +111,13 @@ def publish_shard(
         ValueError: the results are not exactly the shard's clips, in order.
     """
     old = _previous_ledger(shard, store)
-    sound = old if old is not None and old.run == run and _is_sound(store, old) else None
+    sound = old if old is not None and old.run in (run, *earlier) and is_sound(store, old) else None
     generation = 0 if sound is None else sound.generation + 1
     try:
         with store.write(tar_name(shard.name, generation)) as file:
             stream = HashingFile(file)
             samples, rejects, checksums, figures = _write_tar(stream, shard, results)
-            if sound and (sound.sha256, sound.rejects) == (stream.sha256, rejects):
+            if sound and (sound.run, sound.sha256, sound.rejects) == (run, stream.sha256, rejects):
                 raise _UnchangedError
             if sound is None:  # the tar may take the place of the one that the ledger describes
                 store.delete(ledger_name(shard.name))
@@ -111,14 +157,14 @@ def _previous_ledger(shard: Shard, store: Store) -> Ledger | None:
         return None
 
 
-def _is_sound(store: Store, ledger: Ledger) -> bool:
+def is_sound(store: Store, ledger: Ledger) -> bool:
     name = tar_name(ledger.shard, ledger.generation)
     with store.local_copy(name) as folder:
         return (folder / name).exists() and not check_tar(folder / name, ledger)
 
 
 def _write_tar(
-    stream: HashingFile, shard: Shard, results: Iterable[ClipFeatures | Reject]
+    stream: HashingFile, shard: Shard, results: Iterable[Result]
 ) -> tuple[tuple[tuple[str, int], ...], tuple[tuple[str, str, str], ...], list[dict[str, str]], list[dict[str, float]]]:
     """Write the samples; return samples and rejects as the ledger records them, and checksums and figures of each."""
     samples: list[tuple[str, int]] = []
@@ -133,7 +179,7 @@ def _write_tar(
             if isinstance(result, Reject):
                 rejects.append((clip.key, result.reason, result.message))
                 continue
-            sample = encode_sample(result)
+            sample = result.encode() if isinstance(result, CompletedSample) else encode_sample(result)
             tar.write(sample)
             samples.append((clip.key, result.num_frames))
             checksums.append({name: checksum(data) for name, data in sample.items() if name != "__key__"})

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -155,10 +155,12 @@ def _list_run(location: str, listing: Listing, partial: bool, skip_errors: bool,
 
 def published_source(folder: RunFolder, shard: Shard, where: Where | None = None) -> tuple[Source | None, str | None]:
     """Return (source, None) for a shard of a run, (None, problem), or (None, None) if it is not published."""
-    return _published(folder.store, shard.name, folder.run_hash, where)
+    return _published(folder.store, shard.name, folder.owns, where)
 
 
-def _published(store: Store, shard: str, run_hash: str | None, where: Where | None) -> tuple[Source | None, str | None]:
+def _published(
+    store: Store, shard: str, owns: Callable[[Ledger], bool] | None, where: Where | None
+) -> tuple[Source | None, str | None]:
     seen = None
     while True:
         try:
@@ -171,7 +173,7 @@ def _published(store: Store, shard: str, run_hash: str | None, where: Where | No
             return None, str(error)
         url = store.where(tar_name(shard, ledger.generation))
         try:
-            if run_hash not in (None, ledger.run):
+            if owns is not None and not owns(ledger):
                 return None, f"{store.where(ledger_name(shard))} belongs to another run"
             if (size := store.size(tar_name(shard, ledger.generation))) != ledger.num_bytes:
                 return None, f"{url} has {size} bytes, its ledger says {ledger.num_bytes}"

@@ -22,6 +22,7 @@ from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
+from lrs3_loader.run.shards import encode_sample
 from lrs3_loader.run.tar import DamagedError, TarIndex, decode_media
 from lrs3_loader.stream import Raw
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject, Shard
@@ -197,8 +198,8 @@ def test_a_member_that_is_not_what_it_should_be_is_damage(features: list[ClipFea
         tar.read(0, ("audio",))
     clip: Clip = make_clip()
     with pytest.raises(ValueError, match="audio must be encoded"):
-        ClipFeatures(clip, 1, {"audio": np.zeros(640, np.float32)})
-    with pytest.raises(ValueError, match="mel must be encoded"):
+        encode_sample(ClipFeatures(clip, 1, {"audio": np.zeros(640, np.float32)}))
+    with pytest.raises(ValueError, match="mel is not encoded"):
         ClipFeatures(clip, 1, {}, media={"mel": b""})
 
 

@@ -14,6 +14,7 @@ from transformers import HubertConfig, HubertModel
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.commands import extract as command
 from lrs3_loader.config import RunConfig, SpeechConfig, as_json, demo_defaults, resolve
+from lrs3_loader.errors import RunError
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.flags import config_from_json
 from lrs3_loader.stream import Audio2Motion
@@ -61,7 +62,7 @@ def test_each_field_holds_what_its_encoder_gives_alone(other: str, assets: Path 
     assert both.record["speech_3"]["files"] == both.record["speech_4"]["files"] != {}
 
 
-def test_flags_may_be_given_again(tmp_path: Path) -> None:
+def test_flags_may_be_given_again(tmp_path: Path, assets: Path | None) -> None:
     words = [
         "--corpus",
         "c",
@@ -82,8 +83,8 @@ def test_flags_may_be_given_again(tmp_path: Path) -> None:
     assert config_from_json(as_json(args.run)) == args.run
     one = command.parse(["--corpus", "c", "--out", "o", "--hubert", "A", "--hubert-layer", "-2"])
     assert (one.run.speech.models, one.run.speech.layer) == (("A",), -2)
-    with pytest.raises(ValueError, match="names an encoder twice"):
-        SpeechConfig(model="A", also=("B", "A"))
+    with pytest.raises(RunError, match="names an encoder twice: demo, B, demo"):
+        models_with(assets, model="demo", also=("B", "demo"))
 
 
 def test_their_fields_are_known() -> None:
