@@ -26,7 +26,7 @@ from lrs3_loader.extraction.models import Models
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.flags import with_settings
 from lrs3_loader.io.storage import is_url
-from lrs3_loader.runtime.device import pick_device, torch_configured
+from lrs3_loader.runtime.device import free_gpu_bytes, pick_device, torch_configured
 from lrs3_loader.types import Clip, ClipFeatures, DecodedChunk, Reject
 
 _ROOT = Path("/")  # that absolute paths are relative to
@@ -77,8 +77,7 @@ class Extractor:
         _refuse_in_bootstrap()
         config = with_settings(config or RunConfig(), settings)
         self.device = pick_device(str(device))
-        free_bytes = torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-        self.config = resolve(config, self.device.type, free_bytes)
+        self.config = resolve(config, self.device.type, free_gpu_bytes(self.device))
         self._workers, self._batch_clips = workers, batch_clips
         places = Assets(None if assets is None else Path(assets))
         places.ensure(self.config.face.face_model, speaking=self.config.speaking.needs_scores)

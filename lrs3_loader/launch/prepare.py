@@ -29,6 +29,7 @@ from lrs3_loader.launch.identity import (
 from lrs3_loader.run.folder import RunFolder, demo_corpus_folder
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.run.offsets import load_offsets, with_offsets
+from lrs3_loader.runtime.device import free_gpu_bytes
 from lrs3_loader.types import FIELDS, Clip, Shard
 
 logger = logging.getLogger(__name__)
@@ -147,5 +148,4 @@ def finalize_config(config: RunConfig, begun: RunFolder | None, device: torch.de
     """Fill in all values left to the device: those the run was started with, or by the memory that is free now."""
     if begun is not None and begun.record.get("device_type") == device.type:
         config = inherit_auto_values(config, upgrade_saved(begun.record["config"]))
-    free_bytes = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else 0
-    return resolve(config, device.type, free_bytes)
+    return resolve(config, device.type, free_gpu_bytes(device))

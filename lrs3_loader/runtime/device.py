@@ -37,6 +37,18 @@ def pick_device(name: str) -> torch.device:
     return device
 
 
+def free_gpu_bytes(device: torch.device) -> int:
+    """Return this rank's share of a GPU's free memory; 0 for a CPU.
+
+    More ranks than GPUs (``torchrun --nproc_per_node 4`` on two) share them as ``pick_device`` deals them out.
+    """
+    if device.type != "cuda":
+        return 0
+    num_ranks, num_gpus = int(os.environ.get("LOCAL_WORLD_SIZE", "1")), max(torch.cuda.device_count(), 1)
+    sharing = len(range(device.index or 0, num_ranks, num_gpus))
+    return int(torch.cuda.mem_get_info(device)[0]) // max(sharing, 1)
+
+
 def configure_torch(threads: int) -> None:
     """Make torch deterministic in this process: fixed thread count, no kernels chosen by timing, full float32.
 
