@@ -127,6 +127,15 @@ def test_select_writes_keys_and_tables(run: RunFolder, tmp_path: Path, capsys: A
         select.main([str(run.path), "--where", "face_size_px"])
     assert select.main([str(run.path)]) == 0
     assert "8 of 8 clips" in capsys.readouterr().out
+    assert select.main([str(run.path), "--json", *words]) == 0
+    found = json.loads(capsys.readouterr().out)
+    lengths = run.figures().columns["num_frames"].tolist()
+    assert (found["clips"], found["seconds"], found["without_figures"]) == (8, sum(lengths) / 25, 0)
+    assert found["chosen"] == len(chosen(run))
+    assert [step["condition"] for step in found["conditions"]] == ["face_size_px > 100", "num_frames >= 40"]
+    assert found["conditions"][-1]["num_left"] == found["chosen"]
+    assert select.main([str(run.path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["conditions"] == []
 
 
 def test_older_runs_are_said_to_have_no_figures(tmp_path: Path, capsys: Any) -> None:
