@@ -143,7 +143,8 @@ class FaceConfig:
     face_model: str = "ict"
     """ict, demo, or a model file FILE.npz."""
     fit: Fit = "fast"
-    """Method of the fit: fast finds identity from 16 frames, then the rest; best fits all frames of a clip jointly;
+    """Method of the fit: fast finds identity from 16 frames, then the rest; best fits all frames of a clip jointly
+    (both use blendshape scores where the model's expressions bear ARKit's names, as ict's do);
     geneface minimises GeneFace++'s objective with its weights, without bounds of the coefficients;
     photometric is fast, then refines expression and pose on the pixels (needs pytorch3d; slow without a GPU)."""
     max_reprojection: float | None = None

@@ -15,6 +15,8 @@ python tools/bench.py scan                        # finding and planning 151,819
 
 python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
 
+python tools/bench.py coefficients --clips FOLDER # do fitted coefficients mean what they are called?
+
 python tools/bench.py speaking --clips FOLDER     # active-speaker scores with own sound, silence, another's voice
 
 python tools/bench.py figures --clips FOLDER      # figures of every clip: cost, two people in one clip, the table
@@ -313,6 +315,26 @@ class Fit:
 
 
 @dataclass(frozen=True)
+class Coefficients:
+    """Expression coefficients of real clips against the blendshape scores of their names, and of neutral faces."""
+
+    clips: Path
+    """Folder of real clips, in any layout."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    face_model: str = "ict"
+    """ict, or a model file FILE.npz whose expression modes bear ARKit's names."""
+
+    def __call__(self) -> int:
+        from benchmarks import coefficients
+        from lrs3_loader.assets.locate import Assets
+
+        for line in coefficients.run_benchmark(self.clips, self.face_model, Assets(self.assets)):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
 class Speaking:
     """Active-speaker scores of real clips with their own sound, silence, noise, another's voice, and late sound."""
 
@@ -401,6 +423,7 @@ COMMANDS: dict[str, Any] = {
     "stream": Stream(),
     "scan": Scan(),
     "fit": Fit(),
+    "coefficients": Coefficients(Path()),
     "speaking": Speaking(Path()),
     "figures": Figures(Path()),
     "cluster": Cluster(),
@@ -418,6 +441,7 @@ if TYPE_CHECKING:
         | Stream
         | Scan
         | Fit
+        | Coefficients
         | Speaking
         | Figures
         | Cluster

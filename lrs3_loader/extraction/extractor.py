@@ -62,6 +62,7 @@ class _ClipState:
     picture: PictureMeter = field(default_factory=PictureMeter)
     media: ClipMedia | None = None  # for crops that are stored
     dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
+    blendshapes: torch.Tensor | None = None  # [T, 52] f16 scores, if they are stored or the fit uses them
     arrays: dict[str, np.ndarray] = field(default_factory=dict)
     quality: dict[str, Any] = field(default_factory=dict)
     reject: Reject | None = None
@@ -341,7 +342,9 @@ class ShardExtractor:
         if config.store_lm478:
             state.arrays["lm478"] = found.points.cpu().numpy()
         if found.blendshapes is not None:
-            state.arrays["blendshapes"] = found.blendshapes.to(torch.float16).cpu().numpy()
+            state.blendshapes = found.blendshapes.to(torch.float16).cpu()
+            if config.store_blendshapes:
+                state.arrays["blendshapes"] = state.blendshapes.numpy()
         state.quality |= {
             "damaged_fraction": round(num_damaged / state.num_frames, 4),
             "valid_fraction": _rounded(found.found.float().mean()),
@@ -394,11 +397,12 @@ class ShardExtractor:
                 state.head.source.width,
                 crops=state.crops,
                 lm468=state.dense,
+                blendshapes=None if state.blendshapes is None else state.blendshapes.float(),
             )
             for state in states
         ]
         for state, fit in zip(states, self.models.fitter(inputs), strict=True):
-            state.dense = None
+            state.dense = state.blendshapes = None
             self._take_fit(state, fit)
             state.crops = None
 

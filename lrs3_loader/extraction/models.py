@@ -68,16 +68,19 @@ class Models:
         speaking_path = assets.speaking_weights() if config.speaking.needs_scores else None
         files = load_landmarker_files(landmarker_path)
         try:
-            landmarker = _make_landmarker(files, config.landmarks, device)
+            face_model = (FaceModel.load(face_path) if face_path else _demo_head()).to(device)
+            fitter = _make_fitter(config.face, face_model)
+        except ValueError as error:
+            raise RunError(f"a model cannot be used with this configuration: {error}") from error
+        try:
+            landmarker = _make_landmarker(files, config.landmarks, device, blendshapes=fitter.uses_blendshapes)
         except ValueError as error:
             raise RunError(
                 f"{landmarker_path} is damaged or of another kind ({error}); delete it and run: {FETCH_COMMAND}"
             ) from error
         try:
-            face_model = (FaceModel.load(face_path) if face_path else _demo_head()).to(device)
             if config.regression.idexp != "fit":
                 check_face_model(face_model)
-            fitter = PhotometricFitter if config.face.fit == "photometric" else LandmarkFitter
             regressor = _load_regressor(config.regression, deep3d_paths, device)
             paths = [landmarker.fast_path(), landmarker.sampler.fast_path()]
             if regressor is not None:
@@ -89,7 +92,7 @@ class Models:
                 speech=SpeechEncoder.load(encoders[0], device),
                 more_speech=tuple(SpeechEncoder.load(encoder, device) for encoder in encoders[1:]),
                 face_model=face_model,
-                fitter=fitter(face_model, FitConfig.named(config.face.fit, face_model)),
+                fitter=fitter,
                 regressor=regressor,
                 speech_detector=_load_speech_detector(config.quality),
                 face_model_file=face_path.name if face_path else None,
@@ -177,10 +180,17 @@ def record_name(field: str) -> str:
     return field.replace("hubert", "speech")
 
 
-def _make_landmarker(files: LandmarkerFiles, config: LandmarkConfig, device: torch.device) -> FaceLandmarker:
-    """Build the landmarker with those of its networks that the config needs."""
+def _make_fitter(config: FaceConfig, model: FaceModel) -> LandmarkFitter:
+    fitter = PhotometricFitter if config.fit == "photometric" else LandmarkFitter
+    return fitter(model, FitConfig.named(config.fit, model))
+
+
+def _make_landmarker(
+    files: LandmarkerFiles, config: LandmarkConfig, device: torch.device, *, blendshapes: bool
+) -> FaceLandmarker:
+    """Build the landmarker with those of its networks that are needed; ``blendshapes``: whether the fit needs them."""
     assert config.frame_batch is not None, "the config was not resolved"
-    if not config.store_blendshapes:
+    if not config.store_blendshapes and not blendshapes:
         files = dataclasses.replace(files, blendshapes=None)
     return FaceLandmarker(files, device, batch_size=config.frame_batch, min_face_score=config.min_face_score)
 

@@ -53,6 +53,7 @@ def problem(seed: int = 0, free: bool = True, **changes: object) -> tuple[fit_te
         "normalized_xy": 0.1 * noise(2, 5, 68, 2),
         "precision": 1e4 * noise(2, 5, 68).abs(),
         "exp_precision": torch.full((2, 5, MODEL.num_exp), 5.0, dtype=torch.float64),
+        "exp_mean": 0.3 * noise(2, 5, MODEL.num_exp),
         "bound_precision": 400.0,
         "real": torch.ones(2, 5, dtype=torch.bool),
         "velocity_precision": 100 * noise(2, 4, size).abs(),

@@ -92,6 +92,7 @@ def some_problem(outlier: float) -> tuple[PhotometricProblem, State]:
         normalized_xy=torch.zeros(*shape, 68, 2, dtype=torch.float64),
         precision=torch.zeros(*shape, 68, dtype=torch.float64),
         exp_precision=torch.full((*shape, model.num_exp), 1e-9, dtype=torch.float64),
+        exp_mean=torch.zeros(*shape, model.num_exp, dtype=torch.float64),
         bound_precision=0.0,
         real=torch.ones(shape, dtype=torch.bool),
         velocity_precision=torch.zeros(2, 2, size, dtype=torch.float64),

@@ -25,6 +25,7 @@ from lrs3_loader.config import CorpusConfig, RunConfig, as_json, demo_defaults
 from lrs3_loader.corpus.scan import scan_corpus
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry.camera import Camera, project
+from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES
 from lrs3_loader.launch.cli import UsageError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
@@ -226,6 +227,19 @@ def test_the_strongest_expressions_come_first(subject: preview.Subject) -> None:
     found = measure(replace(subject, arrays={**subject.arrays, "exp": exp})).expressions
     assert list(found)[:2] == ["jaw_open", "blink_left"]
     assert len(found) == 6
+
+
+def test_scores_are_shown_for_the_expressions_that_have_some(subject: preview.Subject) -> None:
+    """Under the name of the expression; a model whose modes bear no ARKit names has none."""
+    names = ("jawOpen", *subject.model.exp_names[1:])
+    scores = np.random.default_rng(0).random((len(subject.arrays["exp"]), len(BLENDSHAPE_NAMES))).astype(np.float16)
+    arrays = {**subject.arrays, "blendshapes": scores}
+    assert measure(replace(subject, arrays=arrays)).scores == {}
+    named = replace(subject, arrays=arrays, model=replace(subject.model, exp_names=names))
+    found = measure(named).scores
+    assert list(found) == ["jawOpen"]
+    np.testing.assert_array_equal(found["jawOpen"], scores[:, BLENDSHAPE_NAMES.index("jawOpen")])
+    assert chart_height(named) > chart_height(subject)
 
 
 def test_frames_are_chosen_for_a_reason() -> None:

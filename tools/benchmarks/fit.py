@@ -203,7 +203,7 @@ def _hidden(clip: Measured, points: Sequence[int]) -> FitInput:
     assert clip.dense is not None
     seen = clip.dense.clone()
     seen[:, list(points)] = torch.nan
-    return FitInput(clip.lm68, clip.valid, clip.height, clip.width, lm468=seen)
+    return replace(clip.fit_input(), lm468=seen)
 
 
 def _error_at(model: FaceModel, clip: Measured, result: FitResult, points: Sequence[int]) -> float:

@@ -36,6 +36,7 @@ class Measured:
     height: int
     width: int
     dense: torch.Tensor | None = None  # [T, L, 2] f32
+    blendshapes: torch.Tensor | None = None  # [T, 52] f32 scores
 
     @property
     def face_share(self) -> float:
@@ -44,7 +45,7 @@ class Measured:
         return float(extent.prod(1).sqrt().mean()) / max(self.height, self.width)
 
     def fit_input(self) -> FitInput:
-        return FitInput(self.lm68, self.valid, self.height, self.width, lm468=self.dense)
+        return FitInput(self.lm68, self.valid, self.height, self.width, lm468=self.dense, blendshapes=self.blendshapes)
 
     def in_square(self, size: int, share: float = 1.0) -> Measured:
         """The clip's 68 landmarks in a square frame: its longer side scaled to ``share`` of ``size``, in the middle."""
@@ -81,7 +82,7 @@ def _measure(clip: Clip, dataset: ClipDataset, landmarker: FaceLandmarker) -> Me
     except ClipError:
         return None
     dense = found.points[..., :2].clone()
-    return Measured(clip.key, to_ibug68(dense), found.found, size[0], size[1], dense)
+    return Measured(clip.key, to_ibug68(dense), found.found, size[0], size[1], dense, found.blendshapes)
 
 
 def chunks_of(clip: Clip, dataset: ClipDataset) -> Iterator[DecodedChunk]:

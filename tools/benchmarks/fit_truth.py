@@ -52,6 +52,7 @@ def speaking_clip(
     exp_frames: Sequence[float] = (2.5,),
     id_share: float = 0.8,
     correlated_noise_px: float = 0.0,
+    exp_share: float = 1.0,
 ) -> Truth:
     """A random person who speaks and moves the head by about 5 degrees.
 
@@ -63,11 +64,12 @@ def speaking_clip(
         id_share: size of the identity in its standard deviations.
         correlated_noise_px: standard deviation of a further error, constant over each landmark's frames: detectors
             and models do not mean quite the same points.
+        exp_share: size of the expression in its standard deviations; 0 for a neutral face.
     """
     rng = np.random.default_rng(seed)
     id = id_share * rng.standard_normal(model.num_id) * model.id_sigma.numpy()
     exp = np.stack([smooth_noise(rng, num_frames, model.num_exp, width) for width in exp_frames]).sum(0)
-    exp = model.exp_sigma.numpy() * (exp / np.sqrt(len(exp_frames)) + 0.3)
+    exp = exp_share * model.exp_sigma.numpy() * (exp / np.sqrt(len(exp_frames)) + 0.3)
     if model.exp_bounds is not None:
         exp = np.clip(exp, *model.exp_bounds.numpy())
     turn = np.deg2rad(5 * smooth_noise(rng, num_frames, 3, 8) + rng.uniform(-1, 1, 3) * [8, 20, 6])

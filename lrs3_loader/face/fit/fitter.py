@@ -32,6 +32,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.face.fit.curvature import ModeProducts
+from lrs3_loader.face.fit.expression_prior import ExpressionPrior
 from lrs3_loader.face.fit.points import MOUTH, FitPoints, identity_prior
 from lrs3_loader.face.fit.solver import FitProblem, minimise
 from lrs3_loader.face.fit.start import bridge_gaps, keyframe_features, spread, weak_perspective
@@ -57,6 +58,8 @@ class Measurements:
     confidence: torch.Tensor  # [N, K] f64, 0 where not seen
     focal: torch.Tensor  # [N] f64, pixels
     valid: torch.Tensor  # [N] bool
+    exp_mean: torch.Tensor  # [N, E] f64, of the expression prior
+    exp_precision: torch.Tensor  # [N, E] f64
     clip_of: torch.Tensor  # [N] i64, clip number of each frame
     lengths: list[int]  # frames of each clip
 
@@ -84,6 +87,12 @@ class LandmarkFitter:
         self._points = FitPoints(model, self.config)
         self._products = ModeProducts(self._points.basis, torch.float64 if self.mixed else torch.float32)
         self._id_prior = identity_prior(model, self.config)
+        self._exp_prior = ExpressionPrior(model, self.config)
+
+    @property
+    def uses_blendshapes(self) -> bool:
+        """True if the blendshape scores of a clip change its fit."""
+        return self._exp_prior.uses_scores
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[FitInput]) -> list[FitResult]:
@@ -95,10 +104,10 @@ class LandmarkFitter:
         precision, correlated_share = self._points.precision(measured.confidence, rotation, translation, measured.focal)
         keyframes = self._keyframes(measured, rotation, translation)
         mean_id = torch.zeros(len(clips), self.model.num_id, dtype=torch.float64, device=self.model.device)
-        neutral_exp = self._points.basis.bounds[0].clamp(min=0).minimum(self._points.basis.bounds[1])
-        start = State(mean_id, neutral_exp.expand(len(rotation), -1), rotation, translation)
+        bounds = self._points.basis.bounds
+        start = State(mean_id, measured.exp_mean.maximum(bounds[0]).minimum(bounds[1]), rotation, translation)
         first, id_converged = self._fit(start, keyframes, measured, precision, correlated_share)
-        start = self._second_start(first, keyframes, measured)
+        start = self._second_start(start, first, keyframes, measured)
         state, converged = self._fit(start, split_into_windows(measured.lengths), measured, precision, None)
         return self._results(clips, state, (id_converged & converged).tolist())
 
@@ -108,11 +117,14 @@ class LandmarkFitter:
         clip_of = torch.repeat_interleave(torch.tensor(lengths))
         focal = [Camera.for_frame(clip.height, clip.width).focal_px for clip in clips]
         normalized_xy, confidence = zip(*(self._points.measure(clip) for clip in clips), strict=True)
+        exp_mean, exp_precision = self._exp_prior(clips)
         return Measurements(
             normalized_xy=to_device(torch.cat(normalized_xy), device),
             confidence=to_device(torch.cat(confidence), device),
             focal=to_device(torch.tensor(focal, dtype=torch.float64)[clip_of], device),
             valid=to_device(torch.cat([clip.valid for clip in clips]), device),
+            exp_mean=exp_mean,
+            exp_precision=exp_precision,
             clip_of=to_device(clip_of, device),
             lengths=lengths,
         )
@@ -154,17 +166,17 @@ class LandmarkFitter:
             start += length
         return keyframes
 
-    def _second_start(self, first: State, keyframes: Sequence[Window], measured: Measurements) -> State:
+    def _second_start(self, start: State, first: State, keyframes: Sequence[Window], measured: Measurements) -> State:
         """Initial state of the second stage.
 
-        Keyframes keep the first stage's result. Other frames have the mean expression of their clip's keyframes and the
-        closed-form pose for the identity found.
+        Keyframes keep the first stage's result. Other frames keep the expression of ``start``, moved as those of their
+        clip's keyframes were in the mean, and have the closed-form pose for the identity found.
         """
         if sum(len(keyframe.frames) for keyframe in keyframes) == len(measured.valid):
             return first
         basis, is_key = self._points.basis, to_device(torch.cat([each.frames for each in keyframes]), self.model.device)
-        parts = first.exp[is_key].split([len(keyframe.frames) for keyframe in keyframes])
-        exp = torch.stack([part.mean(0) for part in parts])[measured.clip_of]
+        moves = (first.exp[is_key] - start.exp[is_key]).split([len(keyframe.frames) for keyframe in keyframes])
+        exp = start.exp + torch.stack([part.mean(0) for part in moves])[measured.clip_of]
         exp[is_key] = first.exp[is_key]
         offsets = torch.cat([basis.offsets(exp[None, part])[0] for part in self._groups(measured.lengths)])
         points = basis.neutral(first.id)[measured.clip_of] + offsets
@@ -189,7 +201,7 @@ class LandmarkFitter:
         converged = torch.ones(len(start.id), dtype=torch.bool)
         for batch in batches(windows, self.batch_frames, precision.device, mixed=self.mixed):
             state = start.select(batch.clip, batch.index)
-            observations = self._observations(batch, measured.normalized_xy, precision, state.translation)
+            observations = self._observations(batch, measured, precision, state.translation)
             if correlated_share is not None:
                 # Where errors are fully correlated, all frames tell no more about the identity than one.
                 num_frames = batch.real.sum(1)
@@ -206,7 +218,7 @@ class LandmarkFitter:
         return final, converged
 
     def _observations(
-        self, batch: WindowBatch, normalized_xy: torch.Tensor, precision: torch.Tensor, translation: torch.Tensor
+        self, batch: WindowBatch, measured: Measurements, precision: torch.Tensor, translation: torch.Tensor
     ) -> Observations:
         """Gather the measurements [N, K, ...] of a batch; ``translation`` [B, T, 3] is where its frames start."""
         config = self.config
@@ -228,9 +240,10 @@ class LandmarkFitter:
             config.translation_velocity_sigma_decimetres,
         )
         return Observations(
-            normalized_xy=normalized_xy[batch.index],
+            normalized_xy=measured.normalized_xy[batch.index],
             precision=precision[batch.index] * batch.real[..., None],
-            exp_precision=config.exp_weight / self.model.exp_sigma.double().square() * batch.real[..., None],
+            exp_precision=measured.exp_precision[batch.index] * batch.real[..., None],
+            exp_mean=measured.exp_mean[batch.index],
             bound_precision=config.bound_sigma**-2,
             real=batch.real,
             velocity_precision=near / (sigma[:, 1:] * sigma[:, :-1]),

@@ -12,7 +12,8 @@ singular.
 The objective is twice a negative log posterior:
 
     sum over frames and landmarks   rho(precision |predicted - measured|^2)
-    + sum over frames               exp_precision . exp^2 + bound_precision |exp outside its bounds|^2 (smoothed)
+    + sum over frames               exp_precision . (exp - exp_mean)^2
+                                    + bound_precision |exp outside its bounds|^2 (smoothed)
     + sum over pairs of frames      velocity_precision . (change of [exp, rotation, translation])^2
     + sum over triples of frames    acceleration_precision . (second difference)^2
     + id^T id_precision id          (if the identity is unknown)
@@ -78,6 +79,7 @@ class Observations:
     normalized_xy: torch.Tensor  # [B, T, K, 2], 0 where the precision is 0
     precision: torch.Tensor  # [B, T, K], weight / variance of normalized_xy; 0: not seen
     exp_precision: torch.Tensor  # [B, T, E], 0 in padding
+    exp_mean: torch.Tensor  # [B, T, E]
     bound_precision: float
     real: torch.Tensor  # [B, T] bool, false in padding, whose unknowns must not count at all
     velocity_precision: torch.Tensor  # [B, T - 1, D], 0 where two frames are not neighbours
@@ -168,7 +170,8 @@ def gradient(
     skew = moment - moment.mT
     by_turn = torch.stack((skew[..., 1, 2], skew[..., 2, 0], skew[..., 0, 1]), -1)
     by_model_point = (by_place @ state.rotation).flatten(-2)  # [B, T, 3K]
-    by_exp = multiply(by_model_point, basis.exp.flatten(0, 1)) + observations.exp_precision * state.exp
+    by_exp = multiply(by_model_point, basis.exp.flatten(0, 1))
+    by_exp = by_exp + observations.exp_precision * (state.exp - observations.exp_mean)
     by_exp = by_exp + residuals.bound_slope
     by_id = multiply(by_model_point.sum(1, keepdim=True), basis.id.flatten(0, 1))[:, 0]
     smooth = smoothness_gradient(
@@ -243,7 +246,7 @@ def cost(state: State, residuals: Residuals, observations: Observations) -> torc
     changes = residuals.changes
     terms = [
         residuals.cost,
-        observations.exp_precision * state.exp.square(),
+        observations.exp_precision * (state.exp - observations.exp_mean).square(),
         residuals.bound_cost,
         observations.velocity_precision * changes.square(),
     ]

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from lrs3_loader.face.geometry.camera import Camera
-from lrs3_loader.face.geometry.topology import NUM_MESH_POINTS
+from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES, NUM_MESH_POINTS
 from lrs3_loader.face.image.crops import FaceCrops
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 
@@ -42,7 +42,8 @@ class FitConfig:
     dense: bool = False  # also fit MediaPipe's dense points; the face model needs a dense correspondence
     dense_weight: float = 0.1  # of a dense point that is trusted most; times those of eyes and mouth there
     id_weight: float = 0.5  # of the identity prior per frame, to the extent that errors are the same in all frames
-    exp_weight: float = 0.5  # of the expression prior
+    exp_weight: float = 0.5  # of the expression prior where no blendshape score gives its mean
+    score_sigma: float = 0.04  # of a coefficient about what its blendshape score says; inf: scores are not used
     size_sigma: float = 0.002  # relative size of an identity against the mean face: fixes the gauge of size and depth
     bound_sigma: float = 0.01  # softness of the bounds of expression coefficients (sigma of the excess)
     clamp: bool = True  # the result to the bounds (1.06 -> 1.08 px on real clips of 224 px, mouth 0.60 -> 0.64)
@@ -109,6 +110,7 @@ class FitConfig:
             far_side_weight=1.0,
             id_weight=0.2 * scale / model.num_id,
             exp_weight=0.6 * scale / model.num_exp,
+            score_sigma=math.inf,
             size_sigma=math.inf,
             bound_sigma=math.inf,
             clamp=False,
@@ -136,6 +138,7 @@ class FitInput:
     confidence: torch.Tensor | None = None  # [T, 68] f32 >= 0, factors of the landmarks' weights; 0: not seen
     lm468: torch.Tensor | None = None  # [T, 468 or more, 2] f32, dense points; not finite: not seen
     crops: FaceCrops | None = None  # pixels of the face, for a photometric fit
+    blendshapes: torch.Tensor | None = None  # [T, 52] scores, ``BLENDSHAPE_NAMES``; ignored where not valid
 
     def __post_init__(self) -> None:
         num_frames = len(self.valid)
@@ -160,6 +163,13 @@ class FitInput:
             self.lm468.ndim != 3 or len(self.lm468) != num_frames or self.lm468.shape[1] < NUM_MESH_POINTS
         ):
             raise ValueError(f"lm468 must be [T, {NUM_MESH_POINTS} or more, 2], got {list(self.lm468.shape)}")
+        if self.blendshapes is not None:
+            if self.blendshapes.shape != (num_frames, len(BLENDSHAPE_NAMES)):
+                raise ValueError(
+                    f"blendshapes must be [T, {len(BLENDSHAPE_NAMES)}], got {list(self.blendshapes.shape)}"
+                )
+            if not bool(torch.isfinite(self.blendshapes[self.valid]).all()):
+                raise ValueError("blendshapes must be finite in valid frames")
         Camera.for_frame(self.height, self.width)
 
 

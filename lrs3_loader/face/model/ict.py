@@ -3,7 +3,8 @@
 The release is a folder ``FaceXModel`` of Wavefront OBJ files, one absolute mesh each, all of one topology:
 the generic neutral face, 100 identities and 53 ARKit-named expressions. A mode is a mesh less the neutral
 one. The first 9,409 of 26,719 vertices are the face; the rest (head, neck, mouth socket, eyes, teeth) is
-dropped. Unit of the release: centimetre. Axes as in ``morphable``: x to the person's left, y up, z forward.
+dropped. The 68 landmarks follow as vertices of their own, in no triangle (see ``ict_landmarks``). Unit of the release:
+centimetre. Axes as in ``morphable``: x to the person's left, y up, z forward.
 
 Source of the layout: Li et al., "Learning Formation of Physically-Based Face Attributes" (CVPR 2020) and the
 release's own ``vertex_indices.json``.
@@ -26,6 +27,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.errors import RunError
+from lrs3_loader.face.model.ict_landmarks import landmark_offsets
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 from lrs3_loader.io.zip_files import ZIP_DAMAGE, check_zip
 
@@ -131,24 +133,27 @@ def _parse_indices(data: bytes) -> tuple[list[str], list[int]]:
 def _build(files: dict[str, bytes], digest: str) -> FaceModel:
     expressions, landmarks = _parse_indices(files[INDICES])
     neutral = _parse_vertices(NEUTRAL, _face_vertex_lines(NEUTRAL, files[NEUTRAL]))
-    centre = neutral[landmarks].mean(0)
+    marks = neutral[landmarks] + landmark_offsets() / DECIMETRES_PER_UNIT
+    centre = marks.mean(0)
     centre[0] = 0.0  # the mesh is symmetric about x = 0; the average is off by rounding alone
 
     def modes(names: Sequence[str]) -> torch.Tensor:
         meshes = [_parse_vertices(name, files[f"{name}.obj"]) - neutral for name in names]
-        return torch.from_numpy((np.stack(meshes, axis=-1) * DECIMETRES_PER_UNIT).astype(np.float32))
+        basis = np.stack(meshes, axis=-1)
+        basis = np.concatenate([basis, basis[landmarks]])
+        return torch.from_numpy((basis * DECIMETRES_PER_UNIT).astype(np.float32))
 
     return FaceModel(
         name="ict",
         licence="MIT",
         source_sha256=digest,
-        mean=torch.from_numpy(((neutral - centre) * DECIMETRES_PER_UNIT).astype(np.float32)),
+        mean=torch.from_numpy(((np.concatenate([neutral, marks]) - centre) * DECIMETRES_PER_UNIT).astype(np.float32)),
         id_basis=modes(IDENTITIES),
         exp_basis=modes(expressions),
         id_sigma=torch.ones(len(IDENTITIES)),
         exp_sigma=torch.tensor([_SIGMAS.get(name.removesuffix("_L").removesuffix("_R"), 0.15) for name in expressions]),
         triangles=_triangles(files[NEUTRAL]),
-        landmark_verts=torch.tensor(landmarks),
+        landmark_verts=NUM_FACE_VERTICES + torch.arange(NUM_LANDMARKS),
         id_names=IDENTITIES,
         exp_names=tuple(expressions),
         exp_bounds=torch.tensor([[0.0], [1.0]]).repeat(1, NUM_EXPRESSIONS),

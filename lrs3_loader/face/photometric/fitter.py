@@ -129,7 +129,7 @@ class PhotometricFitter(LandmarkFitter):
             problem = PhotometricProblem(
                 self._points.basis,
                 self._products,
-                self._observations(batch, measured.normalized_xy, precision, part.translation),
+                self._observations(batch, measured, precision, part.translation),
                 neutral=self._points.basis.neutral(part.id),
                 region=self.region,
                 surface=self.region.neutral(part.id),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lrs3_loader.face.fit.expression_prior import score_of_mode
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.viz.preview.subject import Subject
 
@@ -28,6 +29,7 @@ class Measures:
     opening: np.ndarray  # [T], distance of the inner lips, as detected
     fitted_opening: np.ndarray  # [T], as fitted
     expressions: dict[str, np.ndarray]  # the modes that move the landmarks most in this clip, [T] each
+    scores: dict[str, np.ndarray]  # the blendshape scores of these names, 0..1, where there are some, [T] each
 
 
 def measure(subject: Subject) -> Measures:
@@ -44,6 +46,13 @@ def measure(subject: Subject) -> Measures:
     distance[~arrays["valid"]] = np.nan
     motion = arrays["exp"].std(0) * model.landmark_exp_basis.flatten(0, 1).norm(dim=0).numpy()
     strongest = np.argsort(-motion, kind="stable")[:NUM_EXPRESSIONS]
+    columns = {model.exp_names[mode]: score_of_mode(model.exp_names[mode]) for mode in strongest}
+    stored = arrays.get("blendshapes")
+    found = (
+        {}
+        if stored is None
+        else {name: stored[:, at].astype(np.float32) for name, at in columns.items() if at is not None}
+    )
     return Measures(
         fitted=fitted,
         error=distance.mean(1),
@@ -51,6 +60,7 @@ def measure(subject: Subject) -> Measures:
         opening=100 * mouth_opening(lm68) / size,
         fitted_opening=100 * mouth_opening(fitted) / size,
         expressions={model.exp_names[mode]: arrays["exp"][:, mode] for mode in strongest},
+        scores=found,
     )
 
 

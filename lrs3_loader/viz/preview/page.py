@@ -113,6 +113,7 @@ class Page:
         error = {"all 68": measures.error, "mouth": measures.mouth_error}
         strips = [
             chart.curves("expression", measures.expressions, height=112),
+            *([chart.curves("blendshape scores", measures.scores, height=112)] if measures.scores else []),
             chart.curves("mouth opening, % of face", opening, low=0.0),
             chart.curves("fit error, % of face", error, low=0.0),
             chart.spectrogram(arrays["mel"], arrays["f0"]),
