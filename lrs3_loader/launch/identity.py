@@ -156,8 +156,8 @@ def tell_changes(folder: RunFolder, config: CorpusConfig) -> None:
     except RunError as error:
         logger.info("the corpus is not compared with the run: %s", str(error).partition("\n")[0])
         return
-    for problem in _name_some({"that the run does not have, add them with --extend": added}):
-        logger.warning("in the corpus are %s", problem)
+    for problem in _name_some({"that the run does not have (--extend adds them)": added}):
+        logger.warning("the corpus holds %s", problem)
     _warn_of_changes(_name_some({"not there": missing, "with another size or path": changed}))
 
 

@@ -134,7 +134,7 @@ def test_clips_that_are_gone_or_changed_are_said(
     caplog.clear()
     put(tmp_path / "corpus", "test/n/1", "test/n/2")
     tell_changes(run, config.corpus)
-    news = "in the corpus are 2 clips that the run does not have, add them with --extend: test/n/1, test/n/2"
+    news = "the corpus holds 2 clips that the run does not have (--extend adds them): test/n/1, test/n/2"
     assert caplog.messages == [news, *changes]
     caplog.clear()
     tell_changes(run, CorpusConfig(tmp_path / "nowhere"))
