@@ -1,7 +1,6 @@
-"""The package's own operators on the stand-in device: one kernel each, with FLOPs of tensor cores that take its time.
+"""The package's own operators on the stand-in device: one kernel each, whose products are priced as float32's.
 
-Their products are three in TF32 each (``lrs3_loader.kernels.convolution``). A depthwise convolution is computed outside
-of tensor cores, which are at most eight times as fast on the cards that are modelled.
+On a GPU they are three products in TF32 each (see ``lrs3_loader.kernels.convolution``), which take less time there.
 """
 
 from __future__ import annotations
@@ -14,20 +13,19 @@ from torch.utils.flop_counter import register_flop_formula
 from lrs3_loader.kernels import convolution  # defines the operators
 
 OPERATORS = frozenset({"convolution_prelu", "residual_block"})
-_PRODUCT, _DEPTHWISE = 3, 8
 assert convolution is not None
 
 
 @register_flop_formula(torch.ops.lrs3_loader.convolution_prelu)
 def _convolution_flops(x: Any, weight: Any, bias: Any, slope: Any, *rest: Any, out_shape: Any, **_: Any) -> int:
     num_pixels, taps = _num_pixels(out_shape), weight[0] * weight[1] * weight[2]
-    return 2 * num_pixels * _PRODUCT * (taps * weight[3] + _product(rest[0]))
+    return 2 * num_pixels * (taps * weight[3] + _product(rest[0]))
 
 
 @register_flop_formula(torch.ops.lrs3_loader.residual_block)
 def _block_flops(x: Any, kernels: Any, bias: Any, weight: Any, *rest: Any, out_shape: Any, **_: Any) -> int:
     num_pixels, taps = _num_pixels(out_shape), kernels[0] * kernels[1] * kernels[2]
-    return 2 * num_pixels * (_DEPTHWISE * taps + _PRODUCT * (_product(weight) + _product(rest[3])))
+    return 2 * num_pixels * (taps + _product(weight) + _product(rest[3]))
 
 
 def _num_pixels(out_shape: Any) -> int:

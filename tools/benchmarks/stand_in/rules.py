@@ -154,8 +154,6 @@ def arithmetic_of(name: str, tensors: Iterable[Tensor]) -> Arithmetic:
         return "integer"
     if found in _HALF:
         return "half" if name in PRODUCTS else "float32"
-    if name in OPERATORS:
-        return "tf32"
     if name in PRODUCTS:
         by_cudnn = "convolution" in name and torch.backends.cudnn.allow_tf32
         by_cublas = "convolution" not in name and torch.get_float32_matmul_precision() != "highest"
