@@ -166,13 +166,14 @@ def convolution_prelu(
     sizes = block_sizes(SPLIT if is_split else num_channels, num_next)
     num_pixels = results[0].numel() // num_channels
     grid = (triton.cdiv(num_pixels, sizes["P"]), triton.cdiv(num_channels, sizes["BLOCK_O"]))
-    convolution_kernel[grid](
-        x, weight, bias, slope, next_weight, next_bias, next_slope, results[0], results[-1],
-        num_pixels, *x.shape[1:3], *shape[1:3], channels, num_channels, num_next, padding[0], padding[2], stride,
-        divisor, offset,
-        KERNEL=kernel, NUM_STEPS=triton.cdiv(kernel * kernel * channels, STEP.value),
-        HAS_NEXT=next_weight is not None, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        convolution_kernel[grid](
+            x, weight, bias, slope, next_weight, next_bias, next_slope, results[0], results[-1],
+            num_pixels, *x.shape[1:3], *shape[1:3], channels, num_channels, num_next, padding[0], padding[2], stride,
+            divisor, offset,
+            KERNEL=kernel, NUM_STEPS=triton.cdiv(kernel * kernel * channels, STEP.value),
+            HAS_NEXT=next_weight is not None, **sizes,
+        )  # fmt: skip
     return results
 
 
@@ -193,14 +194,15 @@ def residual_block(
     sizes = block_sizes(num_channels, num_next)
     kind = NO_SHORTCUT if shortcut is None else POOLED if is_pooled(shortcut, shape) else DIRECT
     num_shortcut = 0 if shortcut is None else shortcut.shape[3]
-    residual_kernel[triton.cdiv(num_pixels, sizes["P"]),](
-        x, depthwise_weight, depthwise_bias, weight, bias, shortcut, slope, next_weight, next_bias, next_slope,
-        results[0], results[-1],
-        num_pixels, *x.shape[1:3], *shape[1:3], channels, num_channels, num_shortcut, num_next,
-        padding[0], padding[2], stride,
-        KERNEL=kernel, NUM_STEPS=triton.cdiv(channels, STEP.value), SHORTCUT=kind,
-        HAS_NEXT=next_weight is not None, **sizes,
-    )  # fmt: skip
+    with torch.cuda.device_of(x):
+        residual_kernel[triton.cdiv(num_pixels, sizes["P"]),](
+            x, depthwise_weight, depthwise_bias, weight, bias, shortcut, slope, next_weight, next_bias, next_slope,
+            results[0], results[-1],
+            num_pixels, *x.shape[1:3], *shape[1:3], channels, num_channels, num_shortcut, num_next,
+            padding[0], padding[2], stride,
+            KERNEL=kernel, NUM_STEPS=triton.cdiv(channels, STEP.value), SHORTCUT=kind,
+            HAS_NEXT=next_weight is not None, **sizes,
+        )  # fmt: skip
     return results
 
 
