@@ -270,6 +270,8 @@ class _ChannelsLastConv1d(nn.Module):
     """A Conv1d whose output [B, C, L] is stored as [B, L, C], without the copy of the input that torch's own makes.
 
     The layer norms and projections between these convolutions read [B, L, C], so that nothing is transposed.
+    Groups of at most 8 channels are computed in float32: in bfloat16, oneDNN's kernels for AMX return wrong sums for
+    them. No published encoder has such narrow groups, small ones for trials do.
     """
 
     def __init__(self, conv: nn.Conv1d) -> None:
@@ -279,10 +281,14 @@ class _ChannelsLastConv1d(nn.Module):
         self.bias = conv.bias
         self.stride, self.groups = (1, *conv.stride), conv.groups
         self.padding, self.dilation = (0, *conv.padding), (1, *conv.dilation)
+        self._narrow = conv.groups > 1 and conv.weight.shape[1] <= 8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight, bias, dtype = self.weight, self.bias, x.dtype
+        if self._narrow:
+            x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        return nn.functional.conv2d(x[:, :, None], self.weight, self.bias, *settings)[:, :, 0]
+        return nn.functional.conv2d(x[:, :, None], weight, bias, *settings)[:, :, 0].to(dtype)
 
 
 def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
