@@ -218,9 +218,7 @@ def test_chunks_have_the_rows_of_the_whole(num_samples: int, chunking: str) -> N
     assert len(bounds) == (1 if chunking == "whole" else -(-(num_samples - 399) // 320_000))
 
 
-@pytest.mark.parametrize(
-    "groups", [2, 4]
-)  # of 16 channels, and of 8, which are narrow
+@pytest.mark.parametrize("groups", [2, 4])  # of 16 channels, and of 8, which are narrow
 def test_low_precision_stays_close(groups: int, tmp_path: Path) -> None:
     clips = waveforms(60, 50)
     folder = save(make_model("hubert-large", groups=groups), tmp_path)

@@ -26,8 +26,8 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.stream import Raw
 from support.whole_runs import config_for, extract, shard_bytes
 
-ADDED = ("audio", "mouth", "lm478")
-NEW = {"audio.flac", "mouth.mp4", "mouth_to_frame.npy", "lm478.npy"}
+ADDED = ("audio", "face", "mouth", "lm478")
+NEW = {"audio.flac", "face.mp4", "face_to_frame.npy", "mouth.mp4", "mouth_to_frame.npy", "lm478.npy"}
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_what_was_there_keeps_its_bytes(run: Path, assets: Path | None) -> None:
     assert folder.totals().rejects == rejects
     assert problems_of(run) == []
     assert folder.pending() == []
-    samples = list(ShardStream(run, Raw(fields=("mouth", "audio", "lm478", "mel"))))
+    samples = list(ShardStream(run, Raw(fields=("face", "mouth", "audio", "lm478", "mel"))))
     assert {sample["__key__"] for sample in samples} == before.keys()
     for sample in samples:
         assert len(sample["audio"]) == 320 * len(sample["mel"])

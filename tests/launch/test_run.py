@@ -18,7 +18,15 @@ import pytest
 import torch.distributed as dist
 
 from lrs3_loader import demo
-from lrs3_loader.config import LaunchConfig, PlanConfig, WorkerConfig, as_json, inherit_auto_values, resolve
+from lrs3_loader.config import (
+    LaunchConfig,
+    MediaConfig,
+    PlanConfig,
+    WorkerConfig,
+    as_json,
+    inherit_auto_values,
+    resolve,
+)
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import runner
 from lrs3_loader.launch.identity import check_compatible
@@ -192,6 +200,23 @@ def test_two_ranks_give_the_same_bytes(
     assert done.returncode == 0, done.stderr
     assert "4 samples, 0 rejects in 4 of 4 shards" in done.stdout
     assert shard_bytes(tmp_path / "out") == shard_bytes(undisturbed.folder.path)
+
+
+def test_two_ranks_store_the_same_pixels_and_audio(
+    corpus: demo.DemoCorpus, assets: Path | None, tmp_path: Path
+) -> None:
+    media = MediaConfig(store_audio=True, store_face=64, store_mouth=True)
+    alone = extract(config_for(corpus.folder, media=media), tmp_path / "alone", assets)
+    options = ("--shard-clips", "1", "--store-audio", "--store-face", "64", "--store-mouth")
+    done = subprocess.run(
+        command(corpus.folder, tmp_path / "out", assets, 2, *options), capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    written = shard_bytes(tmp_path / "out")
+    assert len(written) == 4
+    assert written == shard_bytes(alone.folder.path)
+    with alone.folder.open_tar(alone.folder.shards[0]) as tar:
+        assert tar.read_members(0).keys() >= {"audio.flac", "face.mp4", "mouth.mp4"}
 
 
 @pytest.mark.slow
