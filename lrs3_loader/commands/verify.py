@@ -54,6 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     num_completed = 0
     writes = args.repair or args.add_figures
     with RunLock(folder.path) if writes and isinstance(folder.path, Path) else nullcontext():
+        if args.add_figures:  # what was killed while it wrote a ledger left its temporary file
+            folder.store.create(())
+            folder.store.clear_scratch()
         for shard, problems in tqdm(folder.check(), total=len(folder.shards), unit="shard", disable=None):
             if problems:
                 found[shard.name] = problems

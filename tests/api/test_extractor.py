@@ -129,7 +129,7 @@ def test_torch_keeps_the_settings_of_the_program(corpus: demo.DemoCorpus, extrac
 def test_wrong_settings_are_refused_before_models_are_loaded(tmp_path: Path) -> None:
     with pytest.raises(TypeError, match="no setting 'min_framez'; did you mean 'min_frames'"):
         lrs3_loader.Extractor(min_framez=3)
-    with pytest.raises(ValueError, match="fit must be one of 'fast', 'best', 'photometric', got 'good'"):
+    with pytest.raises(ValueError, match="fit must be one of 'fast', 'best', 'geneface', 'photometric', got 'good'"):
         lrs3_loader.Extractor(fit="good")
     with pytest.raises(ValueError, match="batch_clips 1, got 0 and 0"):
         lrs3_loader.Extractor(batch_clips=0)

@@ -337,6 +337,7 @@ def test_padding_counts_for_nothing() -> None:
         normalized_xy=observations.normalized_xy[:, :3],
         precision=observations.precision[:, :3],
         exp_precision=observations.exp_precision[:, :3],
+        exp_mean=observations.exp_mean[:, :3],
         velocity_precision=observations.velocity_precision[:, :2],
         acceleration_precision=observations.acceleration_precision[:, :1],
         real=real[:, :3],

@@ -101,7 +101,7 @@ def test_it_finds_a_scratch_folder_that_is_not_cleared(laboratory: Laboratory, m
 
 def test_it_finds_ledgers_of_other_tars(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
     """A new tar in the place of the old one, whose ledger is still there."""
-    monkeypatch.setattr("lrs3_loader.run.shards._is_sound", lambda store, ledger: False)
+    monkeypatch.setattr("lrs3_loader.run.shards.is_sound", lambda store, ledger: False)
     monkeypatch.setattr("lrs3_loader.io.storage.LocalStore.delete", lambda self, name: None)
     assert "shards/pretrain-000002.tar has " in found(laboratory, "retry-rejects")
 

@@ -248,14 +248,14 @@ def test_frames_are_chosen_for_a_reason() -> None:
     error[:10] = np.nan
     opening = curve.copy()
     opening[20], error[90] = 5, 3
-    measures = Measures(np.zeros((100, 68, 2)), error, curve, opening, curve, {})
+    measures = Measures(np.zeros((100, 68, 2)), error, curve, opening, curve, {}, {})
     chosen = chosen_frames(measures)
     assert (chosen[20], chosen[90]) == ("mouth widest", "worst fit")
     assert len(chosen) == 5
     assert np.diff(sorted(chosen)).min() >= 9
     error[20] = 9
     assert chosen_frames(measures)[20] == "mouth widest, worst fit"
-    short = Measures(np.zeros((3, 68, 2)), curve[:3], curve[:3], curve[:3], curve[:3], {})
+    short = Measures(np.zeros((3, 68, 2)), curve[:3], curve[:3], curve[:3], curve[:3], {}, {})
     assert sorted(chosen_frames(short)) == [0, 1, 2]
 
 
