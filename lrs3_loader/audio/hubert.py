@@ -284,11 +284,11 @@ class _ChannelsLastConv1d(nn.Module):
         self._narrow = conv.groups > 1 and conv.weight.shape[1] <= 8
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight, bias, dtype = self.weight, self.bias, x.dtype
-        if self._narrow:
-            x, weight, bias = x.float(), weight.float(), None if bias is None else bias.float()
+        dtype = torch.float32 if self._narrow else x.dtype
+        bias = None if self.bias is None else self.bias.to(dtype)
         settings = (self.stride, self.padding, self.dilation, self.groups)
-        return nn.functional.conv2d(x[:, :, None], weight, bias, *settings)[:, :, 0].to(dtype)
+        found = nn.functional.conv2d(x[:, :, None].to(dtype), self.weight.to(dtype), bias, *settings)
+        return found[:, :, 0].to(x.dtype)
 
 
 def _with_channels_last(model: PreTrainedModel) -> PreTrainedModel:
