@@ -133,8 +133,21 @@ def _with_next(y: Tensor, weight: Tensor | None, bias: Tensor | None, slope: Ten
     return [y, _prelu(y @ weight + bias, slope)]
 
 
-convolution_prelu = torch.library.custom_op("lrs3_loader::convolution_prelu", plain_convolution_prelu, mutates_args=())
-residual_block = torch.library.custom_op("lrs3_loader::residual_block", plain_residual_block, mutates_args=())
+# The schemas are spelt out because torch 2.6 cannot infer results of type list[Tensor].
+_NEXT = "Tensor? next_weight, Tensor? next_bias, Tensor? next_slope, SymInt stride, SymInt[] padding"
+convolution_prelu = torch.library.custom_op(
+    "lrs3_loader::convolution_prelu",
+    plain_convolution_prelu,
+    mutates_args=(),
+    schema=f"(Tensor x, Tensor weight, Tensor bias, Tensor slope, {_NEXT}, float divisor, float offset) -> Tensor[]",
+)
+residual_block = torch.library.custom_op(
+    "lrs3_loader::residual_block",
+    plain_residual_block,
+    mutates_args=(),
+    schema="(Tensor x, Tensor depthwise_weight, Tensor depthwise_bias, Tensor weight, Tensor bias, Tensor? shortcut, "
+    f"Tensor slope, {_NEXT}) -> Tensor[]",
+)
 
 
 @convolution_prelu.register_fake
