@@ -55,7 +55,8 @@ def remade(exe: str, source: Path, path: Path, before: str = "", after: str = "-
 
 
 def by_ffmpeg(exe: str, path: Path, shape: tuple[int, ...], filters: str = "null") -> np.ndarray:
-    command = [exe, "-v", "error", "-i", str(path), "-vf", filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    command = [exe, "-v", "error", "-i", str(path), "-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo"]
+    command += ["-pix_fmt", "rgb24", "-"]
     return np.frombuffer(subprocess.run(command, check=True, capture_output=True).stdout, np.uint8).reshape(shape)
 
 

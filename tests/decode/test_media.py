@@ -35,6 +35,9 @@ pytestmark = pytest.mark.smoke
 
 CONFIG = DecodeConfig()
 CLICKS = (0.5, 1.0, 1.5)
+#: The oldest PyAV allowed loses the frames of a file that it copies packet by packet, and the ffmpeg of its day mixes
+#: AC-3 in the decoder, otherwise than it mixes everything else.
+NEW_FFMPEG = pytest.mark.skipif(int(av.__version__.split(".")[0]) < 15, reason="FFmpeg of PyAV 15 or newer")
 NO_EDIT_LIST = {"use_editlist": "0"}
 ONE_MS = 0.001
 
@@ -226,12 +229,14 @@ def test_stereo_is_averaged(tmp_path: Path) -> None:
     assert np.abs(sound.waveform.numpy() - stereo.mean(axis=0)).max() < 2 / 32_768
 
 
-@pytest.mark.parametrize(("codec", "tolerance"), [("pcm_s16le", 2 / 32_768), ("ac3", 0.03)])
+@pytest.mark.parametrize(
+    ("codec", "tolerance"), [("pcm_s16le", 2 / 32_768), pytest.param("ac3", 0.03, marks=NEW_FFMPEG)]
+)
 def test_surround_is_mixed_as_by_ffmpeg(tmp_path: Path, ffmpeg: str, codec: str, tolerance: float) -> None:
     channels = np.stack([files.noise(2, 48_000, seed=seed)[0] for seed in range(6)])[:, :96_000] / 2
     channels[2] = files.clicks(2, 48_000, CLICKS)[0]  # speech is in the centre
     path = files.write_media(tmp_path / "a.mkv", sound=channels, sample_rate=48_000, sound_codec=codec)
-    raw = run_ffmpeg(ffmpeg, path, "-vn", "-ac", "1", "-f", "s16le", "-c:a", "pcm_s16le")
+    raw = run_ffmpeg(ffmpeg, path, "-vn", "-af", "aresample=ochl=mono", "-f", "s16le", "-c:a", "pcm_s16le")
     theirs = resample(torch.from_numpy(np.frombuffer(raw, np.int16) / np.float32(32_768)), 48_000, 16_000)
     audio = audio_of(path)
     assert audio.num_channels == 6
@@ -278,6 +283,7 @@ def test_sound_whose_timestamps_overlap_is_cut(tmp_path: Path, seconds: float) -
     assert files.click_times(audio_of(path).waveform.numpy()) == pytest.approx(early, abs=ONE_MS)
 
 
+@NEW_FFMPEG
 def test_unsteady_timestamps_leave_no_holes(tmp_path: Path) -> None:
     sound = files.clicks(2.0, 16_000, CLICKS)
     steady = files.write_media(tmp_path / "a.mkv", sound=sound, sound_codec="pcm_s16le")
@@ -290,6 +296,7 @@ def test_unsteady_timestamps_leave_no_holes(tmp_path: Path) -> None:
     assert torch.equal(audio.waveform, audio_of(steady).waveform)
 
 
+@NEW_FFMPEG
 def test_sound_that_drifts_from_its_timestamps_is_kept_near_them(tmp_path: Path) -> None:
     """A sound card that is 1 % slow: 20 ms late, at most, instead of 100."""
     sound = files.clicks(10.0, 16_000, np.arange(0.5, 9.6))

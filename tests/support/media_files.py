@@ -161,10 +161,11 @@ def retimed(source: Path, path: Path, late: Callable[[int], float]) -> Path:
         for packet in container.demux():
             if not packet.size:
                 continue
-            if packet.stream.type == "audio":
+            stream = packet.stream
+            if stream.type == "audio":
                 packet.pts = packet.dts = packet.pts + round(late(number) / packet.time_base)
                 number += 1
-            packet.stream = streams[packet.stream_index]
+            packet.stream = streams[stream.index]
             out.mux(packet)
     return path
 
