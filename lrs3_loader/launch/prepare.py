@@ -83,20 +83,24 @@ def prepare(
         fields = {name: as_json(spec) for name, spec in FIELDS.items()}
         record = {"format": 1, **now, "plan_sha256": plan_sha256(shards), "fields": fields, "software": software()}
         folder = RunFolder.create(launch.out, record, shards)
-    if unknown := sorted(set(launch.retry_rejects or ()) - set(REASONS)):
-        raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
-    damaged = folder.unpublish_damaged() if launch.repair else []
-    folder.clear_scratch()
-    if launch.retry_rejects is None:
-        pending = folder.pending()
-    else:
-        pending = sorted({*folder.with_rejects(launch.retry_rejects), *damaged})
+    pending = _find_pending(folder, launch)
     folder.save_index()
     if begun is not None and not (pending or launch.extend):
         tell_changes(folder, config.corpus)
     clips, all_shards = count_of(folder.shards.num_clips, "clip"), count_of(len(folder.shards), "shard")
     logger.info("%s in %s, %s to do, on %s", clips, all_shards, count_of(len(pending), "shard"), device.type)
     return folder, extractor, pending
+
+
+def _find_pending(folder: RunFolder, launch: LaunchConfig) -> list[int]:
+    """Clear what earlier launches left, and return the indices of the shards that this one is to make."""
+    if unknown := sorted(set(launch.retry_rejects or ()) - set(REASONS)):
+        raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
+    damaged = folder.unpublish_damaged() if launch.repair else []
+    folder.clear_scratch()
+    if launch.retry_rejects is None:
+        return folder.pending()
+    return sorted({*folder.with_rejects(launch.retry_rejects), *damaged})
 
 
 def _offsets(launch: LaunchConfig) -> dict[str, int]:

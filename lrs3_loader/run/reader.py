@@ -53,7 +53,7 @@ class Run(Mapping[str, ClipFeatures]):
 
     @property
     def record(self) -> dict[str, Any]:
-        """What ``run.json`` holds: settings (``config``), models with their hashes, software."""
+        """The content of ``run.json``: settings (``config``), models with their hashes, and versions of software."""
         return self.folder.record
 
     @property

@@ -25,7 +25,7 @@ class BoardConfig:
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is sent anywhere."""
+        """Return whether figures are sent to any of the two."""
         return self.tensorboard is not None or self.wandb is not None
 
     def require(self) -> None:

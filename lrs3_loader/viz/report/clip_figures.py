@@ -82,7 +82,7 @@ class Group(NamedTuple):
 
 @dataclass(frozen=True)
 class Rule:
-    """What a preset would take from the clips."""
+    """A preset, and the clips and hours that each of its conditions would remove from the run."""
 
     name: str
     source: str
@@ -102,7 +102,7 @@ class Part(NamedTuple):
 
 @dataclass
 class ClipFigures:
-    """What the report says of the figures of all clips."""
+    """Summary of the quality figures of all clips: distributions, presets, splits and speakers."""
 
     num_clips: int
     seconds: float
