@@ -1,54 +1,17 @@
-"""Settings of a run, one frozen dataclass per stage.
-
-``RunConfig`` is saved in the run and compared on resume: two runs with equal configs over the same corpus write the
-same bytes. ``LaunchConfig`` holds what may differ between launches of one run (ranks, workers, folders).
-"""
+"""Settings that decide the bytes of a run, one frozen dataclass per stage."""
 
 from __future__ import annotations
 
-import dataclasses
-import json
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import tyro
-
-from lrs3_loader.io.storage import Location, Url, location
-from lrs3_loader.runtime.boards import BoardConfig
-
-Flag = tyro.conf.arg
-
-
-def rarely(group: str) -> Any:
-    """Annotate a dataclass whose flags few runs need, so that help shows them under a title that says so."""
-    return tyro.conf.arg(name=f"rarely set: {group}")
-
-
-_PLACE = tyro.constructors.PrimitiveConstructorSpec(
-    nargs=1,
-    metavar="FOLDER|URL",
-    instance_from_str=lambda words: location(words[0]),
-    is_instance=lambda value: value is None or isinstance(value, (Path, Url)),
-    str_from_instance=lambda value: [str(value)],
-)
-Place = Annotated[Location, _PLACE]
-OptionalPlace = Annotated[Location | None, _PLACE]
-
+from lrs3_loader.config.flag_types import Flag, Layers, OptionalPlace, rarely, require_positive
 
 #: By video codec: range of its quality, and its default (x264's constant rate factor, FFmpeg's quantizer scale).
 VIDEO_QUALITIES: dict[str, tuple[range, int]] = {"h264": (range(52), 18), "jpeg": (range(2, 32), 3)}
 
 Layout = Literal["auto", "lrs3", "voxceleb2", "folder", "csv"]
-
-
-def _positive(config: object, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value is not None and not value > 0:
-            raise ValueError(f"{name} must be above 0, got {value}")
 
 
 @dataclass(frozen=True)
@@ -70,7 +33,7 @@ class CorpusConfig:
     all are listed; all but the first get a number; or all but the first are left out."""
 
     def __post_init__(self) -> None:
-        _positive(self, "limit")
+        require_positive(self, "limit")
 
 
 @dataclass(frozen=True)
@@ -83,7 +46,7 @@ class PlanConfig:
     """At most this many clips in a shard."""
 
     def __post_init__(self) -> None:
-        _positive(self, "shard_frames", "shard_clips")
+        require_positive(self, "shard_frames", "shard_clips")
 
 
 @dataclass(frozen=True)
@@ -104,7 +67,7 @@ class DecodeConfig:
     """Frames of a long clip are decoded in chunks of at most this size (a frame at least)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "min_frames", "max_frames", "max_pixels", "chunk_mebibytes")
+        require_positive(self, "min_frames", "max_frames", "max_pixels", "chunk_mebibytes")
         if not 0 <= self.max_damaged_fraction <= 1:
             raise ValueError(f"max_damaged_fraction must lie in 0..1, got {self.max_damaged_fraction}")
 
@@ -127,7 +90,7 @@ class LandmarkConfig:
     """Also store the 52 blendshape scores, if the model file contains their network."""
 
     def __post_init__(self) -> None:
-        _positive(self, "frame_batch")
+        require_positive(self, "frame_batch")
         for name in ("min_face_score", "min_valid_fraction"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in 0..1, got {getattr(self, name)}")
@@ -169,27 +132,9 @@ class RegressionConfig:
     vertex next to each landmark, as in GeneFace's published data."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch")
+        require_positive(self, "batch")
         if self.idexp != "fit" and self.checkpoint is None:
             raise ValueError(f"idexp-from {self.idexp} needs --deep3d FILE")
-
-
-def _layers(words: list[str]) -> int | tuple[int, ...] | None:
-    numbers = tuple(map(int, words[0].split(",")))
-    return numbers[0] if len(numbers) == 1 else numbers
-
-
-Layers = Annotated[
-    int | tuple[int, ...] | None,
-    tyro.constructors.PrimitiveConstructorSpec(
-        nargs=1,
-        metavar="INT[,INT...]",
-        instance_from_str=_layers,
-        is_instance=lambda value: value is None or isinstance(value, (int, tuple)),
-        str_from_instance=lambda value: [",".join(map(str, value)) if isinstance(value, tuple) else str(value)],
-    ),
-    Flag(name="hubert-layer"),
-]
 
 
 @dataclass(frozen=True)
@@ -215,7 +160,7 @@ class SpeechConfig:
     memory)."""
 
     def __post_init__(self) -> None:
-        _positive(self, "batch_seconds")
+        require_positive(self, "batch_seconds")
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -266,7 +211,7 @@ class QualityConfig:
     """Clips with more scene cuts are rejected (scene_cut); 0 admits none."""
 
     def __post_init__(self) -> None:
-        _positive(self, "scene_cut_strength")
+        require_positive(self, "scene_cut_strength")
         if self.max_scene_cuts is not None and self.max_scene_cuts < 0:
             raise ValueError(f"max_scene_cuts must be at least 0, got {self.max_scene_cuts}")
         if self.max_scene_cuts is not None and self.level not in ("auto", "full"):
@@ -323,198 +268,3 @@ class RunConfig:
     kernels: Literal["auto", "fast", "plain"] = "auto"
     """fast: on a GPU, kernels that join many operations; plain: PyTorch's own. auto is fast where a small batch at
     start-up proves them equal, and what the run was begun with when it is resumed."""
-
-
-@dataclass(frozen=True)
-class WorkerConfig:
-    """Decode processes of a rank, and their deadline."""
-
-    num_workers: Annotated[int, Flag(name="workers")] = 2
-    """Decode processes of each rank."""
-    deadline_seconds: Annotated[float, Flag(name="decode-deadline-seconds")] = 60.0
-    """A decode process that makes no progress on a clip for this long is replaced."""
-    attempts: Annotated[int, Flag(name="decode-attempts")] = 2
-    """A clip is rejected after its process hung or died this often (decoder_hung, decoder_crashed)."""
-    frames_mebibytes: Annotated[int | None, Flag(name="decode-mebibytes")] = None
-    """Memory of each rank for decoded frames that wait to be used (default: a quarter of what is free, shared by the
-    ranks; at most 1024 per decode process)."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "num_workers", "deadline_seconds", "attempts")
-        if self.frames_mebibytes is not None:
-            _positive(self, "frames_mebibytes")
-
-
-@dataclass(frozen=True)
-class OffsetLimits:
-    """Which of the measured offsets are applied."""
-
-    min_offset_frames: int = 2
-    """Smaller audio-video offsets are not applied (25 fps frames): one frame is within the error of a measurement."""
-    max_offset_frames: int = 6
-    """Larger audio-video offsets are not applied (25 fps frames)."""
-    min_offset_confidence: float = 0.1
-    """Offsets measured with less confidence (0..2) are not applied."""
-
-    def __post_init__(self) -> None:
-        _positive(self, "min_offset_frames", "max_offset_frames")
-
-
-@dataclass(frozen=True)
-class LaunchConfig:
-    """Settings that may differ between launches of a run."""
-
-    out: Place
-    """Folder of the run, or its URL (s3://bucket/run); an unfinished run there is resumed."""
-    assets: Path | None = None
-    """Folder with model files, searched first (then $LRS3_LOADER_ASSETS, then the cache)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N; auto gives each rank the GPU of its local rank."""
-    workers: Annotated[WorkerConfig, rarely("decode processes")] = field(default_factory=WorkerConfig)
-    offsets: OptionalPlace = None
-    """A sync.jsonl that `verify --sync` wrote for a run of this corpus: the audio of its clips is shifted by their
-    offsets. Decided when a run is begun, and recorded in its manifest."""
-    offsets_limits: Annotated[OffsetLimits, rarely("offsets")] = field(default_factory=OffsetLimits)
-    demo: bool = False
-    """Make a small corpus of synthetic talking heads and extract it."""
-    retry_rejects: tuple[str, ...] | None = None
-    """Run shards that contain rejects again (only rejects of the given reasons, if any)."""
-    log_folder: Path | None = None
-    """Append the log of each rank as JSON lines (rank-N.jsonl), and keep the progress there as a text file for
-    Prometheus (lrs3_loader.prom)."""
-    boards: Annotated[BoardConfig, rarely("figures of this launch elsewhere")] = field(default_factory=BoardConfig)
-    max_reject_fraction: float = 1.0
-    """Exit code 3 if a larger share of the run's clips are rejects, and in any case if all are."""
-    extend: bool = False
-    """Add shards for clips that are new in the corpus; published ones stay as they are."""
-    add: tuple[Literal["audio", "face", "mouth", "lm478", "hubert"], ...] = ()
-    """Add fields to the run, and extract nothing else again: with --resume OUT. face is --store-face 256 unless that is
-    given; hubert needs --hubert with another encoder."""
-    repair: bool = False
-    """Read all shards first, and make those again that do not match their records."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.max_reject_fraction <= 1:
-            raise ValueError(f"max_reject_fraction must lie in 0..1, got {self.max_reject_fraction}")
-
-
-#: On a GPU: bytes that one frame, one aligned crop and one second of audio take during processing (rounded up), and
-#: the largest batch that still increases speed.
-_FRAME_BYTES, _MOST_FRAMES = 12 << 20, 1024
-_CROP_BYTES, _MOST_CROPS = 16 << 20, 512
-_SECOND_BYTES, _MOST_SECONDS = 16 << 20, 1280
-_AUTO_FIELDS = {
-    "landmarks": ("frame_batch",),
-    "speech": ("dtype", "batch_seconds"),
-    "regression": ("dtype", "batch"),
-    "quality": ("level", "speech_detector"),
-}
-
-
-def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> RunConfig:
-    """Replace automatic values by those for the device, so that the saved config is complete.
-
-    Args:
-        device_type: ``"cpu"`` or ``"cuda"``.
-        free_bytes: free memory of the GPU. Each kind of batch may take an eighth of it.
-    """
-    on_gpu = device_type != "cpu"
-
-    def batch(on_cpu: int, bytes_each: int, most: int) -> int:
-        if not on_gpu:
-            return on_cpu
-        fitting = max(free_bytes // 8 // bytes_each, 16)
-        return min(1 << (fitting.bit_length() - 1), most)
-
-    automatic: dict[str, Any] = {
-        "landmarks": {"frame_batch": batch(32, _FRAME_BYTES, _MOST_FRAMES)},
-        "speech": {
-            "dtype": "bfloat16" if on_gpu else "float32",
-            "batch_seconds": float(batch(20, _SECOND_BYTES, _MOST_SECONDS)),
-        },
-        "regression": {
-            "dtype": "float16" if on_gpu else "float32",
-            "batch": batch(8, _CROP_BYTES, _MOST_CROPS),
-        },
-        "quality": {"level": "full", "speech_detector": "silero" if find_spec("silero_vad") else "energy"},
-    }
-    if not on_gpu:  # on a GPU, that is found out when the models are loaded
-        automatic["kernels"] = "plain"
-    corpus = config.corpus
-    if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
-        corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
-    return dataclasses.replace(inherit_auto_values(config, automatic), corpus=corpus)
-
-
-#: (section, earlier name, present name) of renamed config fields.
-_RENAMED_FIELDS = (("decode", "max_sound_gap_seconds", "max_av_mismatch_seconds"),)
-
-
-def upgrade_saved(saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Bring a config from the ``run.json`` of an earlier version to the present names, with defaults for new ones."""
-    upgraded = dict(saved)
-    upgraded.setdefault("kernels", "plain")
-    upgraded.setdefault("quality", as_json(QualityConfig(level="none", speech_detector="energy")))
-    for section, old, new in _RENAMED_FIELDS:
-        if old in upgraded.get(section, {}):
-            upgraded[section] = {new if name == old else name: value for name, value in upgraded[section].items()}
-    for section, default in as_json(RunConfig()).items():
-        if isinstance(default, dict) and ("decode" in upgraded or section in upgraded):
-            upgraded[section] = default | upgraded.get(section, {})
-    return upgraded
-
-
-def with_current_flags(argv: Sequence[str]) -> list[str]:
-    """Replace command-line flags of earlier versions by those of the renamed config fields."""
-    flags = {f"--{old}".replace("_", "-"): f"--{new}".replace("_", "-") for _, old, new in _RENAMED_FIELDS}
-    words = []
-    for word in argv:
-        flag, equals, value = word.partition("=")
-        words.append(f"{flags[name]}{equals}{value}" if (name := flag.replace("_", "-")) in flags else word)
-    return _collect_encoders(words)
-
-
-def _collect_encoders(words: Sequence[str]) -> list[str]:
-    """Turn ``--hubert A --hubert B --hubert C`` into ``--hubert A --also-hubert B C``."""
-    kept: list[str] = []
-    encoders: list[str] = []
-    waiting = iter(words)
-    for word in waiting:
-        if word == "--hubert" or word.startswith("--hubert="):
-            value = word.partition("=")[2] if "=" in word else next(waiting, None)
-            encoders += [] if value is None else [value]
-            kept += ["--hubert"] if value is None else []
-        else:
-            kept.append(word)
-    first = ["--hubert", encoders[0]] if encoders else []
-    return [*kept, *first, *(["--also-hubert", *encoders[1:]] if encoders[1:] else [])]
-
-
-def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:
-    """Replace automatic values by those in ``saved``, the config in the ``run.json`` of the run to resume.
-
-    Equal batches on every launch give equal bytes, however much memory of the GPU is free.
-    """
-    parts: dict[str, Any] = {}
-    for part, names in _AUTO_FIELDS.items():
-        own, theirs = getattr(config, part), saved.get(part, {})
-        chosen = {name: theirs[name] for name in names if getattr(own, name) in (None, "auto") and name in theirs}
-        parts[part] = dataclasses.replace(own, **chosen)
-    if config.kernels == "auto" and "kernels" in saved:
-        parts["kernels"] = saved["kernels"]
-    return dataclasses.replace(config, **parts)
-
-
-def demo_defaults(config: RunConfig) -> RunConfig:
-    """Select models that need no download, for a demo run."""
-    return dataclasses.replace(
-        config,
-        face=dataclasses.replace(config.face, face_model="demo"),
-        speech=dataclasses.replace(config.speech, model="demo"),
-    )
-
-
-def as_json(config: Any) -> dict[str, Any]:
-    """Convert a config dataclass to nested plain JSON values."""
-    plain: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
-    return plain
