@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from lrs3_loader.config.flag_types import Flag, OptionalPlace, Place, rarely, require_positive
+from lrs3_loader.errors import REASONS
 from lrs3_loader.runtime.boards import BoardConfig
 
 
@@ -81,3 +82,5 @@ class LaunchConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_reject_fraction <= 1:
             raise ValueError(f"max_reject_fraction must lie in 0..1, got {self.max_reject_fraction}")
+        if unknown := sorted(set(self.retry_rejects or ()) - set(REASONS)):
+            raise ValueError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")

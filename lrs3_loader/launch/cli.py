@@ -75,6 +75,8 @@ def parse(
             stack.enter_context(contextlib.redirect_stderr(nowhere))
         try:
             return tyro.cli(kind, prog=prog, args=words, description=description, config=_FLAT, default=default)
+        except ValueError as error:  # tyro catches those of nested dataclasses only
+            raise UsageError(str(error)) from error
         except BrokenPipeError:  # help into ``| head``: the rest goes nowhere
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             sys.exit(EXIT_OK)

@@ -13,7 +13,7 @@ from lrs3_loader.config import LaunchConfig, RunConfig, as_json, inherit_auto_va
 from lrs3_loader.corpus.plan import make_plan
 from lrs3_loader.corpus.scan import corpus_root, find_corpus
 from lrs3_loader.doctor.disk_space import warn_if_short_of_space
-from lrs3_loader.errors import REASONS, RunError, count_of
+from lrs3_loader.errors import RunError, count_of
 from lrs3_loader.extraction.extractor import ShardExtractor
 from lrs3_loader.extraction.models import Models, require_extras
 from lrs3_loader.launch.adding import config_with_added, record_added
@@ -94,8 +94,6 @@ def prepare(
 
 def _find_pending(folder: RunFolder, launch: LaunchConfig) -> list[int]:
     """Clear what earlier launches left, and return the indices of the shards that this one is to make."""
-    if unknown := sorted(set(launch.retry_rejects or ()) - set(REASONS)):
-        raise RunError(f"unknown reject reason {', '.join(unknown)}; known are {', '.join(REASONS)}")
     damaged = folder.unpublish_damaged() if launch.repair else []
     folder.clear_scratch()
     if launch.retry_rejects is None:

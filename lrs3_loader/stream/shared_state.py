@@ -69,7 +69,7 @@ class SharedState:
             RunError: errors must not be skipped.
         """
         if not self._skip_errors:
-            raise RunError(f"{error}; {error.remedy}, or skip it (on_error='skip')") from error
+            raise RunError(f"{error}; {error.remedy}, or skip it with ShardStream(on_error='skip')") from error
         info = get_worker_info()
         self._lost[info.id % _ROWS if info else 0, tar] += 1
         if tar not in self._logged:

@@ -272,6 +272,6 @@ def require_fields(sources: Iterable[Source], fields: tuple[str, ...] | None) ->
 
 def _skip_or_raise(name: str, why: str, listing: Listing, skip_errors: bool) -> None:
     if not skip_errors:
-        raise RunError(f"{why}; {REPAIR}, or skip it (on_error='skip')")
+        raise RunError(f"{why}; {REPAIR}, or skip it with ShardStream(on_error='skip')")
     logger.warning("skipping %s", why)
     listing.skipped[name] = why

@@ -28,6 +28,8 @@ def test_help_that_is_not_read_to_its_end() -> None:
         (["--out", "x", "--corpus", "nowhere"], "nowhere"),
         (["--out", "x", "--shard-clips", "some"], "--shard-clips"),
         (["--out", "x", "--corpus", ".", "--hubert-layers", "3"], "--hubert-layers"),
+        (["--out", "x", "--demo", "--max-reject-fraction", "2"], "max_reject_fraction must lie in 0..1, got 2.0"),
+        (["--out", "x", "--demo", "--retry-rejects", "nonsense"], "unknown reject reason nonsense"),
         ([], "--out"),
     ],
 )

@@ -389,8 +389,8 @@ def test_rejects_can_be_retried(corpus: demo.DemoCorpus, assets: Path | None, tm
 
     assert extract(config, tmp_path / "out", assets, retry_rejects=("no_face",)).num_frames == 0
     assert shard_bytes(tmp_path / "out") == before
-    with pytest.raises(RunError, match="unknown reject reason nonsense"):
-        extract(config, tmp_path / "out", assets, retry_rejects=("nonsense",))
+    with pytest.raises(ValueError, match="unknown reject reason nonsense"):
+        LaunchConfig(out=tmp_path / "out", retry_rejects=("nonsense",))
 
     broken.write_bytes(whole)
     second = extract(config, tmp_path / "out", assets, retry_rejects=())
