@@ -132,8 +132,14 @@ class ClipHead:
     num_f0_rows: int  # number of rows from Praat, before repeating or cutting
     source: SourceInfo
     transcript: Transcript | None = None
+    mel_waveform: torch.Tensor | None = None  # [640 T] f32, for the mel spectrogram alone
 
     __repr__ = shape_repr
+
+    @property
+    def mel_source(self) -> torch.Tensor:
+        """The waveform [640 T] of which the mel spectrogram is taken."""
+        return self.waveform if self.mel_waveform is None else self.mel_waveform
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,9 @@ class DecodeConfig:
     """Clips with a larger share of damaged frames are rejected (damaged); others count as frames without a face."""
     chunk_mebibytes: int = 256
     """Frames of a long clip are decoded in chunks of at most this size (a frame at least)."""
+    mel_like: Literal["librosa", "geneface"] = "librosa"
+    """librosa: mel of the audio that all features see; geneface: of audio as GeneFace's scripts hear it (mono sources
+    3 dB quieter, resampled without a filter), to be trained on together with its published data."""
 
     def __post_init__(self) -> None:
         require_positive(self, "min_frames", "max_frames", "max_pixels", "chunk_mebibytes")

@@ -7,20 +7,20 @@ a cut. Those under 20 ms (FFmpeg: 100 ms) are ignored, so that rounded or unstea
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain, pairwise
-from math import gcd
 from pathlib import Path
 from typing import NamedTuple
 
 import av
 import numpy as np
 import torch
-from torchaudio.functional import resample
 
 from lrs3_loader.decode.downmix import to_mono
+from lrs3_loader.decode.geneface_audio import geneface_waveform
+from lrs3_loader.decode.resampling import to_16khz
 from lrs3_loader.decode.video import open_container
 from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS
@@ -29,7 +29,11 @@ from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME,
 TOLERANCE_SECONDS = Fraction(1, 50)  # timestamps off by less are those of an unsteady writer, not holes
 PREROLL_SECONDS = 1  # decoded and discarded after a seek, until the decoder is in a steady state
 SAMPLE_RATES = range(4_000, 768_001)
-MAX_KERNEL = 4_000_000  # taps of torchaudio's resampling kernel; FFmpeg resamples rates that need more
+
+MelWaveform = Callable[[np.ndarray, int, int, int], torch.Tensor]
+"""A second waveform of a clip, of which only the mel spectrogram is taken; see ``geneface_waveform``."""
+MEL_WAVEFORMS: dict[str, MelWaveform | None] = {"librosa": None, "geneface": geneface_waveform}
+"""By ``DecodeConfig.mel_like``; None: the one that all features see."""
 
 
 @dataclass(frozen=True)
@@ -53,16 +57,24 @@ class ClipAudio:
     start_seconds: Fraction  # when the track begins on the container's timeline
     num_missing_samples: int  # filled with zeros, at 16 kHz
     num_excess_samples: int  # after the last frame, at 16 kHz
+    mel_waveform: torch.Tensor | None = None  # the same to take the mel spectrogram from; None: ``waveform``
 
     __repr__ = shape_repr
 
 
-def read_audio(path: Path, name: str, time_range: TimeRange, max_mismatch_seconds: float) -> ClipAudio:
+def read_audio(
+    path: Path,
+    name: str,
+    time_range: TimeRange,
+    max_mismatch_seconds: float,
+    for_mel: MelWaveform | None = None,
+) -> ClipAudio:
     """Read exactly ``640 T`` samples at 16 kHz, from the time at which the first frame is shown.
 
     Args:
         name: the name of the file in error messages.
         max_mismatch_seconds: the most audio that may be missing (filled with zeros), or follow the last frame (cut).
+        for_mel: makes ``mel_waveform``.
 
     Raises:
         NoAudioError: the file has no audio track, or one without a sample.
@@ -85,13 +97,22 @@ def read_audio(path: Path, name: str, time_range: TimeRange, max_mismatch_second
                 f"(allowed: {max_mismatch_seconds:g} s)"
             )
     # One frame's time of audio on either side keeps the edge effects of the resampler out of the result.
-    resampled = _to_16khz(torch.from_numpy(placed.samples), rate)
+    resampled = to_16khz(torch.from_numpy(placed.samples), rate)
     waveform = torch.zeros(wanted)
     part = resampled[SAMPLES_PER_FRAME : SAMPLES_PER_FRAME + wanted]
     waveform[: len(part)] = part
     if not torch.isfinite(waveform).all():
         raise UnreadableError(f"{name}: damaged audio: it holds values that are not finite")
-    return ClipAudio(waveform, rate, placed.num_channels, placed.num_samples, placed.start_seconds, missing, excess)
+    return ClipAudio(
+        waveform=waveform,
+        sample_rate=rate,
+        num_channels=placed.num_channels,
+        num_samples=placed.num_samples,
+        start_seconds=placed.start_seconds,
+        num_missing_samples=missing,
+        num_excess_samples=excess,
+        mel_waveform=None if for_mel is None else for_mel(placed.samples, rate, placed.num_channels, wanted),
+    )
 
 
 @dataclass
@@ -203,15 +224,3 @@ def _frames(
             track_start = seconds or Fraction(0)
         if frame.samples > 0:
             yield _Timed(frame, seconds, track_start)
-
-
-def _to_16khz(samples: torch.Tensor, rate: int) -> torch.Tensor:
-    """Resample [n] at ``rate`` Hz to [about n * 16000 / rate], with the first sample at the same time."""
-    common = gcd(rate, SAMPLE_RATE)
-    if (SAMPLE_RATE // common) * (rate // common) <= MAX_KERNEL:
-        return resample(samples, rate, SAMPLE_RATE)
-    frame = av.AudioFrame.from_ndarray(samples.numpy()[None], format="fltp", layout="mono")
-    frame.sample_rate = rate
-    resampler = av.AudioResampler(format="fltp", layout="mono", rate=SAMPLE_RATE)
-    parts = [part.to_ndarray()[0] for step in (frame, None) for part in resampler.resample(step)]
-    return torch.from_numpy(np.concatenate(parts))

@@ -17,7 +17,7 @@ import torch
 
 from lrs3_loader.config import DecodeConfig
 from lrs3_loader.corpus.transcript import read_transcript
-from lrs3_loader.decode.audio import TimeRange, read_audio
+from lrs3_loader.decode.audio import MEL_WAVEFORMS, TimeRange, read_audio
 from lrs3_loader.decode.clip_queue import PREFETCH, ChunkRequest
 from lrs3_loader.decode.frames import Allocate, FrameReader, allocate_private
 from lrs3_loader.decode.video import VideoTrack, probe_video
@@ -124,7 +124,8 @@ class ClipDataset:
         if transcript is not None and late:  # its times are those of the audio
             transcript = dataclasses.replace(transcript, words=tuple(_earlier(word, late) for word in transcript.words))
         time_range = TimeRange(start, skip + late, len(sources), open_end=clip.end_seconds is None)
-        audio = read_audio(root / name, name, time_range, self.config.max_av_mismatch_seconds)
+        mismatch, for_mel = self.config.max_av_mismatch_seconds, MEL_WAVEFORMS[self.config.mel_like]
+        audio = read_audio(root / name, name, time_range, mismatch, for_mel)
         self.beat()
         f0_hz, num_f0_rows = self.pitch(audio.waveform.numpy(), ROWS_PER_FRAME * len(sources))
         self.beat()
@@ -141,7 +142,7 @@ class ClipDataset:
             num_excess_samples=audio.num_excess_samples,
             sample_aspect_ratio=float(track.pixel_aspect),
         )
-        return ClipHead(audio.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript)
+        return ClipHead(audio.waveform, torch.from_numpy(f0_hz), num_f0_rows, source, transcript, audio.mel_waveform)
 
 
 def _earlier(word: tuple[str, float, float, float], seconds: Fraction) -> tuple[str, float, float, float]:

@@ -373,7 +373,7 @@ class ShardExtractor:
         waveforms = [state.head.waveform for state in states]
         count(**self.models.speech.count_padding([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
-        mels = self.models.mel(waveforms) if waveforms and self._only is None else []
+        mels = self.models.mel([state.head.mel_source for state in states]) if self._only is None else []
         for state, mel in zip(states, mels, strict=False):
             state.arrays["mel"] = mel.cpu().numpy()
         for number, encoder in enumerate(self.models.encoders):

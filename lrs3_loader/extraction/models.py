@@ -13,6 +13,7 @@ from lrs3_loader.assets.locate import FETCH_COMMAND, Assets
 from lrs3_loader.audio.hubert import SpeechEncoder
 from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.config import FaceConfig, LandmarkConfig, QualityConfig, RegressionConfig, RunConfig
+from lrs3_loader.decode.geneface_audio import MEL_CONVENTION
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.deep3d.regressor import COEFF_CONVENTION, Deep3DRegressor, check_face_model, load_deep3d_files
 from lrs3_loader.face.fit.fitter import FitConfig, LandmarkFitter
@@ -170,6 +171,8 @@ class Models:
         conventions = {"pose": POSE_CONVENTION, "face_track": track_rule}
         if self.regressor is not None:
             conventions |= {"coeff": COEFF_CONVENTION, "idexp_lm3d": config.regression.idexp}
+        if config.decode.mel_like == "geneface":
+            conventions["mel"] = MEL_CONVENTION
         if config.speaking.store:
             conventions["speaking"] = SPEAKING_CONVENTION
         return conventions

@@ -86,6 +86,7 @@ def _meaning(location: str) -> dict[str, Any] | None:
             "conventions": {
                 "format": record.get("format"),
                 "idexp_lm3d": regression.get("idexp", "fit"),
+                "mel_like": config.get("decode", {}).get("mel_like", "librosa"),
                 "units": {name: fields[name].get("unit") for name in ("lm68", "pose", "exp", "mel") if name in fields},
             },
         }

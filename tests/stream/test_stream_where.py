@@ -143,6 +143,10 @@ def test_runs_of_other_models_are_not_mixed(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"models.speech.sha256: \"c\" -> \"d\""):
         raw([one.path, two.path])
     change_record(two, lambda record: record["models"]["speech"].update(sha256="c"))
+    change_record(two, lambda record: record["config"].update(decode={"mel_like": "geneface"}))
+    with pytest.raises(RunError, match=r"mel_like: \"librosa\" -> \"geneface\""):
+        raw([one.path, two.path])
+    change_record(two, lambda record: record["config"].update(decode={"mel_like": "librosa"}))
     change_record(two, lambda record: record["models"]["face_model"].update(name="bfm", sha256="b"))
     problem = (
         r"cannot be read as one stream: they differ in models.face_model.name: \"ict\" -> \"bfm\"; models.face_model"
