@@ -80,7 +80,10 @@ class ShardStream(IterableDataset[Item]):
             2 to 6 frames with a confidence of at least 0.1 are used; ``lrs3_loader.run.offsets.load_offsets``
             makes a table with other limits. A clip loses as many frames as it is shifted by.
         person: local run or tars of one person, for the task ``"postnet"`` only. Each item is then
-            ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed.
+            ``{"corpus": batch, "person": batch}``; the person's clips are repeated as often as needed, and cropped
+            at another place each time.
+        person_select: called with the key of each of the person's clips; it is left out if this returns false, as
+            those that an evaluation needs.
         equal_batches: give every rank equally many batches, so that no rank waits for ever in a collective.
         follow: read a run (folder or URL) while it is being written: each shard as soon as it is published, in the
             order of the plan, until the run is complete. Do not use ``--retry-rejects`` on the run meanwhile: ranks and
@@ -130,6 +133,7 @@ class ShardStream(IterableDataset[Item]):
         normalize: Literal["stats"] | str | Path | None = None,
         offsets: Literal["sync"] | str | Path | Mapping[str, int] | None = None,
         person: Locations | None = None,
+        person_select: Callable[[str], bool] | None = None,
         equal_batches: bool = True,
         follow: bool = False,
         partial: bool = False,
@@ -154,9 +158,11 @@ class ShardStream(IterableDataset[Item]):
         self._settings = StreamSettings(**{**given, **known, **_renamed(deprecated)})
         if (person is not None) != (self.task.name == "postnet"):
             raise ValueError("task 'postnet' needs person=..., and no other task takes it")
+        if person is None and person_select is not None:
+            raise ValueError("person_select chooses among the clips of person=..., which is not given")
         if person is not None:
             require_agreement([*split_locations(run_or_urls), *split_locations(person)])
-        self._person = None if person is None else PersonClips(person, self._settings)
+        self._person = None if person is None else PersonClips(person, self._settings, person_select)
         self._normalizer = None if normalize is None else Normalizer(normalize, run_or_urls, self.task.fields)
         self._source, self._skipped_tars = open_stream(run_or_urls, self._settings)
         self._shared = self._source.shared
@@ -306,7 +312,8 @@ class ShardStream(IterableDataset[Item]):
         item = self.task(self._prepared(loaded.samples, [epoch, 1], visit), random_for)
         if self._person is None:
             return item
-        person = self._prepared(self._person.samples(epoch, loaded.number), [epoch, 1], visit)
+        # The person's clips come again and again in an epoch, whatever the weights of the corpus.
+        person = self._prepared(self._person.samples(epoch, loaded.number), [epoch, 1], [loaded.number])
         return {"corpus": item, "person": self.task(person, random_for)}
 
     def _prepared(self, samples: list[Sample], seed: list[int], visit: list[int]) -> list[Sample]:
@@ -325,6 +332,8 @@ class ShardStream(IterableDataset[Item]):
         if (offsets := self._settings.offsets) is not None:
             lines = sorted(f"{key} {frames}" for key, frames in offsets.items())
             scaled["offsets"] = hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()
+        if self._person is not None:
+            scaled["person"] = self._person.sha256()
         return {**self._settings.identity(), **self._source.identity(), **scaled}
 
     def _require_agreement(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -17,19 +18,24 @@ from lrs3_loader.stream.sources import Locations, list_sources, require_fields
 class PersonClips:
     """Gives the samples for batch number ``g`` of the corpus, which depend only on seed, epoch and g."""
 
-    def __init__(self, locations: Locations, settings: StreamSettings):
-        """Settings are those of the corpus stream; ``select`` and ``where`` speak of the corpus and are not applied.
+    def __init__(self, locations: Locations, settings: StreamSettings, select: Callable[[str], bool] | None = None):
+        """Settings are those of the corpus stream, but for its ``select`` and ``where``, which speak of the corpus.
+
+        Args:
+            select: called with the key of each of the person's clips; those for which it is false are left out.
 
         Raises:
-            RunError: there is nothing to read, no clip is long enough, or a location is remote.
+            RunError: there is nothing to read, no clip is chosen and long enough, or a location is remote.
         """
         listing = list_sources(locations, partial=False, skip_errors=False)
         if not (listing.is_local and listing.is_indexed):
             raise RunError(f"the person's clips must be local, got {locations}: copy the run first")
         require_fields(listing.sources, settings.task.fields)
-        self._catalog = Catalog(replace(settings, select=None, where=None), listing.sources)
+        self._catalog = Catalog(replace(settings, select=select, where=None), listing.sources)
         if not len(self._catalog):
-            raise RunError(f"none of the {self._catalog.num_filtered} clips in {locations} fits in length")
+            raise RunError(
+                f"none of the {self._catalog.num_filtered} clips in {locations} is selected and fits in length"
+            )
         self._settings = settings
         self._reader = TarReader(self._catalog, settings.task.fields)
         self._rewind(-1)
@@ -43,6 +49,10 @@ class PersonClips:
         self._pass = 0  # complete passes over the clips so far
         self._first = 0  # number of the first batch of this pass
         self._batches: list[list[int]] = []
+
+    def sha256(self) -> str:
+        """Return a hash of the selected clips, their lengths and their order."""
+        return self._catalog.sha256()
 
     def samples(self, epoch: int, number: int) -> list[Sample]:
         """Return the samples for a batch of the corpus; rising numbers are the fastest order to ask for them.

@@ -144,13 +144,14 @@ def test_rules_of_the_architecture_name_a_test_each() -> None:
 
 @pytest.mark.parametrize("name", ["README.md", "docs/streaming.md", "docs/quality.md", "docs/architecture.md"])
 def test_python_of_the_documents_runs(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Their blocks of Python, one after another, on a small run in place of the one that they name."""
-    run = make_run(tmp_path / "run", LENGTHS)
+    """Their blocks of Python, one after another, on small runs in place of those that they name."""
+    run, person = make_run(tmp_path / "run", LENGTHS), make_run(tmp_path / "person", LENGTHS, split="person")
     text = (REPO / name).read_text(encoding="utf-8")
     namespace: dict[str, object] = {"__name__": "block"}
     for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
         block = block.replace("/data/lrs3-shards", str(run.path)).replace("num_workers=4", "num_workers=0")
         block = block.replace("runs/demo/shards/", f"{run.path}/shards/")
+        block = block.replace("/data/person-shards", str(person.path))
         exec(compile(block, name, "exec", dont_inherit=True), namespace)
 
 

@@ -11,6 +11,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from lrs3_loader import ShardStream
+from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
 from lrs3_loader.stream import Audio2Motion, SyncNet
@@ -165,3 +166,37 @@ def test_postnet_goes_on_with_the_same_clips_of_the_person(run: RunFolder) -> No
     seen = [next(batches) for _ in range(3)]
     second.load_state_dict(first.state_dict(seen[-1]))
     assert pairs(seen) + pairs(second) == pairs(stream())
+
+
+def person_items(run: RunFolder, person: RunFolder, **options: Any) -> list[dict[str, Any]]:
+    settings: dict[str, Any] = {"batch_size": 2, "person": person.path, "rank": 0, "world_size": 1, **options}
+    return list(ShardStream(run.path, "postnet", **settings))
+
+
+def test_postnet_leaves_out_clips_of_the_person_that_an_evaluation_needs(run: RunFolder, tmp_path: Path) -> None:
+    person = make_run(tmp_path / "person", [[50, 10, 300]], split="person")
+    first, *others = [clip.key for clip in person.shards[0].clips]
+    items = person_items(run, person, person_select=lambda key: key != first)
+    assert {key for item in items for key in item["person"]["keys"]} == set(others)
+    with pytest.raises(RunError, match=r"none of the 3 clips in .*person is selected"):
+        person_items(run, person, person_select=lambda key: False)
+    with pytest.raises(ValueError, match="person_select chooses among the clips of person"):
+        ShardStream(run.path, "audio2motion", batch_size=2, person_select=lambda key: True)
+
+
+def test_postnet_cuts_the_persons_long_clip_at_many_places(run: RunFolder, tmp_path: Path) -> None:
+    person = make_run(tmp_path / "person", [[400]], split="person")
+    starts = [int(item["person"]["idexp_lm3d"][0, 0, 0]) for item in person_items(run, person, crop_frames=20)]
+    assert len(set(starts)) == len(starts) >= 5  # once for each batch of the corpus, in one epoch
+    again = [int(item["person"]["idexp_lm3d"][0, 0, 0]) for item in person_items(run, person, crop_frames=20)]
+    assert starts == again
+
+
+def test_postnet_does_not_go_on_with_another_person(run: RunFolder, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"batch_size": 2, "rank": 0, "world_size": 1}
+    person, other = (make_run(tmp_path / name, [lengths], split=name) for name, lengths in (("a", [9]), ("b", [8])))
+    stream = ShardStream(run.path, "postnet", person=person.path, **settings)
+    state = stream.state_dict(next(iter(stream)))
+    ShardStream(run.path, "postnet", person=person.path, **settings).load_state_dict(state)
+    with pytest.raises(RunError, match="differs in person"):
+        ShardStream(run.path, "postnet", person=other.path, **settings).load_state_dict(state)
