@@ -57,7 +57,7 @@ class SpeechCheckpoint:
     """A loaded speech encoder and its origin."""
 
     model: PreTrainedModel  # float32, on the CPU, in eval mode
-    name: str  # as given by the user
+    name: str  # on the hub, or that of its folder
     sha256: str  # of the weight file; of several, over their hashes and names
     normalize: bool  # trained on audio normalised to zero mean and unit variance
     untrained: bool = False
@@ -78,7 +78,9 @@ def load_checkpoint(name: str) -> SpeechCheckpoint:
         return demo_checkpoint()
     folder = Path(name).expanduser()
     try:
-        if not folder.is_dir():
+        if folder.is_dir():
+            name = folder.resolve().name
+        else:
             folder = _fetch(name)
         model = _load_model(folder)
         normalize = expects_normalized_audio(folder)
@@ -133,8 +135,8 @@ def _fetch(name: str) -> Path:
         where = name.rstrip("/").split("/")[-1] or "hubert"
         raise RunError(
             f"speech encoder {name!r} is no folder here, not in the Hugging Face cache, and could not be downloaded: "
-            f"{_first_line(error)}. Where there is a network, run `hf download {name} --local-dir {where}`, bring the "
-            f"folder here and pass `--hubert {where}`; `--hubert {DEMO_MODEL}` is a small untrained encoder."
+            f"{_first_line(error).rstrip('.')}. With a network, run `hf download {name} --local-dir {where}`, bring "
+            f"the folder here and pass `--hubert {where}`; `--hubert {DEMO_MODEL}` is a small untrained encoder."
         ) from error
 
 

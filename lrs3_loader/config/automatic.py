@@ -52,10 +52,27 @@ def resolve(config: RunConfig, device_type: str, free_bytes: int = 16 << 30) -> 
     }
     if not on_gpu:  # on a GPU, that is found out when the models are loaded
         automatic["kernels"] = "plain"
-    corpus = config.corpus
-    if isinstance(corpus.corpus, Path):  # a run may be resumed from another folder
-        corpus = dataclasses.replace(corpus, corpus=corpus.corpus.absolute())
-    return dataclasses.replace(inherit_auto_values(config, automatic), corpus=corpus)
+    return _with_absolute_paths(inherit_auto_values(config, automatic))
+
+
+def _with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Make the paths of the corpus and of local models absolute: a run may be resumed from another folder."""
+
+    def absolute(name: str) -> str:
+        return str(Path(name).absolute()) if Path(name).exists() else name
+
+    corpus, checkpoint, speech = config.corpus.corpus, config.regression.checkpoint, config.speech
+    models = tuple(name if name == "demo" else absolute(name) for name in speech.models)
+    face_model = config.face.face_model
+    return dataclasses.replace(
+        config,
+        corpus=dataclasses.replace(config.corpus, corpus=corpus.absolute() if isinstance(corpus, Path) else corpus),
+        face=dataclasses.replace(
+            config.face, face_model=absolute(face_model) if face_model.endswith(".npz") else face_model
+        ),
+        speech=dataclasses.replace(speech, model=models[0], also=models[1:]),
+        regression=dataclasses.replace(config.regression, checkpoint=checkpoint and checkpoint.absolute()),
+    )
 
 
 def inherit_auto_values(config: RunConfig, saved: Mapping[str, Any]) -> RunConfig:

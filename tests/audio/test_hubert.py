@@ -275,7 +275,7 @@ def test_description(folders: dict[str, Path]) -> None:
     description = encoder_of(folder, layer=2).description()
     weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
     assert description == {
-        "model": str(folder),
+        "model": folder.name,
         "type": "wavlm",
         "sha256": weights,
         "untrained": False,

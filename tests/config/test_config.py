@@ -9,10 +9,13 @@ import pytest
 from lrs3_loader.config import (
     CorpusConfig,
     DecodeConfig,
+    FaceConfig,
     LandmarkConfig,
     PlanConfig,
     QualityConfig,
+    RegressionConfig,
     RunConfig,
+    SpeechConfig,
     WorkerConfig,
     as_json,
     demo_defaults,
@@ -106,3 +109,19 @@ def test_flags_are_known_by_their_earlier_names(old: str) -> None:
     words = [old, "0.5", f"{old}=0.5", "--limit", "3", "sound-gap"]
     new = "--max-av-mismatch-seconds"
     assert with_current_flags(words) == [new, "0.5", f"{new}=0.5", "--limit", "3", "sound-gap"]
+
+
+def test_local_models_are_found_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("hubert").mkdir()
+    Path("face.npz").touch()
+    config = RunConfig(
+        face=FaceConfig(face_model="face.npz"),
+        speech=SpeechConfig(model="hubert", also=("demo", "facebook/hubert-base-ls960")),
+        regression=RegressionConfig(checkpoint=Path("epoch_20.pth")),
+    )
+    config = resolve(config, "cpu")
+    assert config.face.face_model == str(tmp_path / "face.npz")
+    assert config.speech.models == (str(tmp_path / "hubert"), "demo", "facebook/hubert-base-ls960")
+    assert config.regression.checkpoint == tmp_path / "epoch_20.pth"
+    assert resolve(RunConfig(), "cpu").face.face_model == "ict"
