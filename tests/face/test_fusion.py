@@ -154,7 +154,8 @@ def test_joined_layers_give_the_same_results(
     counted = kinds.count(JoinedBlock), kinds.count(JoinedConvolution)
     assert (*counted, len(kinds) - sum(counted)) == (num_blocks, num_convolutions, num_others)
     for one, other in zip(compute(network, x), expected, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+        # Where large terms cancel, what is left has the rounding error of the terms.
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6 * float(other.abs().max()))
     network.use_joined_layers(False)
     assert all(map(torch.equal, compute(network, x), expected))
 
