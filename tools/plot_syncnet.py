@@ -15,7 +15,7 @@ import tyro
 
 from lrs3_loader.errors import RunError
 from lrs3_loader.launch import cli
-from lrs3_loader.syncnet.scalars import EVALUATION_FILE, read_scalars
+from lrs3_loader.train.scalars import EVALUATION_FILE, read_scalars
 
 
 @dataclass(frozen=True)

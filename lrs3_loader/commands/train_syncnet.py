@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,7 +20,8 @@ import tyro
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
 from lrs3_loader.selection.settings import Choice
-from lrs3_loader.syncnet.settings import DemoData, TrainConfig, TrainLaunch
+from lrs3_loader.syncnet.settings import DemoData, TrainConfig
+from lrs3_loader.train.settings import TrainLaunch
 
 
 @dataclass(frozen=True)
@@ -45,21 +47,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.repeats < 1:
         raise cli.UsageError(f"--repeats must be at least 1, got {args.repeats}")
 
-    from lrs3_loader.syncnet.repeats import train_repeats
-    from lrs3_loader.syncnet.train import describe_accuracy, train_syncnet
+    from lrs3_loader.run.folder import RunFolder
+    from lrs3_loader.syncnet.objective import LipSync
+    from lrs3_loader.train.loop import train
+    from lrs3_loader.train.repeats import train_repeats
 
     run = args.run or args.launch.out / "demo-run"
     if args.demo:
         _make_demo_run(run, args.data, args.launch.device)
-    config = replace(args.train, where=Choice(args.train.where, args.preset).text)
+    config, folder = replace(args.train, where=Choice(args.train.where, args.preset).text), RunFolder.open(run)
     if args.repeats > 1:
-        repeats = train_repeats(run, config, args.launch, args.repeats)
-        if repeats is not None:
-            print(repeats.describe())
-        return cli.EXIT_OK
-    accuracy = train_syncnet(run, config, args.launch)
-    if accuracy is not None:
-        print(describe_accuracy(accuracy))
+        repeats = train_repeats(partial(LipSync, folder), config, args.launch, args.repeats)
+        text = None if repeats is None else repeats.describe()
+    else:
+        evaluation = train(LipSync(folder, config), args.launch)
+        text = None if evaluation is None else evaluation.describe()
+    if text is not None:
+        print(text)
     return cli.EXIT_OK
 
 

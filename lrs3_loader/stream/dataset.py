@@ -194,15 +194,23 @@ class ShardStream(IterableDataset[Item]):
         Raises:
             TypeError: it is not known, because the run is followed or remote tars have no ledger.
         """
-        return self._source.num_batches(self.epoch)
+        return self._source.num_batches(self._epoch_start(self.epoch))
+
+    @property
+    def num_batches_left(self) -> int:
+        """Number of batches that the next pass gives this rank: fewer than ``len`` after ``load_state_dict``.
+
+        Raises:
+            TypeError: it is not known; see ``len``.
+        """
+        return self._source.num_batches(self._next_start())
 
     def __iter__(self) -> Iterator[Item]:
         """Yield the rest of the current epoch for this worker of this rank."""
         worker, num_workers = self._worker()
         epoch = self.epoch
-        if self._start.epoch != epoch:
-            self._start = self._epoch_start(epoch)
-        self._pass_start, self._last = self._start, None
+        self._start = self._pass_start = self._next_start()
+        self._last = None
         for loaded in self._source.load_batches(self._pass_start, worker, num_workers):
             item = self._item(epoch, loaded)
             item[CURSOR] = self._last = Cursor(epoch, loaded.step, worker, num_workers)
@@ -285,6 +293,10 @@ class ShardStream(IterableDataset[Item]):
 
     def _epoch_start(self, epoch: int) -> Any:
         return self._source.epoch_start(epoch)
+
+    def _next_start(self) -> Any:
+        """Return the position at which the next pass begins; in a persistent worker, another one may be set."""
+        return self._start if self._start.epoch == self.epoch else self._epoch_start(self.epoch)
 
     def _begin_at(self, position: Any) -> None:
         self._start = self._pass_start = position

@@ -57,8 +57,8 @@ class IndexedBatches:
         self.plan.restore(identity)
         return Position.from_json(plain).for_world_size(self._settings.world_size)
 
-    def num_batches(self, epoch: int) -> int:
-        """Return the number of batches of this rank in a whole epoch.
+    def num_batches(self, position: Position) -> int:
+        """Return the number of batches that this rank has left at a position.
 
         Raises:
             TypeError: it is not known before the run is complete. (``list`` ignores this error of a ``len``.)
@@ -68,7 +68,7 @@ class IndexedBatches:
             raise TypeError(
                 "the length of an epoch is not known while a run is followed; ranks end together all the same"
             )
-        return sum(1 for _ in self._remaining(self.epoch_start(epoch), log_waits=False))
+        return sum(1 for _ in self._remaining(position, log_waits=False))
 
     def _remaining(self, position: Position, log_waits: bool) -> Iterator[ScheduledBatch]:
         batches = self.plan.batches(position.epoch, log_waits)

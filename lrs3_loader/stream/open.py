@@ -49,7 +49,9 @@ def open_stream(locations: Locations, settings: StreamSettings) -> tuple[BatchSo
     if not len(plan.catalog):
         raise RunError(f"none of the {plan.catalog.num_filtered} clips in {locations} is long enough and selected")
     batches = IndexedBatches(plan, settings, SharedState(plan.max_batches, names, settings.skips_errors))
-    batches.num_batches(0)  # raises here, not later in a worker, if the ranks cannot have equally many
+    batches.num_batches(
+        batches.epoch_start(0)
+    )  # raises here, not later in a worker, if the ranks cannot have equally many
     return batches, listing.skipped
 
 

@@ -71,7 +71,7 @@ class SequentialBatches:
             )
         return SequentialPosition(int(plain["epoch"]), rank, world_size, tuple(plain["delivered"]))
 
-    def num_batches(self, epoch: int) -> int:
+    def num_batches(self, position: SequentialPosition) -> int:
         raise TypeError("the length of an epoch is not known: these tars have no ledger")
 
     def load_batches(self, start: SequentialPosition, worker: int, num_workers: int) -> Iterator[LoadedBatch]:

@@ -10,7 +10,7 @@ Shape letters: T frames of a clip, W = T - 4 windows, n of them used, K = 21 off
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -97,4 +97,19 @@ class Accuracy:
             num_clips=len(usable),
             mean_score=tuple(float(score) for score in windows.mean(0)),
             clip_offsets=tuple(counts.tolist()),
+        )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        return {"window_accuracy": self.by_window, "clip_accuracy": self.by_clip}
+
+    def details(self) -> dict[str, Any]:
+        """Return all figures, offset by offset, as JSON values."""
+        return {"offsets": OFFSETS.tolist(), **asdict(self)}
+
+    def describe(self) -> str:
+        """Describe it in one line."""
+        return (
+            f"right offset of {len(OFFSETS)} on top in {100 * self.by_window:.1f} % of {self.num_windows} windows, "
+            f"{100 * self.by_clip:.1f} % of {self.num_clips} clips (held-out speakers; chance {100 * CHANCE:.1f} %)"
         )

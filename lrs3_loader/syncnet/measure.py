@@ -17,9 +17,10 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.offsets import MAX_OFFSET
 from lrs3_loader.run.record import differences
 from lrs3_loader.stream import ShardStream
-from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint, feature_models
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import READS, score_clip
-from lrs3_loader.syncnet.speakers import speaker_of
+from lrs3_loader.train.checkpoint import feature_models
+from lrs3_loader.train.speakers import speaker_of
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ ORDER = [
     {"runtime", "io", "kernels"},
     {"face", "quality", "run", "config", "flags"},
     {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
-    {"extraction", "decode"},
+    {"extraction", "decode", "train"},
     {"viz", "doctor", "interop", "syncnet", "api"},
     {"launch"},
     {"commands", "__main__"},

@@ -24,9 +24,12 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.landmarks import fusion
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.shards import read_shard
-from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
-from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
-from lrs3_loader.syncnet.train import train_syncnet
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
+from lrs3_loader.syncnet.objective import LipSync
+from lrs3_loader.syncnet.settings import TrainConfig
+from lrs3_loader.train.checkpoint import CHECKPOINT_FILE
+from lrs3_loader.train.loop import train
+from lrs3_loader.train.settings import TrainLaunch
 from support.paths import REPO
 from support.sync_factory import make_talking_run
 from support.whole_runs import EXTRACT, shard_bytes
@@ -123,7 +126,7 @@ def test_a_training_gives_the_weights_of_a_cpu(stand_in: Record, tmp_path: Path)
     found = {}
     for device in ("cpu", "cuda"):
         launch = TrainLaunch(tmp_path / device, device=device, evaluate_epochs=2)
-        assert train_syncnet(run.path, config, launch) is not None
+        assert train(LipSync(run, config), launch) is not None
         found[device] = SyncNetCheckpoint.load(tmp_path / device / CHECKPOINT_FILE)
     assert found["cuda"].step >= 2
     for name, weight in found["cuda"].model.items():

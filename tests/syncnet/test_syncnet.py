@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import lzma
 import subprocess
 import sys
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -16,15 +18,17 @@ import torch
 from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.runtime.boards import BoardConfig
-from lrs3_loader.syncnet.checkpoint import CHECKPOINT_FILE, SyncNetCheckpoint
+from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import CHANCE, OFFSETS, Accuracy, ClipScores, score_clip
 from lrs3_loader.syncnet.measure import ClipOffset, describe_offsets, measure_offsets
 from lrs3_loader.syncnet.model import SyncNetModel
-from lrs3_loader.syncnet.repeats import REPEATS_FILE, train_repeats
-from lrs3_loader.syncnet.scalars import EVALUATION_FILE, SCALARS_FILE, Scalars, read_scalars
-from lrs3_loader.syncnet.settings import TrainConfig, TrainLaunch
-from lrs3_loader.syncnet.speakers import hold_out, is_spoken_by
-from lrs3_loader.syncnet.train import Training, train_syncnet
+from lrs3_loader.syncnet.objective import LipSync
+from lrs3_loader.syncnet.settings import TrainConfig
+from lrs3_loader.train.checkpoint import CHECKPOINT_FILE
+from lrs3_loader.train.loop import Training, train
+from lrs3_loader.train.repeats import REPEATS_FILE, train_repeats
+from lrs3_loader.train.scalars import EVALUATION_FILE, read_scalars
+from lrs3_loader.train.settings import TrainLaunch
 from support.paths import REPO
 from support.sync_factory import make_talking_run
 
@@ -57,13 +61,17 @@ def trained(run: RunFolder, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     out = tmp_path_factory.mktemp("trained")
     config = TrainConfig(epochs=25, batch_clips=14, pairs_per_clip=16, width=64, held_out=0.25, learning_rate=2e-3)
     boards = BoardConfig(out / "board" if find_spec("tensorboard") else None)
-    accuracy = train_syncnet(run.path, config, TrainLaunch(out, device="cpu", evaluate_epochs=25, boards=boards))
+    accuracy = train_syncnet(run, config, TrainLaunch(out, device="cpu", evaluate_epochs=25, boards=boards))
     assert accuracy is not None
     return out, accuracy
 
 
 def launch(out: Path, **options: Any) -> TrainLaunch:
     return TrainLaunch(out, **{"device": "cpu", "checkpoint_steps": 1, **options})
+
+
+def train_syncnet(run: RunFolder, config: TrainConfig, launch: TrainLaunch) -> Accuracy | None:
+    return train(LipSync(run, config), launch)
 
 
 def weights(out: Path) -> dict[str, torch.Tensor]:
@@ -101,23 +109,23 @@ def test_killed_within_an_epoch_a_training_goes_on_to_the_same_weights(
     small_run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
 ) -> None:
     whole, halves = tmp_path / "whole", tmp_path / "halves"
-    train_syncnet(small_run.path, SMALL, launch(whole))
+    train_syncnet(small_run, SMALL, launch(whole))
     steps = SyncNetCheckpoint.load(whole / CHECKPOINT_FILE).step
     real_step = Training._step
 
-    def dying_step(self: Training, batch: dict[str, Any]) -> torch.Tensor:
+    def dying_step(self: Training[Any, Any], batch: dict[str, Any]) -> None:
         if self.step == 6:
             raise KeyboardInterrupt
-        return real_step(self, batch)
+        real_step(self, batch)
 
     monkeypatch.setattr(Training, "_step", dying_step)
     with pytest.raises(KeyboardInterrupt):
-        train_syncnet(small_run.path, SMALL, launch(halves, read_workers=workers))
+        train_syncnet(small_run, SMALL, launch(halves, read_workers=workers))
     monkeypatch.undo()
     assert steps % 3 == 0
     assert SyncNetCheckpoint.load(halves / CHECKPOINT_FILE).step == 6
     assert 6 % (steps // 3) != 0, "the training must be killed within an epoch"
-    train_syncnet(small_run.path, SMALL, launch(halves, read_workers=workers))
+    train_syncnet(small_run, SMALL, launch(halves, read_workers=workers))
 
     assert SyncNetCheckpoint.load(halves / CHECKPOINT_FILE).step == steps
     for name, tensor in weights(whole).items():
@@ -127,19 +135,19 @@ def test_killed_within_an_epoch_a_training_goes_on_to_the_same_weights(
 
 
 def test_a_finished_training_is_evaluated_again_and_can_be_prolonged(small_run: RunFolder, tmp_path: Path) -> None:
-    first = train_syncnet(small_run.path, SMALL, launch(tmp_path / "a"))
+    first = train_syncnet(small_run, SMALL, launch(tmp_path / "a"))
     before = weights(tmp_path / "a")
-    assert train_syncnet(small_run.path, SMALL, launch(tmp_path / "a")) == first
+    assert train_syncnet(small_run, SMALL, launch(tmp_path / "a")) == first
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(tmp_path / "a").items())
     longer = TrainConfig(**{**vars(SMALL), "epochs": 4})
-    train_syncnet(small_run.path, longer, launch(tmp_path / "a"))
-    train_syncnet(small_run.path, longer, launch(tmp_path / "b"))
+    train_syncnet(small_run, longer, launch(tmp_path / "a"))
+    train_syncnet(small_run, longer, launch(tmp_path / "b"))
     prolonged = weights(tmp_path / "a")
     assert all(torch.equal(prolonged[name], tensor) for name, tensor in weights(tmp_path / "b").items())
 
 
 def test_repeats_hold_out_other_speakers_and_tell_mean_and_spread(small_run: RunFolder, tmp_path: Path) -> None:
-    repeats = train_repeats(small_run.path, SMALL, launch(tmp_path), 3)
+    repeats = train_repeats(partial(LipSync, small_run), SMALL, launch(tmp_path), 3)
     assert repeats is not None
     checkpoints = [SyncNetCheckpoint.load(tmp_path / f"repeat-{number}" / CHECKPOINT_FILE) for number in range(3)]
     speakers = {clip.speaker for shard in small_run.shards for clip in shard.clips}
@@ -149,39 +157,37 @@ def test_repeats_hold_out_other_speakers_and_tell_mean_and_spread(small_run: Run
     assert repeats.seeds == (0, 1, 2)
     assert not torch.equal(checkpoints[0].model["sound.project.weight"], checkpoints[1].model["sound.project.weight"])
     saved = json.loads((tmp_path / REPEATS_FILE).read_text())
-    values = [accuracy.by_clip for accuracy in repeats.accuracies]
+    values = repeats.values("clip_accuracy")
     assert saved["clip_accuracy"]["values"] == values
     assert saved["clip_accuracy"]["mean"] == pytest.approx(np.mean(values))
     assert saved["clip_accuracy"]["deviation"] == pytest.approx(np.std(values))
     assert saved["num_clips"] == [5, 5, 5]
-    assert (
-        f"{100 * np.mean(values):.1f} % of clips, standard deviation {100 * np.std(values):.1f}" in repeats.describe()
-    )
-    again = train_repeats(small_run.path, SMALL, launch(tmp_path), 3)
+    assert f"clip_accuracy: mean {np.mean(values):.3f}, standard deviation {np.std(values):.3f}" in repeats.describe()
+    again = train_repeats(partial(LipSync, small_run), SMALL, launch(tmp_path), 3)
     assert again == repeats
     with pytest.raises(RunError, match="other settings"):  # a fold is no other seed
-        train_syncnet(small_run.path, TrainConfig(**{**vars(SMALL), "fold": 1}), launch(tmp_path / "repeat-0"))
+        train_syncnet(small_run, TrainConfig(**{**vars(SMALL), "fold": 1}), launch(tmp_path / "repeat-0"))
 
 
 def test_a_loss_that_is_not_finite_ends_the_training(small_run: RunFolder, tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"not finite at step .* lower --learning-rate"):
-        train_syncnet(small_run.path, TrainConfig(**{**vars(SMALL), "learning_rate": 1e30}), launch(tmp_path))
+        train_syncnet(small_run, TrainConfig(**{**vars(SMALL), "learning_rate": 1e30}), launch(tmp_path))
 
 
 def test_one_speaker_is_not_enough(tmp_path: Path) -> None:
     alone = make_talking_run(tmp_path / "run", num_speakers=1, clips_per_speaker=1)
     with pytest.raises(RunError, match="two or more, got 1"):
-        train_syncnet(alone.path, SMALL, launch(tmp_path / "out"))
+        train_syncnet(alone, SMALL, launch(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 
 def test_other_settings_are_refused_with_the_difference(small_run: RunFolder, run: RunFolder, tmp_path: Path) -> None:
-    train_syncnet(small_run.path, SMALL, launch(tmp_path))
+    train_syncnet(small_run, SMALL, launch(tmp_path))
     other = TrainConfig(**{**vars(SMALL), "width": 8})
     with pytest.raises(RunError, match=r"config\.width: 16 -> 8"):
-        train_syncnet(small_run.path, other, launch(tmp_path))
+        train_syncnet(small_run, other, launch(tmp_path))
     with pytest.raises(RunError, match="other speakers"):
-        train_syncnet(run.path, SMALL, launch(tmp_path))
+        train_syncnet(run, SMALL, launch(tmp_path))
 
 
 def test_two_ranks_share_the_batches_and_one_can_go_on(small_run: RunFolder, tmp_path: Path) -> None:
@@ -194,7 +200,7 @@ def test_two_ranks_share_the_batches_and_one_can_go_on(small_run: RunFolder, tmp
     assert done.stdout.count("right offset of 21 on top in") == 1
     assert "5 clips (held-out speakers; chance 4.8 %)" in done.stdout
     assert SyncNetCheckpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2  # of 15 clips 4 batches an epoch, 2 a rank
-    train_syncnet(small_run.path, TrainConfig(**{**vars(SMALL), "epochs": 4}), launch(tmp_path))
+    train_syncnet(small_run, TrainConfig(**{**vars(SMALL), "epochs": 4}), launch(tmp_path))
     assert SyncNetCheckpoint.load(tmp_path / CHECKPOINT_FILE).step == 3 * 2 + 4
 
 
@@ -225,6 +231,17 @@ def test_features_of_other_models_are_refused(trained: tuple[Path, Accuracy], ru
     other = RunFolder(run.path, record, run.shards)
     with pytest.raises(RunError, match=r"trained on other features .*speech\.sha256"):
         next(measure_offsets(other, SyncNetCheckpoint.load(trained[0] / CHECKPOINT_FILE)))
+
+
+def test_a_checkpoint_of_an_earlier_version_still_measures(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(lzma.decompress((REPO / "tests" / "golden" / "syncnet_checkpoint.pt.xz").read_bytes()))
+    checkpoint = SyncNetCheckpoint.load(path)
+    assert checkpoint.speakers == ["Head000", "Head001"]
+    assert checkpoint.features["speech"]["width"] == 6
+    scores = score_clip(checkpoint.network(), make_sample(40, seed=1))
+    assert scores.offset_frames == 1
+    assert scores.confidence == pytest.approx(0.225759, abs=1e-5), "by the version that wrote it"
 
 
 def make_sample(num_frames: int, seed: int = 0) -> dict[str, Any]:
@@ -313,22 +330,6 @@ def test_a_window_gives_the_same_in_any_batch() -> None:
     torch.testing.assert_close(model(mouth, hubert), alone)
 
 
-def test_speakers_are_held_out_alike_everywhere() -> None:
-    names = [f"speaker{number}" for number in range(40)]
-    held_out = hold_out(names, 0.15)
-    assert held_out == hold_out(reversed(names + names), 0.15)
-    assert len(held_out) == 6
-    folds = [hold_out(names, 0.15, fold) for fold in range(7)]
-    assert folds[0] == held_out
-    assert all(len(fold) == 6 for fold in folds)
-    assert set().union(*folds[:6]) < set(names) == set().union(*folds)
-    assert len(hold_out(names[:2], 0.01)) == len(hold_out(names[:2], 0.99)) == 1
-    assert is_spoken_by({"b"}, "a/b/c")
-    assert not is_spoken_by({"b"}, "b/a/b")
-    with pytest.raises(ValueError, match="two or more, got 1"):
-        hold_out(["a", "a"], 0.5)
-
-
 def test_tensorboard_gets_the_figures_of_a_training(trained: tuple[Path, Accuracy]) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -340,17 +341,6 @@ def test_tensorboard_gets_the_figures_of_a_training(trained: tuple[Path, Accurac
         found = events.Scalars(name)
         assert len(found) > 0
         np.testing.assert_allclose([(event.step, event.value) for event in found], expected, rtol=1e-6)
-
-
-def test_figures_after_the_checkpoint_are_dropped_when_going_on(tmp_path: Path) -> None:
-    with Scalars(tmp_path, 0) as scalars:
-        scalars.write(10, {"loss": 0.5})
-        scalars.write(20, {"loss": 0.4})
-    with (tmp_path / SCALARS_FILE).open("ab") as file:
-        file.write(b'{"step": 30, "lo')
-    with Scalars(tmp_path, 10) as scalars:
-        scalars.write(20, {"loss": 0.3})
-    assert read_scalars(tmp_path) == [{"step": 10, "loss": 0.5}, {"step": 20, "loss": 0.3}]
 
 
 @pytest.mark.parametrize(

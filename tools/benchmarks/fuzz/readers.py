@@ -448,7 +448,7 @@ def _mat() -> bytes:
 def _checkpoint(folder: Path) -> bytes:
     path = folder / "whole.pt"
     model = SyncNetModel(4, 4)
-    SyncNetCheckpoint(model.state_dict(), {}, {}, 0, -1, {"width": 4}, 4, {}, ["anna"]).save(path)
+    SyncNetCheckpoint(model.state_dict(), {}, {}, 0, -1, {"width": 4}, {}, ["anna"]).save(path)
     return path.read_bytes()
 
 

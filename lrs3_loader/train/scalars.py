@@ -10,7 +10,7 @@ from lrs3_loader.io.files import write_result
 from lrs3_loader.runtime.boards import Boards
 
 SCALARS_FILE = "scalars.jsonl"
-EVALUATION_FILE = "evaluation.json"  # the last evaluation, offset by offset
+EVALUATION_FILE = "evaluation.json"  # all that is known of the last evaluation
 
 
 class Scalars:
