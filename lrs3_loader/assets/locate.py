@@ -66,7 +66,7 @@ class Catalogue:
 ICT_MODEL = "ict.npz"
 #: Part of the name of a converted model. Increase it when ``face.model.ict`` or ``face.model.correspondence`` changes
 #: what it writes, so that conversions in the cache are replaced.
-ICT_CONVERTER_VERSION = 2
+ICT_CONVERTER_VERSION = 3
 ICT_ARCHIVE = "ICT-FaceKit-master.zip"
 ICT_SOURCES = ("ict_facekit.tar.xz", ICT_ARCHIVE, "ICT-FaceKit-master", "ICT-FaceKit", "FaceXModel")
 HUBERT = "facebook/hubert-large-ls960-ft"

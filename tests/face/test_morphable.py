@@ -186,6 +186,22 @@ def test_ict_is_the_face_in_our_units_and_axes(ict: FaceModel) -> None:
     assert left[42:48].max() > 10 * left[36:42].max()  # the person's left is on the right of the image
 
 
+def test_distances_of_icts_landmarks_from_their_vertices_grow_with_the_face(ict: FaceModel) -> None:
+    """So a face of 1.1 times the size has landmarks like the mean face's, not of another shape."""
+    modes = ict.exp_basis[:9_409].flatten(1)
+    marks = ict.landmark_verts
+    verts = torch.stack([(modes - ict.exp_basis[mark].flatten()).abs().sum(1).argmin() for mark in marks])
+    points = ict.mean[verts] - ict.mean[verts].mean(0)
+    changes = torch.einsum("kc,kci->i", points, ict.id_basis[verts]) / points.square().sum()
+    mode = int(changes.abs().argmax())
+    grown = 1 + 3 * changes[mode]
+    assert abs(grown - 1) > 0.03
+    person = ict.vertices(3 * torch.eye(ict.num_id)[mode], torch.zeros(ict.num_exp))
+    distances, before = person[marks] - person[verts], ict.mean[marks] - ict.mean[verts]
+    assert before.norm(dim=1).max() > 0.1
+    assert torch.allclose(distances, grown * before, atol=1e-4)
+
+
 def test_ict_is_mirror_symmetric(ict: FaceModel) -> None:
     flip = torch.tensor([-1.0, 1.0, 1.0])
     assert torch.allclose(ict.landmark_mean, ict.landmark_mean[MIRROR] * flip, atol=2e-3)

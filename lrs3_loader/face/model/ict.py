@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.errors import RunError
-from lrs3_loader.face.model.ict_landmarks import landmark_offsets
+from lrs3_loader.face.model.ict_landmarks import landmark_offsets, size_changes
 from lrs3_loader.face.model.morphable import NUM_LANDMARKS, FaceModel
 from lrs3_loader.io.zip_files import ZIP_DAMAGE, check_zip
 
@@ -133,23 +133,29 @@ def _parse_indices(data: bytes) -> tuple[list[str], list[int]]:
 def _build(files: dict[str, bytes], digest: str) -> FaceModel:
     expressions, landmarks = _parse_indices(files[INDICES])
     neutral = _parse_vertices(NEUTRAL, _face_vertex_lines(NEUTRAL, files[NEUTRAL]))
-    marks = neutral[landmarks] + landmark_offsets() / DECIMETRES_PER_UNIT
+    offsets = landmark_offsets() / DECIMETRES_PER_UNIT
+    marks = neutral[landmarks] + offsets
     centre = marks.mean(0)
     centre[0] = 0.0  # the mesh is symmetric about x = 0; the average is off by rounding alone
 
-    def modes(names: Sequence[str]) -> torch.Tensor:
+    def modes(names: Sequence[str]) -> np.ndarray:
         meshes = [_parse_vertices(name, files[f"{name}.obj"]) - neutral for name in names]
-        basis = np.stack(meshes, axis=-1)
-        basis = np.concatenate([basis, basis[landmarks]])
+        return np.stack(meshes, axis=-1)
+
+    def with_marks(basis: np.ndarray, change: np.ndarray | float = 0.0) -> torch.Tensor:
+        basis = np.concatenate([basis, basis[landmarks] + change])
         return torch.from_numpy((basis * DECIMETRES_PER_UNIT).astype(np.float32))
+
+    identities = modes(IDENTITIES)
+    growth = size_changes(neutral[landmarks], identities[landmarks])
 
     return FaceModel(
         name="ict",
         licence="MIT",
         source_sha256=digest,
         mean=torch.from_numpy(((np.concatenate([neutral, marks]) - centre) * DECIMETRES_PER_UNIT).astype(np.float32)),
-        id_basis=modes(IDENTITIES),
-        exp_basis=modes(expressions),
+        id_basis=with_marks(identities, offsets[..., None] * growth),
+        exp_basis=with_marks(modes(expressions)),
         id_sigma=torch.ones(len(IDENTITIES)),
         exp_sigma=torch.tensor([_SIGMAS.get(name.removesuffix("_L").removesuffix("_R"), 0.15) for name in expressions]),
         triangles=_triangles(files[NEUTRAL]),

@@ -4,10 +4,11 @@ The release names a vertex for each of iBUG's 68 landmarks, but MediaPipe's poin
 from them in the mean, 7 mm on the contour, 5 mm on the brows, 1.6 mm on the lips and 1 mm on the eyes. A fit to the
 vertices explains that by the identity: all people get much the same one, of two and a half times the model's variety.
 
-So the model's landmarks are points of their own, next to those vertices, that move as these do. They were measured in
-1,902 frames of seven people: the mean difference between MediaPipe's landmarks and the fitted ones, in the face's own
-axes, every person counted once and left and right together, repeated until it vanished; with a narrow prior of the
-identity and of the expression about its blendshape scores, so that neither explains it.
+So the model's landmarks are points of their own, next to those vertices, that move as these do; their distances from
+them grow and shrink with the face (if they did not, a fit would turn small and large faces by a degree and more). They
+were measured in 1,902 frames of seven people: the mean difference between MediaPipe's landmarks and the fitted ones, in
+the face's own axes, every person counted once and left and right together, repeated until it vanished; with a narrow
+prior of the identity and of the expression about its blendshape scores, so that neither explains it.
 """
 
 from __future__ import annotations
@@ -39,3 +40,12 @@ def landmark_offsets() -> np.ndarray:
         offsets[landmark, :2] = aside, upwards
         offsets[IBUG68_MIRROR[landmark], :2] = -aside, upwards
     return _DECIMETRES_PER_MM * offsets
+
+
+def size_changes(points: np.ndarray, modes: np.ndarray) -> np.ndarray:
+    """Relative change [I] of the size of ``points`` [K, 3] by each of ``modes`` [K, 3, I], to first order.
+
+    The size is the root mean square distance from the centroid.
+    """
+    points = points - points.mean(0)
+    return np.einsum("kc,kci->i", points, modes) / np.square(points).sum()
