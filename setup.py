@@ -26,6 +26,7 @@ TEST = [
     "tensorboard>=2.14,<3",
     "psutil>=5.9,<8",
     "threadpoolctl>=3.2,<4",
+    "dlib-bin>=20.0.1,<21",  # the index has dlib itself as source only; its predictor is in Debian's libdlib-data
     "imageio-ffmpeg>=0.6",  # a whole ffmpeg program: timelines and sound are compared with it
     "moto[server]>=5.1,<6",
     "s3fs>=2025.3.2",
@@ -113,7 +114,13 @@ setup(
         "viz": [],  # matplotlib, once an extra, comes with the package
         # What tools/bench.py and tools/soak.py need: a look at processes, and the packages to compare with. They say
         # which of them they miss.
-        "bench": ["psutil>=5.9,<8", "threadpoolctl>=3.2,<4", "librosa>=0.11,<2", "mediapipe>=0.10.21,<2"],
+        "bench": [
+            "psutil>=5.9,<8",
+            "threadpoolctl>=3.2,<4",
+            "librosa>=0.11,<2",
+            "mediapipe>=0.10.21,<2",
+            "dlib-bin>=20.0.1,<21",
+        ],
         # Speech in the audio; the network's weights are in the wheel. Its code is not imported.
         "quality": ["silero-vad>=6.2.1,<7"],
         # The figures of a run as a table, and as a parquet file. pyarrow counts major releases by the quarter.

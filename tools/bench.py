@@ -17,6 +17,8 @@ python tools/bench.py fit --clips FOLDER          # landmark fitting: against Ad
 
 python tools/bench.py coefficients --clips FOLDER # do fitted coefficients mean what they are called?
 
+python tools/bench.py landmarks --clips FOLDER    # the 68 landmarks beside dlib's
+
 python tools/bench.py speaking --clips FOLDER     # active-speaker scores with own sound, silence, another's voice
 
 python tools/bench.py figures --clips FOLDER      # figures of every clip: cost, two people in one clip, the table
@@ -335,6 +337,28 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
+class Landmarks:
+    """The 68 landmarks of real clips beside those of dlib's shape predictor (pip install dlib-bin)."""
+
+    clips: Path
+    """Folder of real clips, in any layout."""
+    assets: Path | None = None
+    """Folder of model files, looked in first."""
+    predictor: Path = Path("/usr/share/dlib/shape_predictor_68_face_landmarks.dat")
+    """dlib's file; the default is where Debian's package libdlib-data puts it."""
+    step: int = 5
+    """Every so many frames; dlib's detector is slow."""
+
+    def __call__(self) -> int:
+        from benchmarks import landmarks
+        from lrs3_loader.assets.locate import Assets
+
+        for line in landmarks.run_benchmark(self.clips, Assets(self.assets), self.predictor, self.step):
+            print(line, flush=True)
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
 class Speaking:
     """Active-speaker scores of real clips with their own sound, silence, noise, another's voice, and late sound."""
 
@@ -424,6 +448,7 @@ COMMANDS: dict[str, Any] = {
     "scan": Scan(),
     "fit": Fit(),
     "coefficients": Coefficients(Path()),
+    "landmarks": Landmarks(Path()),
     "speaking": Speaking(Path()),
     "figures": Figures(Path()),
     "cluster": Cluster(),
@@ -442,6 +467,7 @@ if TYPE_CHECKING:
         | Scan
         | Fit
         | Coefficients
+        | Landmarks
         | Speaking
         | Figures
         | Cluster
