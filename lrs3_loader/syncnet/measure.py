@@ -15,11 +15,10 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import write_result
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.offsets import MAX_OFFSET
-from lrs3_loader.run.record import differences
 from lrs3_loader.stream import ShardStream
 from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from lrs3_loader.syncnet.evaluate import READS, score_clip
-from lrs3_loader.train.checkpoint import feature_models
+from lrs3_loader.train.checkpoint import feature_differences, feature_models
 from lrs3_loader.train.speakers import speaker_of
 
 
@@ -42,7 +41,7 @@ def measure_offsets(
     Raises:
         RunError: the features of the run come from other models than those of the training; the message names them.
     """
-    changes = differences(checkpoint.features, feature_models(folder.record))
+    changes = feature_differences(checkpoint.features, feature_models(folder.record))
     if changes:
         raise RunError(
             f"the checkpoint was trained on other features than those of {folder.path} (trained on -> found): "

@@ -13,6 +13,7 @@ import torch
 from lrs3_loader.errors import RunError
 from lrs3_loader.io.files import write_result
 from lrs3_loader.io.safe_load import load_plain
+from lrs3_loader.run.record import differences
 
 CHECKPOINT_FILE = "checkpoint.pt"  # the latest state
 BEST_FILE = "best.pt"  # the state at the best evaluation
@@ -79,3 +80,15 @@ def feature_models(record: Mapping[str, Any]) -> dict[str, Any]:
         "face_model": {name: face.get(name) for name in ("name", "sha256")},
         "idexp": regression.get("idexp", "fit"),
     }
+
+
+def feature_differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Compare what ``feature_models`` returned for two runs; a speech encoder of equal weights may have another name.
+
+    Returns:
+        a line for each difference.
+    """
+    speech, other = then.get("speech"), now.get("speech")
+    if isinstance(speech, dict) and isinstance(other, dict) and speech.get("sha256") == other.get("sha256") is not None:
+        now = {**now, "speech": {**other, "model": speech.get("model")}}
+    return differences(dict(then), dict(now))

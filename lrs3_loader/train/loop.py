@@ -34,7 +34,7 @@ from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.runtime.progress import with_progress
 from lrs3_loader.stream.tasks import Item
-from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint
+from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, feature_differences
 from lrs3_loader.train.early_stop import BestSoFar
 from lrs3_loader.train.meter import Meter
 from lrs3_loader.train.objective import AnyEvaluation, AnyNetwork, Objective
@@ -226,10 +226,8 @@ class Training(Generic[AnyNetwork, AnyEvaluation]):
         config = asdict(self.config)
         # Checkpoints of earlier versions lack the options that came later, which had their present defaults.
         then = {**asdict(type(self.config)()), **checkpoint.config, **{name: config[name] for name in ENDING_OPTIONS}}
-        lines = differences(
-            {"config": then, "features": checkpoint.features},
-            {"config": config, "features": dict(self.objective.features)},
-        )
+        lines = differences({"config": then}, {"config": config})
+        lines += [f"features.{line}" for line in feature_differences(checkpoint.features, self.objective.features)]
         if checkpoint.speakers != sorted(self.objective.speakers):
             lines.append("other speakers")
         if lines:

@@ -22,7 +22,7 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.runtime import progress
 from lrs3_loader.stream.tasks import Item
-from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint
+from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, feature_differences
 from lrs3_loader.train.loop import Training, train
 from lrs3_loader.train.scalars import EVALUATION_FILE, read_scalars
 from lrs3_loader.train.settings import TrainLaunch
@@ -258,3 +258,18 @@ def test_an_option_that_came_later_is_taken_to_have_had_its_default(run: RunFold
         train(TinyObjective(run, replace(TINY, clip_norm=1.0)), launch(tmp_path))
     train(TinyObjective(run, replace(TINY, epochs=4)), launch(tmp_path))
     assert load(tmp_path).step == 24
+
+
+def test_an_encoder_of_equal_weights_may_have_another_name() -> None:
+    then = {"speech": {"model": "facebook/hubert", "sha256": "1f", "width": 8}, "idexp": "fit"}
+    renamed = {"speech": {"model": "hubert-copy", "sha256": "1f", "width": 8}, "idexp": "fit"}
+    assert feature_differences(then, renamed) == []
+    assert feature_differences(then, {**renamed, "idexp": "regression"}) == ['idexp: "fit" -> "regression"']
+    other = {"speech": {"model": "hubert-copy", "sha256": "2e", "width": 8}, "idexp": "fit"}
+    assert feature_differences(then, other) == [
+        'speech.model: "facebook/hubert" -> "hubert-copy"',
+        'speech.sha256: "1f" -> "2e"',
+    ]
+    unknown = {"speech": {"model": None, "sha256": None, "width": 8}, "idexp": "fit"}
+    named = {**unknown, "speech": {**unknown["speech"], "model": "hubert"}}
+    assert feature_differences(unknown, named) == ['speech.model: null -> "hubert"']
