@@ -19,9 +19,9 @@ from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.launch import cli
 from lrs3_loader.viz import preview
+from lrs3_loader.viz.mesh import MeshPainter
 from lrs3_loader.viz.overlay import LANDMARK_LINES, Colour, draw_dots, draw_landmarks, draw_line, draw_text, to_uint8
-from lrs3_loader.viz.preview.mesh import MeshPainter
-from lrs3_loader.viz.preview.view import View, blank_panel
+from lrs3_loader.viz.view import View, blank_panel
 
 LARGE_PX, SMALL_PX = 680, 340
 _INK: Colour = (0.90, 0.92, 0.95)

@@ -74,7 +74,8 @@ class Args:
     fit: Fit | None = None
     """For a clip file: how to fit the face model, as for extract (fast when not given)."""
     video: bool = True
-    """Show the video of a run's sample if available; --no-video shows only extracted values, and nobody's face."""
+    """Show the video of a run's sample if available, and the crops that the run stores (--store-face, --store-mouth);
+    --no-video shows only extracted values, and nobody's face."""
     hubert: str | None = None
     """For a clip file: the speech encoder to show as well, a Hugging Face name or a folder."""
     sources: Annotated[Sources, rarely("files and device")] = field(default_factory=Sources)

@@ -17,8 +17,8 @@ from lrs3_loader.errors import RunError
 from lrs3_loader.face.geometry import rotation
 from lrs3_loader.face.geometry.camera import DISTANCE, Camera, apply_pose, project
 from lrs3_loader.face.photometric import render
-from lrs3_loader.viz.preview.mesh import MeshPainter, Pytorch3dMeshPainter
-from lrs3_loader.viz.preview.view import View
+from lrs3_loader.viz.mesh import MeshPainter, Pytorch3dMeshPainter
+from lrs3_loader.viz.view import View
 from support.face_factory import small_model
 from support.pytorch3d_cameras import cameras_of_pose, matrix_from_pytorch3d, pose_of_cameras
 

@@ -11,8 +11,8 @@ import torch
 from lrs3_loader.demo import demo_head
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.viz import overlay
-from lrs3_loader.viz.preview.mesh import MeshPainter
-from lrs3_loader.viz.preview.view import GROUND, View
+from lrs3_loader.viz.mesh import MeshPainter
+from lrs3_loader.viz.view import GROUND, View
 
 pytestmark = pytest.mark.smoke
 

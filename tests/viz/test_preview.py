@@ -30,15 +30,16 @@ from lrs3_loader.launch.cli import UsageError
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.manifest import plan_sha256
 from lrs3_loader.types import Clip, ClipFeatures, Reject, Shard
-from lrs3_loader.viz import preview
+from lrs3_loader.viz import chart, preview
+from lrs3_loader.viz.layout import wrap
 from lrs3_loader.viz.overlay import draw_text, text_width
-from lrs3_loader.viz.preview import chart
 from lrs3_loader.viz.preview.measures import Measures, measure
-from lrs3_loader.viz.preview.page import Page, chosen_frames, wrap
+from lrs3_loader.viz.preview.page import Page, chosen_frames
 from lrs3_loader.viz.preview.subject import nearest
 from support.factory import make_clip
 from support.media_files import noise, write_media
 from support.paths import REPO
+from support.run_factory import with_media
 
 KEY = "pretrain/DemoHead000/00001"
 REJECTED = "pretrain/DemoHead000/00002"
@@ -152,6 +153,34 @@ def test_a_sample_without_its_corpus_is_shown_on_plain_ground(
     assert len(frames) == subject.num_frames
     assert frames[0].shape[1] == 3 * PANEL
     assert num_samples == 0
+
+
+def test_crops_and_audio_that_a_run_stores_are_shown(tmp_path: Path, corpus: demo.DemoCorpus) -> None:
+    (clip,) = scan_corpus(CorpusConfig(corpus=corpus.folder))
+    shard, model = Shard("pretrain-000000", (clip,)), demo.demo_head()
+    record = {
+        "config": {"face": {"face_model": "demo"}},
+        "plan_sha256": plan_sha256((shard,)),
+        "models": {"face_model": {"name": model.name, "sha256": model.source_sha256}},
+        "device_type": "cpu",
+    }
+    folder = RunFolder.create(tmp_path / "run", record, (shard,))
+    folder.publish(shard, [with_media(true_features(clip, corpus), size=64)], {}, {})
+    subject = preview.from_run(folder.path, KEY, demo_assets())
+    page = Page(subject, PANEL)
+    *_, face, mouth = page.panels(15, None)
+    assert [face.name, mouth.name] == ["stored face, 64 px", "stored mouth, 96 px"]
+    for panel in (face, mouth):
+        assert panel.image[8:-8, 8:-8].mean() == pytest.approx(4 * 15 / 255, abs=0.02)  # brightness tells the frame
+    preview.write_preview(subject, tmp_path / "x.mp4", PANEL)  # the corpus is not where this run looks for it
+    frames, num_samples = read_video(tmp_path / "x.mp4")
+    assert frames[0].shape[1] == 5 * PANEL
+    assert abs(num_samples - 640 * subject.num_frames) <= 1024
+    hidden = preview.from_run(folder.path, KEY, demo_assets(), video=False)
+    assert not {"face", "mouth", "audio"} & hidden.arrays.keys()
+    assert len(Page(hidden, PANEL).panels(15, None)) == 3
+    preview.write_preview(hidden, tmp_path / "y.mp4", 64)  # narrower than the chart
+    assert read_video(tmp_path / "y.mp4")[1] == 0
 
 
 def test_a_video_that_has_changed_is_not_shown(

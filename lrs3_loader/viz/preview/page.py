@@ -1,56 +1,35 @@
-"""Lays panels and strips out: one page a frame for a video, or one contact sheet for a whole clip."""
+"""The panels and the strips that show what was extracted from one clip."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
 import torch
 from matplotlib.colors import to_rgb
 
 from lrs3_loader.face.geometry.camera import Camera
-from lrs3_loader.types import FRAMES_PER_SECOND
-from lrs3_loader.viz import overlay
-from lrs3_loader.viz.overlay import LINE_PX, Colour, to_uint8
-from lrs3_loader.viz.preview import chart
+from lrs3_loader.viz import chart, overlay
+from lrs3_loader.viz.layout import NUM_COLUMNS, OUTLINE, Layout, Panel
+from lrs3_loader.viz.mesh import MeshPainter
+from lrs3_loader.viz.overlay import Colour
 from lrs3_loader.viz.preview.measures import Measures, measure
-from lrs3_loader.viz.preview.mesh import MeshPainter
 from lrs3_loader.viz.preview.subject import Subject
-from lrs3_loader.viz.preview.view import View, blank_panel
+from lrs3_loader.viz.view import View, blank_panel
 
-NUM_COLUMNS = 5  # of a contact sheet
 DETECTED: Colour = (0.25, 1.0, 0.45)
 FITTED: Colour = (1.0, 0.55, 0.10)
-INK: Colour = (0.86, 0.87, 0.88)
-OUTLINE: Colour = (1.0, 1.0, 1.0)
-ALARM: Colour = (1.0, 0.35, 0.35)
 MESH_OPACITY = 0.7
 FRONT_POSE = (0.0, 0.0, 0.0, 0.0, -0.12, -3.5)  # as face.camera; the whole head fits the panel
 
 
-@dataclass(frozen=True)
-class Panel:
-    """One image of one frame; ``label`` writes the name, and what the colours mean, at its upper left."""
-
-    name: str
-    image: np.ndarray  # [size, size, 3] f32 in 0..1
-    legend: tuple[tuple[str, Colour], ...] = ()
-
-    def label(self) -> None:
-        names = wrap(self.name.split(), self.image.shape[1] - 5, " ")
-        for line, (text, colour) in enumerate([*((name, OUTLINE) for name in names), *self.legend]):
-            overlay.draw_text(self.image, (5, 3 + line * LINE_PX), text, colour)
-
-
-class Page:
+class Page(Layout):
     """Draws one subject; ``size`` is the side of a panel in pixels (even), ``painter`` what draws the mesh."""
 
     def __init__(self, subject: Subject, size: int, painter: type[MeshPainter] = MeshPainter) -> None:
-        if size < 64 or size % 2:
-            raise ValueError(f"size must be even and at least 64, got {size}")
-        self.subject, self.size = subject, size
+        super().__init__(size, subject.num_frames)
+        self.subject = subject
         self.measures = measure(subject)
         height, width = subject.height, subject.width
         self._whole = View.of_frame(height, width, size)
@@ -61,12 +40,10 @@ class Page:
         self._front = painter(subject.model, id, Camera.for_frame(size, size), View(0, 0, size, size))
 
     def frames(self) -> Iterator[np.ndarray | None]:
-        """The video's frames, or as many times None."""
         video = self.subject.video
         return itertools.repeat(None, self.subject.num_frames) if video is None else video.frames()
 
     def panels(self, index: int, frame: np.ndarray | None) -> list[Panel]:
-        """The images of frame ``index``; ``frame`` [H, W, 3] u8 is drawn over where there is one."""
         arrays = self.subject.arrays
         exp, pose = (torch.from_numpy(arrays[name][index]) for name in ("exp", "pose"))
         ground = blank_panel(self.size) if frame is None else self._face.show(frame)
@@ -87,6 +64,16 @@ class Page:
         front = np.full_like(ground, 0.14)
         self._front.draw(front, exp, torch.tensor(FRONT_POSE), 1.0)
         panels.append(Panel("mesh from the front", front))
+        return [*panels, *self._stored(index)]
+
+    def _stored(self, index: int) -> list[Panel]:
+        """The crops of this frame that the run stores: what a training sees of it."""
+        stored = ((name, self.subject.arrays[name][index]) for name in ("face", "mouth") if name in self.subject.arrays)
+        panels = []
+        for name, crop in stored:
+            colour = crop if crop.ndim == 3 else np.repeat(crop[..., None], 3, axis=2)
+            whole = View.of_frame(crop.shape[0], crop.shape[1], self.size)
+            panels.append(Panel(f"stored {name}, {crop.shape[0]} px", whole.show(colour)))
         return panels
 
     def _draw_speaking(self, image: np.ndarray, points: np.ndarray, score: float) -> tuple[str, Colour]:
@@ -107,7 +94,6 @@ class Page:
         return Panel("source", image)
 
     def chart(self, width: int) -> np.ndarray:
-        """All strips, [h, width, 3] f32."""
         measures, arrays = self.measures, self.subject.arrays
         opening = {"detected": measures.opening, "fitted": measures.fitted_opening}
         error = {"all 68": measures.error, "mouth": measures.mouth_error}
@@ -127,7 +113,6 @@ class Page:
         return chart.draw_chart(strips, width, ~arrays["valid"])
 
     def facts(self) -> tuple[str, ...]:
-        """The clip in a few words; some may be empty."""
         measures = self.measures
         error, mouth = (float(np.nanmean(curve)) for curve in (measures.error, measures.mouth_error))
         return (
@@ -138,56 +123,11 @@ class Page:
             "no sound: the audio track is silent" if self.subject.is_silent else "",
         )
 
-    def header(self, width: int) -> np.ndarray:
-        """The facts, on as many lines as ``width`` pixels ask for, [h, width, 3] f32; h is even."""
-        lines = wrap(self.facts(), width - 6)
-        header = np.zeros((LINE_PX * len(lines) + 6, width, 3), dtype=np.float32)
-        for number, line in enumerate(lines):
-            overlay.draw_text(header, (6, 2 + number * LINE_PX), line, INK)
-        return header
+    def chosen_frames(self) -> dict[int, str]:
+        return chosen_frames(self.measures)
 
-    def video(self) -> Iterator[np.ndarray]:
-        """One page [h, w, 3] u8 a frame, h and w even: panels side by side, the strips below with a moving cursor."""
-        header = strips = np.empty(0, dtype=np.uint8)
-        for index, frame in enumerate(self.frames()):
-            panels = self.panels(index, frame)
-            width = self.size * len(panels)
-            if not len(header):
-                header, strips = to_uint8(self.header(width)), to_uint8(self.chart(width))
-            for panel in panels:
-                panel.label()
-            self._stamp(panels[0].image, index)
-            below = strips.copy()
-            below[:, chart.cursor_column(index, self.subject.num_frames, width)] = 255
-            row = to_uint8(np.concatenate([panel.image for panel in panels], axis=1))
-            yield np.concatenate([header, row, below])
-
-    def sheet(self) -> np.ndarray:
-        """A page [h, w, 3] u8 of the whole clip: a column for each of the frames of ``chosen_frames``."""
-        chosen = chosen_frames(self.measures)
-        width = self.size * len(chosen)
-        columns: dict[int, np.ndarray] = {}
-        for index, frame in enumerate(self.frames()):
-            if index in chosen:
-                panels = self.panels(index, frame)
-                self._stamp(panels[0].image, index, chosen[index])
-                if not columns:
-                    for panel in panels:
-                        panel.label()
-                columns[index] = np.concatenate([panel.image for panel in panels])
-        strips = self.chart(width)
-        for index in chosen:
-            strips[:, chart.cursor_column(index, self.subject.num_frames, width)] = 1.0
-        row = np.concatenate([columns[index] for index in sorted(columns)], axis=1)
-        return to_uint8(np.concatenate([self.header(width), row, strips]))
-
-    def _stamp(self, image: np.ndarray, index: int, reason: str = "") -> None:
-        """Write the time at the lower left, in red where no face was found."""
-        found = bool(self.subject.arrays["valid"][index])
-        facts = (f"{index / FRAMES_PER_SECOND:.2f} s", f"frame {index}", reason, "" if found else "no face: filled")
-        colour = OUTLINE if found else ALARM
-        for number, line in enumerate(reversed(wrap(facts, self.size - 5, ", ")), 1):
-            overlay.draw_text(image, (5, self.size - 4 - LINE_PX * number), line, colour)
+    def problem(self, index: int) -> str:
+        return "" if self.subject.arrays["valid"][index] else "no face: filled"
 
 
 def chosen_frames(measures: Measures) -> dict[int, str]:
@@ -203,14 +143,3 @@ def chosen_frames(measures: Measures) -> dict[int, str]:
         distance = np.abs(np.arange(num_frames)[:, None] - list(chosen)).min(1)
         chosen[int(np.argmax(distance))] = ""
     return chosen
-
-
-def wrap(parts: Iterable[str], width_px: int, gap: str = "   ") -> list[str]:
-    """Join texts, empty ones left out, to lines that ``draw_text`` fits into ``width_px``."""
-    lines: list[str] = []
-    for part in filter(None, parts):
-        if lines and overlay.text_width(lines[-1] + gap + part) <= width_px:
-            lines[-1] += gap + part
-        else:
-            lines.append(part)
-    return lines

@@ -39,7 +39,7 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.io.storage import local_path
 from lrs3_loader.quality.figures import SILENT_RMS
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.types import Clip, DecodedChunk, Reject, Shard
+from lrs3_loader.types import MEDIA_FIELDS, Clip, DecodedChunk, Reject, Shard
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,11 @@ class Subject:
     @property
     def num_frames(self) -> int:
         return len(self.arrays["lm68"])
+
+    @property
+    def waveform(self) -> np.ndarray | None:
+        """Audio [640 T] f32 of the video, else as stored; None where there is neither."""
+        return self.arrays.get("audio") if self.video is None else self.video.waveform
 
     @property
     def is_silent(self) -> bool:
@@ -157,7 +162,7 @@ def from_run(
     Args:
         face_model: where the run's face model is now, if not where it was.
         corpus: where the corpus is now, if not where it was.
-        video: whether to look for the video at all.
+        video: whether to look for the video at all, and to show stored crops and audio.
 
     Raises:
         RunError: no run there, no such key in it (the nearest ones are listed), the clip was rejected or not
@@ -181,7 +186,9 @@ def from_run(
     if not meta.get("source", {}).keys() >= {"height", "width"}:
         raise RunError(f"{key} does not say how large its frames are: its fit cannot be drawn")
     found = None
-    if video:
+    if not video:
+        sample = {name: value for name, value in sample.items() if name not in MEDIA_FIELDS}
+    else:
         try:
             found = video_of_run(folder, clip, corpus, int(meta["num_frames"]))
         except RunError as error:

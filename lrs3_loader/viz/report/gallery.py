@@ -20,12 +20,12 @@ from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.types import FRAMES_PER_SECOND, Clip
+from lrs3_loader.viz.chart import HEAT_MAP, MEL_RANGE, PITCH_TOP_HZ
+from lrs3_loader.viz.mesh import MeshPainter
 from lrs3_loader.viz.overlay import to_uint8
-from lrs3_loader.viz.preview.chart import HEAT_MAP, MEL_RANGE, PITCH_TOP_HZ
 from lrs3_loader.viz.preview.measures import mouth_opening
-from lrs3_loader.viz.preview.mesh import MeshPainter
-from lrs3_loader.viz.preview.view import View, blank_panel
 from lrs3_loader.viz.report.collect import Pick, read_fields
+from lrs3_loader.viz.view import View, blank_panel
 
 ModelLoader = Callable[[], FaceModel]
 #: Gives frame t, [H, W, 3] u8, of a clip of so many frames; raises ``RunError`` where its video is not there.

@@ -20,6 +20,7 @@ from lrs3_loader.types import FRAMES_PER_SECOND, ROWS_PER_FRAME
 from lrs3_loader.viz.overlay import LINE_PX
 
 LABEL_PX = 220  # left margin
+MIN_WIDTH = LABEL_PX + 60  # of a chart: less shows no curve
 GAP_PX = 10  # above each strip
 AXIS_PX = 20  # below the last strip, for the ticks of time
 INK, FAINT, GRID = "#dbdee0", "#9fa4aa", "#3a3d42"
@@ -136,7 +137,7 @@ def draw_chart(strips: Sequence[Strip], width: int, missing: np.ndarray) -> np.n
     """Draw strips one below another, with gaps above each and the ticks of time below the last.
 
     Args:
-        width: pixels, the margin of ``LABEL_PX`` included.
+        width: pixels, at least ``MIN_WIDTH``: the margin of ``LABEL_PX`` is included.
         missing: [T] bool, frames to be marked as without a face.
 
     Returns:

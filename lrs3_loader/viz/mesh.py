@@ -14,7 +14,7 @@ from lrs3_loader.face.geometry.camera import Camera, apply_pose
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.face.photometric import render
 from lrs3_loader.viz.overlay import wireframe_coverage
-from lrs3_loader.viz.preview.view import View
+from lrs3_loader.viz.view import View
 
 SUPERSAMPLING = 2  # the mesh is drawn this much finer in both directions, and averaged
 _LIGHT = np.array([-0.35, 0.45, 0.82], dtype=np.float32)  # direction towards the lamp, camera axes
@@ -27,10 +27,16 @@ class MeshPainter:
 
     colour = _SKIN
 
-    def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
-        """Args: ``id`` [I], the camera of the source frame, and which part of that frame the images show."""
+    def __init__(
+        self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View, tint: np.ndarray | None = None
+    ) -> None:
+        """Args: ``id`` [I], the camera of the source frame, and which part of that frame the images show.
+
+        ``tint`` [V] f32 is the brightness of each vertex in the same light (1 when not given).
+        """
         self._model, self._id, self._camera, self._view = model, id, camera, view
         self._triangles = model.triangles.numpy()
+        self._tint = np.float32(1) if tint is None else tint
 
     def draw(self, image: np.ndarray, exp: torch.Tensor, pose: torch.Tensor, opacity: float) -> None:
         """``exp`` [E], ``pose`` [6] as ``face.camera``; ``opacity`` 0..1; ``image`` [size, size, 3] f32 in 0..1."""
@@ -39,7 +45,7 @@ class MeshPainter:
         normals = apply_pose(self._model.normals(vertices), rotation_only).numpy()
         moved = apply_pose(vertices, pose).numpy()
         light = _LIGHT / np.linalg.norm(_LIGHT)
-        shade = (_AMBIENT + _LAMP * np.maximum(normals @ light, 0.0)).astype(np.float32)
+        shade = (self._tint * (_AMBIENT + _LAMP * np.maximum(normals @ light, 0.0))).astype(np.float32)
         shade_sum, coverage = self._cover(moved, shade)
         colour = shade_sum[..., None] * self.colour  # already times the coverage
         image *= 1 - opacity * coverage[..., None]
@@ -69,9 +75,11 @@ class MeshPainter:
 class Pytorch3dMeshPainter(MeshPainter):
     """A mesh painter that draws with pytorch3d. Raises ``RunError`` where that is missing."""
 
-    def __init__(self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View) -> None:
+    def __init__(
+        self, model: FaceModel, id: torch.Tensor, camera: Camera, view: View, tint: np.ndarray | None = None
+    ) -> None:
         render.require_pytorch3d("--mesh pytorch3d")
-        super().__init__(model, id, camera, view)
+        super().__init__(model, id, camera, view, tint)
         centre = view.to_panel(np.array([camera.centre_x_px, camera.centre_y_px]))
         focal = camera.focal_px * view.scale
         pinhole = torch.tensor([[focal, focal, *centre]], dtype=torch.float32)
