@@ -22,7 +22,7 @@ from lrs3_loader.decode.downmix import to_mono
 from lrs3_loader.decode.geneface_audio import geneface_waveform
 from lrs3_loader.decode.resampling import to_16khz
 from lrs3_loader.decode.video import open_container
-from lrs3_loader.errors import LengthMismatchError, NoAudioError, UnreadableError
+from lrs3_loader.errors import LengthMismatchError, NoAudioError, TooLargeError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS
 from lrs3_loader.types import FRAMES_PER_SECOND, SAMPLE_RATE, SAMPLES_PER_FRAME, shape_repr
 
@@ -115,6 +115,40 @@ def read_audio(
     )
 
 
+def read_sound(path: Path, name: str, max_frames: int) -> ClipAudio:
+    """Read a whole audio track, from its own beginning: ``640 T`` samples, the last frame filled up with zeros.
+
+    Args:
+        name: the name of the file in error messages.
+        max_frames: T of the longest track that is read.
+
+    Raises:
+        NoAudioError: the file has no audio track, or one without a sample.
+        TooLargeError: the track is longer.
+        UnreadableError: the file is missing, damaged, or not a media file.
+    """
+    num_frames = _count_frames(path, name, max_frames)
+    return read_audio(path, name, TimeRange(None, Fraction(0), num_frames, open_end=True), num_frames)
+
+
+def _count_frames(path: Path, name: str, max_frames: int) -> int:
+    """Decode a track to see how many video frames it lasts; containers tell it roughly, or not at all."""
+    everything = TimeRange(None, Fraction(0), max_frames, open_end=True)
+    with open_container(path, name) as container:
+        try:
+            first, frames = _open_track(container, name, everything)
+            rate = first.frame.sample_rate
+            limit = max_frames * rate // FRAMES_PER_SECOND
+            end = 0
+            for frame, position, overlap in _positions(chain([first], frames), first.track_start, rate):
+                end = position + frame.samples - overlap
+                if end > limit:
+                    raise TooLargeError(f"{name}: its sound lasts more than {max_frames / FRAMES_PER_SECOND:g} s")
+        except MEDIA_ERRORS as error:
+            raise UnreadableError(f"{name}: damaged audio ({getattr(error, 'strerror', error)})") from error
+    return max(1, -(-end * FRAMES_PER_SECOND // rate))
+
+
 @dataclass
 class _Placed:
     """Mono samples at the source's rate, from one video frame before the clip to one frame after it."""
@@ -140,17 +174,8 @@ def _place(
     container: av.container.InputContainer, name: str, time_range: TimeRange, max_mismatch_seconds: Fraction
 ) -> _Placed:
     """Decode no more than is needed and place it on the timeline of the range."""
-    stream = container.streams.best("audio")
-    if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
-        raise NoAudioError(f"{name}: no audio track")
-    frames = _frames(container, stream, name, time_range)
-    first = next(frames, None)
-    if first is None:
-        raise NoAudioError(f"{name}: the audio track holds no samples")
+    first, frames = _open_track(container, name, time_range)
     rate, num_channels, track_start = first.frame.sample_rate, first.frame.layout.nb_channels, first.track_start
-    if rate not in SAMPLE_RATES:
-        raise UnreadableError(f"{name}: audio of {rate} samples per second")
-
     origin = track_start if time_range.start_seconds is None else time_range.start_seconds
     origin += time_range.skip_seconds
     margin = -(-rate // FRAMES_PER_SECOND)
@@ -172,6 +197,22 @@ def _place(
         covered[max(0, position) : max(0, end)] = True
     num_missing = length - int(covered.sum())
     return _Placed(samples, rate, num_channels, num_samples, track_start, num_missing, max(0, end - length))
+
+
+def _open_track(
+    container: av.container.InputContainer, name: str, time_range: TimeRange
+) -> tuple[_Timed, Iterator[_Timed]]:
+    """Return the first decoded frame of the audio track, and those after it."""
+    stream = container.streams.best("audio")
+    if not isinstance(stream, av.AudioStream) or stream.codec_context is None:
+        raise NoAudioError(f"{name}: no audio track")
+    frames = _frames(container, stream, name, time_range)
+    first = next(frames, None)
+    if first is None:
+        raise NoAudioError(f"{name}: the audio track holds no samples")
+    if first.frame.sample_rate not in SAMPLE_RATES:
+        raise UnreadableError(f"{name}: audio of {first.frame.sample_rate} samples per second")
+    return first, frames
 
 
 def _positions(frames: Iterable[_Timed], origin: Fraction, rate: int) -> Iterator[tuple[av.AudioFrame, int, int]]:
