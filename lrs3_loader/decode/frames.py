@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from lrs3_loader.decode.display import Display
+from lrs3_loader.decode.grey import GreyAreas, can_be_made_up
 from lrs3_loader.decode.video import VideoTrack, open_container, video_stream
 from lrs3_loader.errors import ClipError, UnreadableError
 from lrs3_loader.io.media_file import MEDIA_ERRORS
@@ -131,7 +132,8 @@ def _frames_from(track: VideoTrack, pts: int) -> Iterator[tuple[av.VideoFrame, b
             first = next(frames, None)
             if first is None or (key is not None and (first.pts is None or first.pts > pts)):
                 continue
-            yield from _with_damage(itertools.chain([first], frames), track.damaged_pts)
+            is_made_up = GreyAreas() if can_be_made_up(stream.codec_context.name, track.pts) else _never
+            yield from _with_damage(itertools.chain([first], frames), track.damaged_pts, is_made_up)
             return
 
 
@@ -148,26 +150,31 @@ def _at_packets(frames: Iterable[av.VideoFrame], time: int) -> Iterator[av.Video
         yield frame
 
 
-def _with_damage(frames: Iterable[av.VideoFrame], damaged_pts: frozenset[int]) -> Iterator[tuple[av.VideoFrame, bool]]:
+def _never(frame: av.VideoFrame) -> bool:
+    return False
+
+
+def _with_damage(
+    frames: Iterable[av.VideoFrame], damaged_pts: frozenset[int], is_made_up: Callable[[av.VideoFrame], bool]
+) -> Iterator[tuple[av.VideoFrame, bool]]:
     """Tell which frames are damaged: of which the decoder had to conceal parts, or that are predicted from such frames.
 
-    Frames whose bytes are known to be damaged count as those of which parts were concealed. Damage lasts until the next
-    key frame. B frames are also predicted from the frame that is shown after them, and from one another.
+    Frames whose bytes are known to be damaged count as those of which parts were concealed, and so do those that
+    ``is_made_up`` finds. Damage lasts until the next key frame. B frames are also predicted from the frame that is shown
+    after them, and from one another.
     """
 
-    def has_damage(frame: av.VideoFrame) -> bool:
-        return bool(frame.is_corrupt or frame.pts in damaged_pts)
-
-    waiting: list[av.VideoFrame] = []  # B frames
+    waiting: list[tuple[av.VideoFrame, bool]] = []  # B frames, and whether each has damage of its own
     is_damaged = False
     for frame in frames:
-        waiting.append(frame)
+        has_damage = bool(frame.is_corrupt or frame.pts in damaged_pts or is_made_up(frame))
+        waiting.append((frame, has_damage))
         if frame.pict_type == av.video.frame.PictureType.B and len(waiting) < MAX_REORDERED:
             continue
-        for other in waiting[:-1]:
-            yield other, is_damaged or any(map(has_damage, waiting))
-        is_damaged = has_damage(frame) or (is_damaged and not frame.key_frame)
+        for other, _ in waiting[:-1]:
+            yield other, is_damaged or any(damage for _, damage in waiting)
+        is_damaged = has_damage or (is_damaged and not frame.key_frame)
         yield frame, is_damaged
         waiting.clear()
-    for frame in waiting:
-        yield frame, is_damaged or any(map(has_damage, waiting))
+    for frame, _ in waiting:
+        yield frame, is_damaged or any(damage for _, damage in waiting)

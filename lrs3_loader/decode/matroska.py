@@ -1,16 +1,24 @@
-"""Finds the damaged parts of Matroska files that hold checksums, as those that FFmpeg writes do (WebM files do not).
+"""Finds the damaged parts of Matroska files: those without their checksum, and those whose structure is broken.
 
-An element may begin with the CRC-32 of the rest of it (RFC 8794, 11.3.1; Matroska: RFC 9559).
+An element may begin with the CRC-32 of the rest of it (RFC 8794, 11.3.1; Matroska: RFC 9559). FFmpeg writes one for each
+cluster of a Matroska file; WebM files have none, so that only the lengths of their elements can contradict one another.
 """
 
 from __future__ import annotations
 
+import io
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 _SEGMENT = 0x18538067
+_CLUSTER = 0x1F43B675
+_CLUSTER_BYTES = _CLUSTER.to_bytes(4, "big")
+#: Elements that a cluster may hold: Timestamp, SimpleBlock, BlockGroup, Position, PrevSize, SilentTracks, EncryptedBlock, Void, CRC-32.
+_IN_CLUSTERS = frozenset((0xE7, 0xA3, 0xA0, 0xA7, 0xAB, 0x5854, 0xAF, 0xEC, 0xBF))
+_CHECKSUM = b"\xbf\x84"  # its element has four bytes
+_SEARCH_BYTES = 1 << 20
 _MAX_CHECKED_BYTES = 1 << 28  # of one element; those of FFmpeg have 5 MB
 
 
@@ -23,33 +31,85 @@ class _Element(NamedTuple):
 def damaged_ranges(path: Path) -> tuple[range, ...]:
     """Return the bytes that are damaged: elements without their checksum, and what follows a break in the structure.
 
-    Empty for files of other formats, and for those without checksums.
+    After a break, reading goes on at the next cluster. Empty for files of other formats.
 
     Raises:
         OSError: the file cannot be read.
     """
     found: list[range] = []
-    num_checked = 0
     with open(path, "rb") as file:
         size = file.seek(0, 2)
         segment = next((one for one in _elements(file, 0, size) if one.kind == _SEGMENT), None)
         if segment is None:
             return ()
         at = segment.start
-        for element in _elements(file, segment.start, size):
-            at = element.start
-            if element.stop is None or element.stop - element.start > _MAX_CHECKED_BYTES:
+        while at < size:
+            element = next(_elements(file, at, size), None)
+            if element is None:  # cut, or with a wrong length
+                file.seek(at)
+                start = at + _whole_of_cut(file.read(_MAX_CHECKED_BYTES))
+            elif element.stop is None or element.stop - element.start > _MAX_CHECKED_BYTES:
                 return ()
-            at = element.stop
-            file.seek(element.start)
-            contents = file.read(element.stop - element.start)
-            if contents[:1] == b"\xbf" and contents[1:2] == b"\x84":
-                num_checked += 1
-                if zlib.crc32(memoryview(contents)[6:]) != int.from_bytes(contents[2:6], "little"):
+            else:
+                file.seek(element.start)
+                contents = file.read(element.stop - element.start)
+                start, at = element.stop, element.stop
+                if _has_wrong_checksum(contents):
                     found.append(range(element.start, element.stop))
-    if num_checked and at < size:
-        found.append(range(at, size))
-    return tuple(found) if num_checked else ()
+                elif element.kind == _CLUSTER:
+                    start = element.start + _whole_bytes(contents)
+                if start == element.stop:
+                    continue
+            at = _next_cluster(file, start, size)
+            found.append(range(start, at))
+    return tuple(found)
+
+
+def _has_wrong_checksum(contents: bytes) -> bool:
+    if contents[:2] != _CHECKSUM:
+        return False
+    return zlib.crc32(memoryview(contents)[6:]) != int.from_bytes(contents[2:6], "little")
+
+
+def _whole_bytes(contents: bytes) -> int:
+    """Return up to where the elements of a cluster are whole: all of it, or the last one before a break in them.
+
+    The one before a break counts as broken, as it may be its length that is wrong.
+    """
+    last = at = 0
+    is_known = True
+    for element in _elements(io.BytesIO(contents), 0, len(contents)):
+        if element.stop is None or element.kind == _CLUSTER:
+            break
+        is_known = is_known and element.kind in _IN_CLUSTERS
+        if is_known:
+            last = at
+        at = element.stop
+    is_cut = contents.startswith(_CLUSTER_BYTES, at)  # the next one begins
+    return at if is_cut or at == len(contents) else last
+
+
+def _whole_of_cut(element: bytes) -> int:
+    """Return up to where a cluster without a checksum, which is cut or has a wrong length, is whole; 0 for others."""
+    _, size_bytes = _number(element, len(_CLUSTER_BYTES), keeps_marker=False)
+    header = len(_CLUSTER_BYTES) + size_bytes
+    is_checked = element[header : header + 2] == _CHECKSUM
+    if not element.startswith(_CLUSTER_BYTES) or not size_bytes or is_checked:
+        return 0
+    return header + _whole_bytes(element[header:])
+
+
+def _next_cluster(file: BinaryIO, start: int, stop: int) -> int:
+    """Return where the next cluster begins, or the end of the file."""
+    file.seek(start)
+    overlap = b""
+    while block := file.read(_SEARCH_BYTES):
+        at = (overlap + block).find(_CLUSTER_BYTES)
+        if at >= 0:
+            return start - len(overlap) + at
+        start += len(block)
+        overlap = block[-3:]
+    return stop
 
 
 def _elements(file: BinaryIO, start: int, stop: int) -> Iterator[_Element]:

@@ -191,7 +191,7 @@ def _demux_timestamps(
     durations: list[int] = []
     key_pts: list[int] = []
     damaged: set[int] = set()
-    num_packets = 0
+    num_packets = position = 0
     try:
         for packet in container.demux(stream):
             if packet.size == 0:  # the flush packet that ends every stream
@@ -211,8 +211,9 @@ def _demux_timestamps(
                         "recordings joined without rewriting their timestamps"
                     )
                 key_pts.append(time)
-            if any((packet.pos or 0) in damaged_range for damaged_range in damaged_ranges):
+            if _is_damaged(packet, damaged_ranges, position):
                 damaged.add(time)
+            position = max(position, packet.pos or 0)
             # Nothing before the first key frame can be decoded; an edit list may hide frames that others depend on.
             if key_pts and not packet.is_discard:
                 pts.append(time)
@@ -223,6 +224,19 @@ def _demux_timestamps(
     if not pts:
         raise UnreadableError(f"{name}: the video track holds no frame that can be shown")
     return np.array(pts), np.array(durations), np.array(key_pts), frozenset(damaged)
+
+
+def _is_damaged(packet: av.Packet, damaged_ranges: tuple[range, ...], previous: int) -> bool:
+    """Tell whether a packet lies in damaged bytes, or after some in which frames that it depends on may have been lost.
+
+    Args:
+        previous: the position of the packet before it.
+    """
+    position = packet.pos or 0
+    return any(
+        position in damaged or (previous < damaged.start < position and not packet.is_keyframe)
+        for damaged in damaged_ranges
+    )
 
 
 def _packet_delay(path: Path, name: str, times: np.ndarray) -> int:

@@ -70,7 +70,55 @@ def test_what_follows_a_break_in_the_structure_is_damaged(mkv: Path) -> None:
     whole = mkv.read_bytes()
     starts = [at for at in range(len(whole)) if whole[at : at + 4] == CLUSTER]
     mkv.write_bytes(whole[: starts[1]] + bytes(50) + whole[starts[1] :])
-    assert damaged_ranges(mkv) == (range(starts[1], len(whole) + 50),)
+    assert damaged_ranges(mkv) == (range(starts[1], starts[1] + 50),)
+    assert damaged_frames(mkv) == set()  # nothing was lost, and the next cluster begins with a key frame
+    mkv.write_bytes(whole[: starts[1]] + bytes(4) + whole[starts[1] + 4 :])
+    assert damaged_ranges(mkv) == (range(starts[1], starts[2]),)
+
+
+def element(kind: str, contents: bytes) -> bytes:
+    return bytes.fromhex(kind) + (len(contents) | 1 << 28).to_bytes(4, "big") + contents
+
+
+def test_blocks_without_checksums_must_fill_their_clusters(tmp_path: Path) -> None:
+    blocks = [element("a3", bytes([0x81, 0, number, 0]) + bytes(30)) for number in range(4)]
+    cluster = element("1f43b675", element("e7", b"\0") + b"".join(blocks))
+    head = element("1a45dfa3", b"")
+    start = len(head) + 8 + len(cluster)
+    path = tmp_path / "a.webm"
+
+    def found(second: bytes) -> tuple[range, ...]:
+        path.write_bytes(head + element("18538067", cluster + second + cluster))
+        return damaged_ranges(path)
+
+    assert found(cluster) == ()
+    third = cluster.index(blocks[2])
+    too_long = cluster[: third + 1] + (900 | 1 << 28).to_bytes(4, "big") + cluster[third + 5 :]
+    lost = cluster[:third] + cluster[third + 6 :]
+    second = start + cluster.index(blocks[1])  # its length may be what is wrong
+    assert found(too_long) == (range(second, start + len(cluster)),)
+    assert found(lost)[0].start == second
+    assert found(cluster[:third]) == (range(start + third, start + third),)  # what is there is whole
+
+
+def test_frames_after_a_break_are_damaged_up_to_a_key_frame(tmp_path: Path) -> None:
+    options = {"cluster_time_limit": "1000"}
+    webm = write_media(
+        tmp_path / "a.webm",
+        num_frames=100,
+        video_codec="libvpx",
+        video_options={"g": "25"},
+        container_options=options,
+    )
+    whole = webm.read_bytes()
+    assert damaged_frames(webm) == set()
+    starts = [at for at in range(len(whole)) if whole[at : at + 4] == CLUSTER]
+    at = (starts[1] + starts[2]) // 2
+    webm.write_bytes(whole[:at] + whole[at + 7 :])
+    damaged = damaged_frames(webm)
+    assert 25 < min(damaged) < 50  # the key frame after it is lost as well
+    assert set(range(50, 75)) <= damaged
+    assert max(damaged) == 74
 
 
 def test_files_without_checksums_and_of_other_formats_pass(tmp_path: Path) -> None:
