@@ -160,8 +160,8 @@ def _with_damage(
     """Tell which frames are damaged: of which the decoder had to conceal parts, or that are predicted from such frames.
 
     Frames whose bytes are known to be damaged count as those of which parts were concealed, and so do those that
-    ``is_made_up`` finds. Damage lasts until the next key frame. B frames are also predicted from the frame that is shown
-    after them, and from one another.
+    ``is_made_up`` finds. Damage lasts until the next key frame. B frames are also predicted from the frame that is
+    shown after them, and from one another.
     """
 
     waiting: list[tuple[av.VideoFrame, bool]] = []  # B frames, and whether each has damage of its own

@@ -14,7 +14,7 @@ _BLOCK = 4  # pixels of luma, 2 of chroma: of larger ones, few stay grey when wh
 _MIN_SHARE = 0.01  # of the blocks, by which grey grows from one frame to the next; a still grey area does not grow
 _MIN_GAP = 1.5  # of the usual time between frames
 #: By pixel format: the value of mid-grey, the same in each plane, and its type.
-_MID_GREY = {"yuv420p": (128, np.uint8), "yuvj420p": (128, np.uint8), "yuv420p10le": (512, np.dtype("<u2"))}
+_MID_GREY = {"yuv420p": (128, "u1"), "yuvj420p": (128, "u1"), "yuv420p10le": (512, "<u2")}
 
 
 def can_be_made_up(codec: str, pts: np.ndarray) -> bool:
@@ -54,7 +54,9 @@ def _count_grey(frame: av.VideoFrame) -> tuple[int, int]:
     rows, columns = frame.height // _BLOCK, frame.width // _BLOCK
     is_grey = np.ones((rows, columns), dtype=bool)
     for plane, side in zip(frame.planes, (_BLOCK, _BLOCK // 2, _BLOCK // 2), strict=True):
-        pixels = np.frombuffer(memoryview(plane), dtype).reshape(plane.height, -1)[: rows * side, : columns * side]
+        pixels = np.frombuffer(memoryview(plane), dtype=dtype).reshape(plane.height, -1)[
+            : rows * side, : columns * side
+        ]
         is_grey &= (pixels == value).reshape(rows, side, columns, side).all((1, 3))
         if not is_grey.any():  # in nearly all frames, the luma is enough
             break

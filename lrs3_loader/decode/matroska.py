@@ -1,7 +1,7 @@
 """Finds the damaged parts of Matroska files: those without their checksum, and those whose structure is broken.
 
-An element may begin with the CRC-32 of the rest of it (RFC 8794, 11.3.1; Matroska: RFC 9559). FFmpeg writes one for each
-cluster of a Matroska file; WebM files have none, so that only the lengths of their elements can contradict one another.
+An element may begin with the CRC-32 of the rest of it (RFC 8794, 11.3.1; Matroska: RFC 9559). FFmpeg writes one for
+each cluster of a Matroska file. WebM files have none: only the lengths of their elements can contradict one another.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from typing import BinaryIO, NamedTuple
 _SEGMENT = 0x18538067
 _CLUSTER = 0x1F43B675
 _CLUSTER_BYTES = _CLUSTER.to_bytes(4, "big")
-#: Elements that a cluster may hold: Timestamp, SimpleBlock, BlockGroup, Position, PrevSize, SilentTracks, EncryptedBlock, Void, CRC-32.
+#: What a cluster may hold: Timestamp, SimpleBlock, BlockGroup, Position, PrevSize, SilentTracks, EncryptedBlock, Void,
+#: CRC-32.
 _IN_CLUSTERS = frozenset((0xE7, 0xA3, 0xA0, 0xA7, 0xAB, 0x5854, 0xAF, 0xEC, 0xBF))
 _CHECKSUM = b"\xbf\x84"  # its element has four bytes
 _SEARCH_BYTES = 1 << 20

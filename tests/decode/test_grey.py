@@ -92,7 +92,7 @@ def test_a_slide_of_that_grey_is_not_made_up(tmp_path: Path) -> None:
 
     def draw(number: int, height: int, width: int) -> np.ndarray:
         frame = draw_frame(number, height, width)
-        if 20 <= number:
+        if number >= 20:
             frame[:] = 130  # 128 in YUV of limited range
             frame[10:40, number : number + 30] = draw_frame(number, 30, 30, slice(5, 10))
         return frame
