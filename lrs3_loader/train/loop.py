@@ -32,6 +32,7 @@ from lrs3_loader.io.files import make_folder, write_result
 from lrs3_loader.run.record import differences
 from lrs3_loader.runtime.boards import Boards
 from lrs3_loader.runtime.device import pick_device
+from lrs3_loader.runtime.memory import disable_malloc_trim
 from lrs3_loader.runtime.progress import with_progress
 from lrs3_loader.stream.tasks import Item
 from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, feature_differences
@@ -58,6 +59,7 @@ def train(objective: Objective[AnyNetwork, AnyEvaluation], launch: TrainLaunch) 
             is not finite.
     """
     launch.boards.require()
+    disable_malloc_trim()  # batches of the same sizes come again and again, in the reading processes, too
     torch.set_num_threads(launch.threads)
     device = pick_device(launch.device)
     with process_group(device), torch.random.fork_rng(devices=[]):

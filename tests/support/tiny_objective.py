@@ -1,13 +1,15 @@
 """The smallest training: a line from speech features to landmarks, with dropout and noise in its loss.
 
-torchrun ... tiny_objective.py RUN OUT CLIPS NOISE EPOCHS [EPOCHS...]: train in OUT, once for each number of epochs
+torchrun ... tiny_objective.py RUN OUT CLIPS NOISE [EPOCHS...]: train in OUT, once for each number of epochs;
+without any, in OUT/repeat-0 and OUT/repeat-1
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +22,7 @@ from lrs3_loader.stream.tasks import Item
 from lrs3_loader.train.checkpoint import Checkpoint
 from lrs3_loader.train.loop import train
 from lrs3_loader.train.ranks import gather, process_group
+from lrs3_loader.train.repeats import train_repeats
 from lrs3_loader.train.settings import TrainingConfig, TrainLaunch
 from lrs3_loader.train.speakers import SpeakerSplit
 
@@ -107,11 +110,15 @@ class TinyObjective:
 
 def main() -> None:
     run, out, clips, noise, *epochs = sys.argv[1:]
+    folder = RunFolder.open(run)
+    config = TinyConfig(epochs=1, batch_clips=int(clips), noise=float(noise), held_out=0.5)
+    launch = TrainLaunch(Path(out), device="cpu", checkpoint_steps=1, evaluate_epochs=100)
+    if not epochs:
+        train_repeats(partial(TinyObjective, folder), config, launch, 2)
+        return
     with process_group(torch.device("cpu")):
         for number in epochs:
-            config = TinyConfig(epochs=int(number), batch_clips=int(clips), noise=float(noise), held_out=0.5)
-            launch = TrainLaunch(Path(out), device="cpu", checkpoint_steps=1, evaluate_epochs=100)
-            found = train(TinyObjective(RunFolder.open(run), config), launch)
+            found = train(TinyObjective(folder, replace(config, epochs=int(number))), launch)
             if found is not None:
                 sys.stdout.write(f"{found.describe()}\n")
 

@@ -24,6 +24,7 @@ from lrs3_loader.runtime import progress
 from lrs3_loader.stream.tasks import Item
 from lrs3_loader.train.checkpoint import BEST_FILE, CHECKPOINT_FILE, Checkpoint, feature_differences
 from lrs3_loader.train.loop import Training, train
+from lrs3_loader.train.repeats import REPEATS_FILE
 from lrs3_loader.train.scalars import EVALUATION_FILE, read_scalars
 from lrs3_loader.train.settings import TrainLaunch
 from support import tiny_objective
@@ -142,6 +143,13 @@ def test_two_ranks_train_like_one_with_twice_the_batch_and_resume_exactly(tmp_pa
     noisy, resumed = load(tmp_path / "noisy"), load(tmp_path / "resumed")
     assert noisy.step == 6
     assert all(torch.equal(weight, resumed.model[name]) for name, weight in noisy.model.items())
+
+
+def test_repeats_on_two_ranks_go_on_to_the_second_training(tmp_path: Path) -> None:
+    small = make_run(tmp_path / "run", [[5, 8, 6, 9]] * 2)
+    on_two_ranks(small.path, tmp_path / "out", 2, 0.5)
+    seeds = [load(tmp_path / "out" / f"repeat-{number}").config["seed"] for number in range(2)]
+    assert seeds == json.loads((tmp_path / "out" / REPEATS_FILE).read_text())["seeds"] == [0, 1]
 
 
 def test_it_stops_when_it_gets_no_better_and_the_best_network_counts(
