@@ -73,11 +73,19 @@ def parse(words: Sequence[str]) -> Args:
     """Parse the command line, with the settings of a file or a run where it names one."""
     try:
         if (file := _value_of("--config", words)) is not None:
-            words = [*settings.words_from_file(Path(file), words), *words]
+            words = _words_of(Path(file), words)
         run, launch = _defaults(words)
-    except (RunError, ValueError) as error:
+    except ValueError as error:
         raise cli.UsageError(str(error)) from error
     return cli.parse(Args, __doc__ or "", "extract", words, Args(run, launch))
+
+
+def _words_of(file: Path, words: Sequence[str]) -> list[str]:
+    """Put the words of a file of settings before those of the command line."""
+    try:
+        return [*settings.words_from_file(file, words), *words]
+    except RunError as error:
+        raise cli.UsageError(str(error)) from error
 
 
 def _defaults(words: Sequence[str]) -> tuple[RunConfig, LaunchConfig]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 from lrs3_loader.config import RunConfig, as_json
 from lrs3_loader.errors import RunError
@@ -18,6 +19,7 @@ from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.run.ledger import Ledger
 from lrs3_loader.run.record import with_fields_added, write_record
 from lrs3_loader.run.shards import CompletedSample, Result
+from lrs3_loader.run.tar import DamagedError
 from lrs3_loader.types import FIELDS, ClipFeatures, Reject, Shard, member_name
 
 FACE_SIZE = 256  # of faces that are added without a size
@@ -77,11 +79,11 @@ def completed(
         added: the new fields of each of its samples, in order.
 
     Raises:
-        RunError: a sample that was extracted before is a reject now.
+        RunError: a sample that was extracted before is a reject now, or cannot be read any more.
     """
     results = iter(added)
     rejects = {key: Reject(clip, *why) for clip in shard.clips for key, *why in ledger.rejects if key == clip.key}
-    with folder.open_tar(shard) as tar:
+    with _remedied(shard), folder.open_tar(shard) as tar:
         for clip in shard.clips:
             if clip.key in rejects:
                 yield rejects[clip.key]
@@ -93,3 +95,15 @@ def completed(
                     f"{shard.name} stays as it is. Restore the clip, then run the same command again"
                 )
             yield CompletedSample(clip, tar.read_members(ledger.places[clip.key]), fresh)
+
+
+@contextmanager
+def _remedied(shard: Shard) -> Iterator[None]:
+    """Turn damage of a shard that was found sound into a ``RunError``: the next launch looks again."""
+    try:
+        yield
+    except DamagedError as error:
+        raise RunError(
+            f"{shard.name} could not be completed: {error}; run the same command again: a shard that cannot be read "
+            "then is extracted whole"
+        ) from error

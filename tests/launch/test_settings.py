@@ -121,5 +121,5 @@ def test_a_run_is_resumed_by_its_name(tmp_path: Path) -> None:
     assert (args.launch.out, args.launch.device, args.launch.workers.num_workers) == (tmp_path / "run", "cpu", 3)
     with pytest.raises(UsageError, match="either --resume or --out"):
         extract.parse(["--resume", str(tmp_path / "run"), "--out", "elsewhere"])
-    with pytest.raises(UsageError, match="holds no run"):
+    with pytest.raises(RunError, match="holds no run"):
         extract.parse(["--resume", str(tmp_path)])

@@ -24,7 +24,7 @@ FAILURES = tuple(
 #: The scenarios that work on object storage.
 REMOTE = (
     *("fresh", "resumed", "extend", "retry-rejects", "repair", "verify", "verify-repair"),
-    *("select", "filter", "files", "add-figures"),
+    *("select", "filter", "files", "add-figures", "add"),
 )
 
 

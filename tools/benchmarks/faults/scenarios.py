@@ -16,9 +16,9 @@ import shutil
 import signal
 import tempfile
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -141,6 +141,7 @@ SCENARIOS = {
             says="missing or damaged: 3 shards; run the extraction again to make them again",
         ),
         Scenario("add-figures", "verify {world}/run --add-figures", after=("fresh",), damage=remove_figures),
+        Scenario("add", "extract --resume {world}/run --add lm478 --device cpu --workers 1", after=("fresh",)),
         Scenario("stats", "export stats {world}/run", after=("fresh",)),
         Scenario(
             "select",
@@ -444,8 +445,13 @@ def half_published(world: Path, tree: Tree) -> list[str]:
 # Stand-ins -------------------------------------------------------------------------------------------------------
 
 
-def tiny_features(clip: Clip) -> ClipFeatures:
-    """Make small features that follow from a clip's key."""
+def tiny_features(clip: Clip, only: Collection[str] | None = None, dense: bool = False) -> ClipFeatures:
+    """Make small features that follow from a clip's key.
+
+    Args:
+        only: the fields that are wanted (default: all).
+        dense: whether all landmarks of MediaPipe are among them.
+    """
     random = np.random.default_rng([len(clip.key), *clip.key.encode()])
 
     def normal(*shape: int) -> np.ndarray:
@@ -458,6 +464,10 @@ def tiny_features(clip: Clip) -> ClipFeatures:
         "lm68": normal(NUM_FRAMES, 68, 2),
         "idexp_lm3d": normal(NUM_FRAMES, 68, 3),
     }
+    if dense:
+        arrays["lm478"] = normal(NUM_FRAMES, 478, 3)
+    if only is not None:
+        arrays = {name: array for name, array in arrays.items() if name in only}
     quality = {"face_size_px": float(100 + clip.key.encode()[-1] % 2)}
     meta = {"key": clip.key, "num_frames": NUM_FRAMES, "source": {"height": 224}, "quality": quality}
     return ClipFeatures(clip, NUM_FRAMES, arrays, meta)
@@ -480,6 +490,13 @@ class _Extractor:
     models: Any = _Models
     device_name: str = "cpu"
     clip_stream: Callable[[], Any] = contextlib.nullcontext
+    wanted: frozenset[str] | None = None  # fields; None: all
+
+    def only(self, fields: Collection[str]) -> _Extractor:
+        return replace(self, wanted=frozenset(fields))
+
+    def addable_fields(self) -> frozenset[str]:
+        return frozenset({"lm478"} if self.config.landmarks.store_lm478 else ())
 
     def process_frames(
         self, items: Iterable[Clip], timings: dict[str, float], count: Callable[..., None]
@@ -493,7 +510,7 @@ class _Extractor:
             if clip.key in REJECTED and not self.is_second:
                 yield Reject(clip, "no_face", "no face in 4 of 4 frames")
             else:
-                yield tiny_features(clip)
+                yield tiny_features(clip, self.wanted, self.config.landmarks.store_lm478)
 
 
 class _Loader:
