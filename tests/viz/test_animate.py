@@ -5,8 +5,7 @@ The generator is planted: it opens the jaw as loud as the sound is, so that what
 
 from __future__ import annotations
 
-import wave
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +15,8 @@ import pytest
 import torch
 
 from lrs3_loader.assets.locate import Assets
-from lrs3_loader.audio.checkpoint import demo_checkpoint
 from lrs3_loader.audio.mel import MelSpectrogram
 from lrs3_loader.demo import demo_head
-from lrs3_loader.demo.head import EXPRESSION_MODES
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.morphable import IDEXP_SCALE
 from lrs3_loader.io.media_codec import encode_flac
@@ -33,60 +30,12 @@ from lrs3_loader.viz.animate.scene import Scene
 from lrs3_loader.viz.view import GROUND
 from support import media_files as files
 from support.factory import make_clip
+from support.planted_generator import FACE, SPEECH, Planted, vowel, write_wav
 
 pytestmark = pytest.mark.smoke
 
 PANEL = 160
-JAW = EXPRESSION_MODES.index("jaw_open")
 CPU = torch.device("cpu")
-SPEECH = {"model": "demo", "sha256": demo_checkpoint().sha256, "layer": 3, "width": 64}
-FACE = {"name": "demo", "sha256": demo_head().source_sha256}
-RATE = 48_000
-
-
-@dataclass(frozen=True)
-class Planted:
-    """A generator of ``target`` from mel: the jaw opens with the level, about the reference where there is one."""
-
-    target: str = "idexp_lm3d"
-    speech: str = "mel"
-    features: dict[str, Any] = field(default_factory=lambda: {"speech": SPEECH, "face_model": FACE, "idexp": "fit"})
-
-    def generate(
-        self,
-        speech: torch.Tensor,
-        f0: torch.Tensor | None = None,
-        reference: torch.Tensor | None = None,
-        seed: int = 0,
-        temperature: float = 1.0,
-    ) -> torch.Tensor:
-        level = speech.mean(1).unflatten(0, (-1, 2)).mean(1)  # log10, one a frame
-        jaw = ((level + 5) / 3).clamp(0, 1)
-        exp = torch.zeros(len(jaw), len(EXPRESSION_MODES))
-        exp[:, JAW] = jaw
-        if self.target == "exp":
-            return exp if reference is None else exp - exp.mean(0) + reference
-        motion = demo_head().idexp_lm3d(torch.zeros(16), exp).flatten(1)
-        return motion if reference is None else motion - motion.mean(0) + reference
-
-
-def vowel(seconds: float, rate: int) -> np.ndarray:
-    """[n] f32: half a second of silence, a loud vowel, and silence again."""
-    time = np.arange(round(seconds * rate)) / rate
-    tone = sum(np.sin(2 * np.pi * 150 * harmonic * time) / harmonic for harmonic in range(1, 40))
-    loud = (time > 0.5) & (time < 1.0)
-    return (0.3 * np.where(loud, tone, 0)).astype(np.float32)
-
-
-def write_wav(path: Path, seconds: float = 1.53) -> Path:
-    """A stereo file of 16 bits at 48 kHz."""
-    samples = np.repeat((vowel(seconds, RATE) * 32767).astype("<i2")[:, None], 2, axis=1)
-    with wave.open(str(path), "wb") as file:
-        file.setnchannels(2)
-        file.setsampwidth(2)
-        file.setframerate(RATE)
-        file.writeframes(samples.tobytes())
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -162,6 +111,13 @@ def test_a_contact_sheet_shows_the_widest_mouth(sound: Path, tmp_path: Path) -> 
     assert (tmp_path / "x.png").stat().st_size > 5000
     with pytest.raises(RunError, match=r"must end in .mp4 or .png"):
         animate.write_animation(animation, tmp_path / "x.gif", PANEL)
+
+
+def test_a_silent_track_is_said_to_be(sound: Path) -> None:
+    animation = animation_of(sound, Planted())
+    assert not any("silent" in fact for fact in Scene(animation, PANEL).facts())
+    silent = replace(animation, waveform=0 * animation.waveform)
+    assert any("silent" in fact for fact in Scene(silent, PANEL).facts())
 
 
 def test_the_mesh_has_the_landmarks_that_were_generated(sound: Path) -> None:

@@ -7,28 +7,28 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 
 from lrs3_loader.demo.mesh import Part, head_mesh
 from lrs3_loader.face.geometry.camera import Camera, project
 from lrs3_loader.face.model.morphable import FaceModel
+from lrs3_loader.quality.figures import SILENT_RMS
 from lrs3_loader.types import FRAMES_PER_SECOND
 from lrs3_loader.viz import chart, overlay
 from lrs3_loader.viz.animate.motion import FaceMotion
 from lrs3_loader.viz.layout import NUM_COLUMNS, Layout, Panel
 from lrs3_loader.viz.mesh import MeshPainter
-from lrs3_loader.viz.overlay import Colour
 from lrs3_loader.viz.view import View, blank_panel
 
-GENERATED: Colour = (1.0, 0.55, 0.10)
-TRUE: Colour = (0.25, 1.0, 0.45)
+GENERATED, TRUE = (to_rgb(colour) for colour in chart.COLOURS[:2])  # as the curves below
 _FACE_SHARE = 0.53  # of a panel's side that the landmarks of the face take
 _FOREHEAD = 0.2  # of the face's extent: the landmarks end at the brows, and a head goes on above them
 #: Brightness of the demo head's parts, without which an open mouth would look like a tongue.
-_BRIGHTNESS = {Part.SKIN: 1.0, Part.EYE: 1.15, Part.MOUTH: 0.3, Part.TEETH: 1.2, Part.EAR: 1.0}
+_BRIGHTNESS = {Part.SKIN: 1.0, Part.EYE: 1.15, Part.MOUTH: 0.3, Part.EAR: 1.0}
 
 
 @dataclass(frozen=True)
@@ -57,9 +57,9 @@ class Scene(Layout):
         self.animation = animation
         model, motion = animation.model, animation.motion
         self._camera, view = Camera.for_frame(size, size), View(0, 0, size, size)
-        truth, tint = animation.truth, tint_of(model)
-        self._mesh = painter(model, motion.id, self._camera, view, tint)
-        self._true_mesh = None if truth is None else painter(model, truth.id, self._camera, view, tint)
+        truth, (drawn, tint) = animation.truth, _drawn(model)
+        self._mesh = painter(drawn, motion.id, self._camera, view, tint)
+        self._true_mesh = None if truth is None else painter(drawn, truth.id, self._camera, view, tint)
         self._pose = frontal_pose(motion.landmarks, self._camera, size)
 
     def frames(self) -> Iterator[np.ndarray | None]:
@@ -109,8 +109,13 @@ class Scene(Layout):
         return chart.draw_chart(strips, width, np.zeros(self.num_frames, dtype=bool))
 
     def facts(self) -> tuple[str, ...]:
-        model = self.animation.model.name
-        return self.animation.name, f"{self.num_frames / FRAMES_PER_SECOND:.2f} s", f"drawn with the face model {model}"
+        animation = self.animation
+        return (
+            animation.name,
+            f"{self.num_frames / FRAMES_PER_SECOND:.2f} s",
+            f"drawn with the face model {animation.model.name}",
+            "no sound: the audio track is silent" if np.sqrt(np.square(animation.waveform).mean()) < SILENT_RMS else "",
+        )
 
     def chosen_frames(self) -> dict[int, str]:
         """The widest open and the most closed mouth while it speaks, and frames far from these."""
@@ -131,8 +136,14 @@ def frontal_pose(landmarks: torch.Tensor, camera: Camera, size: int) -> torch.Te
     return torch.cat([torch.zeros(3), torch.stack([-x, -y - _FOREHEAD * extent, camera.distance - distance - z])])
 
 
-def tint_of(model: FaceModel) -> np.ndarray | None:
-    """Brightness [V] of a face model's vertices where it knows its parts: the demo head does."""
+def _drawn(model: FaceModel) -> tuple[FaceModel, np.ndarray | None]:
+    """Return the model to draw, and the brightness [V] of its vertices where it knows its parts: the demo head does.
+
+    Its teeth are left out: they stick out of a face as unlike a demo head as those that a fit finds.
+    """
     if model.name != "demo":
-        return None
-    return np.array([_BRIGHTNESS[Part(part)] for part in head_mesh().part], dtype=np.float32)
+        return model, None
+    part = head_mesh().part
+    tint = np.array([_BRIGHTNESS.get(Part(number), 1.0) for number in part], dtype=np.float32)
+    kept = torch.from_numpy(part != Part.TEETH)[model.triangles].all(1)
+    return replace(model, triangles=model.triangles[kept]), tint
