@@ -11,6 +11,8 @@ python tools/bench.py scale                       # how time and memory grow wit
 
 python tools/bench.py stream                      # samples a second from shards
 
+python tools/bench.py train                       # is the loader the bottleneck? its clips/s beside those of a step
+
 python tools/bench.py scan                        # finding and planning 151,819 clips
 
 python tools/bench.py fit --clips FOLDER          # landmark fitting: against Adam, on small faces, on truth
@@ -78,6 +80,30 @@ class Stream:
 
         with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
             for line in bench_stream.run_benchmark(Path(folder), self.samples, self.workers, self.passes):
+                print(line, flush=True)
+        return cli.EXIT_OK
+
+
+@dataclass(frozen=True)
+class Train:
+    """Clips a second that the loader reads, beside those of a training step on this CPU and, modelled, on a GPU."""
+
+    passes: int = 3
+    """Passes of the loader over all clips."""
+    card: str = "h200"
+    """GPU to model: h200, h100, a100, l40s, 4090, or a JSON file like those of roofline."""
+    share: float = 1.0
+    """Share of the clips (600 of the demo's size, 240 of LRS3's) to make and read."""
+    scratch: Path | None = None
+    """Folder to work in (a temporary one otherwise); 0.5 GB."""
+
+    def __call__(self) -> int:
+        from benchmarks import training
+        from benchmarks.roofline.cards import find_card
+
+        card = find_card(self.card)
+        with tempfile.TemporaryDirectory(dir=self.scratch) as folder:
+            for line in training.describe(training.measure(Path(folder), self.passes, card, self.share), card):
                 print(line, flush=True)
         return cli.EXIT_OK
 
@@ -445,6 +471,7 @@ COMMANDS: dict[str, Any] = {
     "roofline": Roofline(),
     "gpu": Gpu(tyro.MISSING),
     "stream": Stream(),
+    "train": Train(),
     "scan": Scan(),
     "fit": Fit(),
     "coefficients": Coefficients(Path()),
@@ -464,6 +491,7 @@ if TYPE_CHECKING:
         | Scale
         | Roofline
         | Stream
+        | Train
         | Scan
         | Fit
         | Coefficients

@@ -1,13 +1,17 @@
-"""The streaming benchmark measures what it says: every sample, in every way."""
+"""The benchmarks of reading measure what they say: every sample, in every way, beside a training that uses them."""
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import pytest
 
-from benchmarks import scan
+from benchmarks import scan, training
 from benchmarks import stream as bench_stream
+from benchmarks.roofline.cards import find_card
+
+TRAININGS = [("syncnet", "demo"), ("syncnet", "real")]
 
 
 def test_every_way_reads_every_sample(tmp_path: Path) -> None:
@@ -36,3 +40,19 @@ def test_scan_finds_every_clip_of_the_tree(tmp_path: Path) -> None:
     lines = list(scan.run_benchmark(tmp_path / "tree", share=0.001))
     assert [line.split(" in ")[0] for line in lines[:3]] == [f"scan {k}: 152 clips of 152" for k in (1, 2, 3)]
     assert lines[3].startswith("plan: 3 shards")
+
+
+def test_paces_of_both_sizes_are_measured_and_modelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = (training.Size("demo", 32, 8, (30, 40)), training.Size("real", 32, 16, (30, 40)))
+    monkeypatch.setattr(training, "SIZES", sizes)
+    card = find_card("h200")
+    paces = list(training.measure(tmp_path, 1, card))
+    assert [(pace.training, pace.size) for pace in paces] == TRAININGS
+    lines = list(training.describe(paces, card))
+    assert "MODEL of a H200" in lines[0]
+    for pace, line in zip(paces, lines[2:], strict=True):
+        assert min(pace.read, pace.step) > 0
+        if pace.gpu is not None:
+            assert pace.gpu.num_kernels > 100, "forwards, backwards and AdamW"
+            assert pace.gpu.clips_per_second <= pace.num_clips / (pace.gpu.num_kernels * training.DISPATCH_SECONDS)
+            assert f"{math.ceil(pace.gpu.clips_per_second / pace.read)} (" in line

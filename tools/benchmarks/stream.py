@@ -37,8 +37,14 @@ class Timing:
     memory_end_mib: float  # at the end of the last pass
 
 
-def make_synthetic_run(folder: Path, num_samples: int, samples_per_shard: int) -> RunFolder:
-    """A run of small random samples with every field a demo run has."""
+def make_synthetic_run(
+    folder: Path,
+    num_samples: int,
+    samples_per_shard: int,
+    speech_width: int = SPEECH_WIDTH,
+    frames: tuple[int, int] = FRAMES,
+) -> RunFolder:
+    """A run of random samples with every field a demo run has; clips have ``frames`` = (least, most) frames."""
     keys = [f"pretrain/speaker{number % 40:02d}/{number:06d}" for number in range(num_samples)]
     clips = [Clip(key, f"{key}.mp4", 1000) for key in sorted(keys)]
     parts = [clips[start : start + samples_per_shard] for start in range(0, num_samples, samples_per_shard)]
@@ -47,12 +53,12 @@ def make_synthetic_run(folder: Path, num_samples: int, samples_per_shard: int) -
     run = RunFolder.create(folder, record, shards)
     random = np.random.default_rng(0)
     for shard in shards:
-        run.publish(shard, (_features(clip, random) for clip in shard.clips), {}, {})
+        run.publish(shard, (_features(clip, random, speech_width, frames) for clip in shard.clips), {}, {})
     return run
 
 
-def _features(clip: Clip, random: np.random.Generator) -> ClipFeatures:
-    num_frames = int(random.integers(FRAMES[0], FRAMES[1] + 1))
+def _features(clip: Clip, random: np.random.Generator, speech_width: int, frames: tuple[int, int]) -> ClipFeatures:
+    num_frames = int(random.integers(frames[0], frames[1] + 1))
 
     def normal(*shape: int, dtype: type = np.float32) -> np.ndarray:
         return random.standard_normal(shape, dtype=np.float32).astype(dtype)
@@ -60,7 +66,7 @@ def _features(clip: Clip, random: np.random.Generator) -> ClipFeatures:
     arrays = {
         "mel": normal(2 * num_frames, 80),
         "f0": np.abs(normal(2 * num_frames)) * 100,
-        "hubert": normal(2 * num_frames, SPEECH_WIDTH, dtype=np.float16),
+        "hubert": normal(2 * num_frames, speech_width, dtype=np.float16),
         "lm68": normal(num_frames, 68, 2),
         "blendshapes": normal(num_frames, 52, dtype=np.float16),
         "id": normal(100),
