@@ -51,8 +51,8 @@ def test_paces_of_both_sizes_are_measured_and_modelled(tmp_path: Path, monkeypat
     lines = list(training.describe(paces, card))
     assert "MODEL of a H200" in lines[0]
     for pace, line in zip(paces, lines[2:], strict=True):
-        assert min(pace.read, pace.step) > 0
+        assert min(pace.read, pace.worker, pace.step) > 0
         if pace.gpu is not None:
             assert pace.gpu.num_kernels > 100, "forwards, backwards and AdamW"
             assert pace.gpu.clips_per_second <= pace.num_clips / (pace.gpu.num_kernels * training.DISPATCH_SECONDS)
-            assert f"{math.ceil(pace.gpu.clips_per_second / pace.read)} (" in line
+            assert f"{math.ceil(pace.gpu.clips_per_second / pace.worker)} (" in line

@@ -1,18 +1,21 @@
 """Is the loader the bottleneck? Clips a second that it reads, beside those that a training step uses.
 
-A step is timed on this machine's CPU, and priced for a GPU from the kernels that it launches on the stand-in device.
+Both are timed by the processor's clock, so that they hold for a core of its own. A step is also priced for a GPU, from
+the kernels that it launches on the stand-in device.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import statistics
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import active_children
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch.utils.data import DataLoader
@@ -37,7 +40,7 @@ DISPATCH_SECONDS = 10e-6  # of the host, for a kernel: what PyTorch's eager mode
 class Size:
     """A corpus to train on, and the network for it."""
 
-    name: str
+    name: Literal["demo", "real"]
     num_clips: int
     speech_width: int
     frames: tuple[int, int]  # shortest and longest clip
@@ -64,9 +67,9 @@ class Pace:
     training: str
     size: str
     num_clips: float  # of a batch
-    read: float  # clips/s of the loader in the process of the training, median of the passes
-    read_range: tuple[float, float]
-    step: float  # clips/s of a step on one thread of this machine
+    read: float  # clips of the loader in the process of the training, for each second of processor time
+    worker: float  # the same of a DataLoader worker, which copies its batches into shared memory
+    step: float  # clips of a step, for each second of one thread
     gpu: Modelled | None  # None where the stand-in device cannot run
 
 
@@ -87,7 +90,7 @@ def _objectives(run: RunFolder, size: Size) -> Iterator[tuple[str, Objective[Any
 
 
 def _pace(name: str, size: Size, objective: Objective[Any, Any], out: Path, passes: int, card: Card) -> Pace:
-    read = sorted(_read_rate(objective, epoch) for epoch in range(passes))
+    read, worker = (_read_rate(objective, passes, num_workers) for num_workers in (0, 1))
     batches = list(islice(objective.stream(0, 1), NUM_BATCHES))
     num_clips = sum(len(set(batch["keys"])) for batch in batches) / len(batches)
     seconds, kernels = _step_seconds(objective, out / "cpu", batches), None
@@ -98,15 +101,8 @@ def _pace(name: str, size: Size, objective: Objective[Any, Any], out: Path, pass
             record.clear()
             training._step(batches[1])
             kernels = list(record.kernels)
-    return Pace(
-        name,
-        size.name,
-        num_clips,
-        statistics.median(read),
-        (read[0], read[-1]),
-        num_clips / seconds,
-        None if kernels is None else _modelled(kernels, num_clips, card),
-    )
+    gpu = None if kernels is None else _modelled(kernels, num_clips, card)
+    return Pace(name, size.name, num_clips, read, worker, num_clips / seconds, gpu)
 
 
 def _modelled(kernels: list[Kernel], num_clips: float, card: Card) -> Modelled:
@@ -120,14 +116,24 @@ def _training(objective: Objective[Any, Any], out: Path, device: str) -> Trainin
     return Training(objective, TrainLaunch(out, device=device), torch.device(device))
 
 
-def _read_rate(objective: Objective[Any, Any], epoch: int) -> float:
-    """Clips a second of one pass of the loader, in this process."""
-    stream = objective.stream(0, 1)
-    stream.set_epoch(epoch)
-    started, num_clips = time.process_time(), 0
-    for batch in DataLoader(stream, batch_size=None):
-        num_clips += len(set(batch["keys"]))
-    return num_clips / (time.process_time() - started)
+def _read_rate(objective: Objective[Any, Any], passes: int, num_workers: int) -> float:
+    """Clips that this process, or its workers, read in a second of processor time: the median of the passes."""
+    stream, rates = objective.stream(0, 1), []
+    loader = DataLoader(stream, batch_size=None, num_workers=num_workers, persistent_workers=num_workers > 0)
+    for epoch in range(passes):
+        stream.set_epoch(epoch)
+        batches = iter(loader)
+        processes = [child.pid for child in active_children() if child.pid] if num_workers else [os.getpid()]
+        next(batches)  # workers start meanwhile
+        started = _processor_seconds(processes)
+        num_clips = sum(len(set(batch["keys"])) for batch in batches)
+        rates.append(num_clips / (_processor_seconds(processes) - started))
+    return statistics.median(rates)
+
+
+def _processor_seconds(processes: list[int]) -> float:
+    tasks = (path for process in processes for path in Path(f"/proc/{process}/task").glob("*/schedstat"))
+    return sum(int(path.read_text().split()[0]) for path in tasks) / 1e9
 
 
 def _step_seconds(objective: Objective[Any, Any], out: Path, batches: list[Item]) -> float:
@@ -146,14 +152,12 @@ def describe(found: Iterable[Pace], card: Card) -> Iterator[str]:
         f"clips/s; a GPU's step is a MODEL of a {card.name}: its roofline, or {1e6 * DISPATCH_SECONDS:.0f} us of the "
         "host for each kernel if that is longer"
     )
-    titles = f"{'loader, one process':>28}{'step, CPU':>11}{'kernels':>9}{'ms, GPU':>9}{'step, GPU':>11}  readers"
-    yield f"{'':<20}{'clips':>6}{titles}"
+    titles = ("clips", "loader", "worker", "step, CPU", "kernels", "ms, GPU", "step, GPU")
+    yield f"{'':<20}" + "".join(f"{title:>11}" for title in titles) + "  workers"
     for pace in found:
-        spread = f"{pace.read:.0f} ({pace.read_range[0]:.0f} - {pace.read_range[1]:.0f})"
-        line = f"{pace.training + ', ' + pace.size:<20}{pace.num_clips:>6.0f}{spread:>28}{pace.step:>11.1f}"
+        numbers = [f"{pace.num_clips:.0f}", f"{pace.read:.0f}", f"{pace.worker:.0f}", f"{pace.step:.1f}"]
+        needed = ""
         if (gpu := pace.gpu) is not None:
-            readers = math.ceil(gpu.clips_per_second / pace.read)
-            line += (
-                f"{gpu.num_kernels:>9}{gpu.milliseconds:>9.2f}{gpu.clips_per_second:>11.0f}  {readers} ({gpu.bound_by})"
-            )
-        yield line
+            numbers += [str(gpu.num_kernels), f"{gpu.milliseconds:.2f}", f"{gpu.clips_per_second:.0f}"]
+            needed = f"  {math.ceil(gpu.clips_per_second / pace.worker)} ({gpu.bound_by})"
+        yield f"{pace.training + ', ' + pace.size:<20}" + "".join(f"{number:>11}" for number in numbers) + needed
