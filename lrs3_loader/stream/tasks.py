@@ -166,13 +166,15 @@ class SyncNet:
         whole = np.lib.stride_tricks.sliding_window_view(sample["valid"], SYNC_FRAMES).all(-1)
         starts = windows[whole] if whole.any() else windows
         pairs = []
-        for start in random.choice(starts, self.pairs_per_clip, replace=self.pairs_per_clip > len(starts)):
+        drawn = random.choice(starts, self.pairs_per_clip, replace=self.pairs_per_clip > len(starts))
+        for start in drawn.tolist():
             reach = self.max_shift_frames or len(windows)
-            others = windows[(windows != start) & (abs(windows - start) <= reach)]
-            for audio in (start, random.choice(others)):
+            first, last = max(start - reach, 0), min(start + reach, len(windows) - 1)
+            other = first + int(random.integers(last - first))
+            for audio in (start, other + (other >= start)):  # any window within reach but this one
                 rows = sample["hubert"][ROWS_PER_FRAME * audio : ROWS_PER_FRAME * audio + SYNC_ROWS]
                 frames = mouth[start : start + SYNC_FRAMES]
-                pairs.append((sample["__key__"], frames, rows, int(start), int(audio - start)))
+                pairs.append((sample["__key__"], frames, rows, start, audio - start))
         return pairs
 
 
