@@ -352,12 +352,15 @@ class Coefficients:
     """Folder of model files, looked in first."""
     face_model: str = "ict"
     """ict, or a model file FILE.npz whose expression modes bear ARKit's names."""
+    people: tuple[str, ...] = ()
+    """Words in the names of clips, each of one person (of others each clip is one): also calibrate the expression prior
+    on all people but one, and measure that one."""
 
     def __call__(self) -> int:
         from benchmarks import coefficients
         from lrs3_loader.assets.locate import Assets
 
-        for line in coefficients.run_benchmark(self.clips, self.face_model, Assets(self.assets)):
+        for line in coefficients.run_benchmark(self.clips, self.face_model, Assets(self.assets), self.people):
             print(line, flush=True)
         return cli.EXIT_OK
 

@@ -18,7 +18,7 @@ from benchmarks.fit_truth import bfm_shaped_model, speaking_clip
 from lrs3_loader.assets.locate import Assets
 from lrs3_loader.config import FaceConfig
 from lrs3_loader.extraction.models import load_face_model
-from lrs3_loader.face.fit.expression_prior import score_of_mode
+from lrs3_loader.face.fit.expression_prior import score_of_mode, without_side
 from lrs3_loader.face.fit.fitter import FitConfig, FitInput, FitResult, LandmarkFitter
 from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES
 from lrs3_loader.face.model.morphable import FaceModel
@@ -62,7 +62,7 @@ class Meaning:
 
 def judge(model: FaceModel, clips: Sequence[Measured], results: Sequence[FitResult]) -> Meaning:
     """Compare the results of clips that have scores with these."""
-    names = dict.fromkeys(name.removesuffix("_L").removesuffix("_R") for name in model.exp_names)
+    names = dict.fromkeys(without_side(name) for name in model.exp_names)
     agreements = [_agreement(model, name, clips, results) for name in names]
     both_on = {}
     for pair in OPPOSITES:
@@ -85,7 +85,7 @@ def _agreement(
     found, scored = [], []
     for mode, each in enumerate(model.exp_names):
         column = score_of_mode(each)
-        if each.removesuffix("_L").removesuffix("_R") == name and column is not None:
+        if without_side(each) == name and column is not None:
             found.append(mode)
             scored.append(column)
     if not found:
@@ -149,8 +149,11 @@ def ways(clips: Sequence[Measured]) -> dict[str, tuple[FitConfig, list[FitInput]
     }
 
 
-def run_benchmark(corpus: Path, face_model: str, assets: Assets) -> Iterator[str]:
-    """All tables, line by line. ``corpus``: a folder of real clips; ``face_model`` as ``FaceConfig.face_model``."""
+def run_benchmark(corpus: Path, face_model: str, assets: Assets, people: Sequence[str] = ()) -> Iterator[str]:
+    """All tables, line by line. ``corpus``: a folder of real clips; ``face_model`` as ``FaceConfig.face_model``;
+    ``people`` as ``calibration.people_of``."""
+    from benchmarks import calibration  # which judges by this module
+
     torch.set_num_threads(1)
     assets.ensure(face_model)
     model = load_face_model(FaceConfig(face_model), assets)
@@ -171,6 +174,10 @@ def run_benchmark(corpus: Path, face_model: str, assets: Assets) -> Iterator[str
     for each in (model, bfm_shaped_model()):
         whole, mean = neutral_expression(each, FitConfig.fast())
         yield f"| {each.name} | {whole:.2f} | {mean:.2f} |"
+
+    if people:
+        yield ""
+        yield from calibration.describe(model, clips, calibration.people_of(clips, people))
 
 
 def describe(found: dict[str, Meaning]) -> Iterator[str]:

@@ -21,7 +21,7 @@ Letters: T frames of a clip, N frames of all clips, concatenated; E expression m
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -38,20 +38,29 @@ _MAX_SHARE = 1 / 3  # of exp_sigma: the scores' standard deviation for modes tha
 
 
 class ExpressionPrior:
-    """Gaussian prior of one face model's expression coefficients, on the model's device."""
+    """Gaussian prior of one face model's expression coefficients, on the model's device.
 
-    def __init__(self, model: FaceModel, config: FitConfig) -> None:
+    ``resting`` and ``gains`` are the calibration, by ARKit's names without sides; 0 and 1 for other names.
+    """
+
+    def __init__(
+        self,
+        model: FaceModel,
+        config: FitConfig,
+        resting: Mapping[str, float] = RESTING,
+        gains: Mapping[str, float] = GAINS,
+    ) -> None:
         self._device = model.device
         sigma = model.exp_sigma.double()
         self._precision = config.exp_weight / sigma.square()
         by_score = math.isfinite(config.score_sigma)
         columns = [score_of_mode(name) if by_score else None for name in model.exp_names]
         modes = [mode for mode, column in enumerate(columns) if column is not None]
-        names = [_without_side(model.exp_names[mode]) for mode in modes]
+        names = [without_side(model.exp_names[mode]) for mode in modes]
         self._modes = torch.tensor(modes, dtype=torch.int64)
         self._columns = torch.tensor([column for column in columns if column is not None], dtype=torch.int64)
-        self._resting = torch.tensor([RESTING.get(name, 0.0) for name in names], dtype=torch.float64)
-        self._gain = torch.tensor([GAINS.get(name, 1.0) for name in names], dtype=torch.float64) / (1 - self._resting)
+        self._resting = torch.tensor([resting.get(name, 0.0) for name in names], dtype=torch.float64)
+        self._gain = torch.tensor([gains.get(name, 1.0) for name in names], dtype=torch.float64) / (1 - self._resting)
         widest = torch.tensor([config.score_sigma * SIGMA_FACTORS.get(name, 1.0) for name in names]).double()
         self._score_precision = widest.minimum(_MAX_SHARE * sigma.cpu()[self._modes]) ** -2
 
@@ -88,7 +97,7 @@ def score_of_mode(name: str) -> int | None:
     ``browDown_L`` (ICT-FaceKit's spelling) and ``browDownLeft`` (ARKit's) are the same; so are both sides of a score
     without sides (``browInnerUp``).
     """
-    base = _without_side(name)
+    base = without_side(name)
     side = {"_L": "Left", "_R": "Right"}.get(name[len(base) :], "")
     for spelling in (base + side, base):
         if spelling in BLENDSHAPE_NAMES:
@@ -96,5 +105,6 @@ def score_of_mode(name: str) -> int | None:
     return None
 
 
-def _without_side(name: str) -> str:
+def without_side(name: str) -> str:
+    """The name of an expression mode without ``_L`` or ``_R``."""
     return name.removesuffix("_L").removesuffix("_R")

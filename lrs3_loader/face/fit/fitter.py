@@ -69,7 +69,8 @@ class LandmarkFitter:
 
     ``batch_frames`` frames are fitted together (default 128 on a CPU, where more would leave the caches, 16384 on a
     GPU). With ``mixed`` (default: on a GPU), clips of different lengths share a batch and the solver works in double
-    precision, see the module docstring. Raises ``ValueError`` for dense points that the model, or later a clip, lacks.
+    precision, see the module docstring. ``exp_prior`` takes the place of the one for the model and the config. Raises
+    ``ValueError`` for dense points that the model, or later a clip, lacks.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class LandmarkFitter:
         config: FitConfig | None = None,
         batch_frames: int | None = None,
         mixed: bool | None = None,
+        exp_prior: ExpressionPrior | None = None,
     ) -> None:
         on_cpu = model.device.type == "cpu"
         self.model = model
@@ -87,7 +89,7 @@ class LandmarkFitter:
         self._points = FitPoints(model, self.config)
         self._products = ModeProducts(self._points.basis, torch.float64 if self.mixed else torch.float32)
         self._id_prior = identity_prior(model, self.config)
-        self._exp_prior = ExpressionPrior(model, self.config)
+        self._exp_prior = exp_prior or ExpressionPrior(model, self.config)
 
     @property
     def uses_blendshapes(self) -> bool:
