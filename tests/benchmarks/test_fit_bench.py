@@ -166,7 +166,7 @@ def test_adam_is_lost_on_small_faces_where_ours_is_not() -> None:
 
 def test_dense_points_lower_the_error_around_the_mouth_held_out(ict: FaceModel, clips: list[Measured]) -> None:
     found = fit.held_out(ict, clips)
-    assert statistics.mean(found.lips_dense) < 1.1 * statistics.mean(found.lips_68)  # measured: 1.07
+    assert statistics.mean(found.lips_dense) < 1.02 * statistics.mean(found.lips_68)  # measured: 0.99
     assert statistics.mean(found.lips_68) < 0.75  # measured: 0.6; 0.9 with the release's own landmark vertices
     assert statistics.mean(found.around_dense) < 0.92 * statistics.mean(found.around_68)
     for dense, sparse in zip(found.around_dense, found.around_68, strict=True):

@@ -40,7 +40,7 @@ class FitConfig:
     num_side_points: int = 5  # number of these at either end
     far_side_weight: float = 0.1  # factor of a contour landmark's weight on the side that a face in profile hides
     dense: bool = False  # also fit MediaPipe's dense points; the face model needs a dense correspondence
-    dense_weight: float = 0.1  # of a dense point that is trusted most; times those of eyes and mouth there
+    dense_weight: float = 0.1  # of a dense point that is trusted most; times that of eyes there; lips: mouth_weight
     id_weight: float = 0.5  # of the identity prior per frame, to the extent that errors are the same in all frames
     exp_weight: float = 0.5  # of the expression prior where no blendshape score gives its mean
     score_sigma: float = 0.04  # of a coefficient about what its blendshape score says; inf: scores are not used
