@@ -100,6 +100,10 @@ def probe_video(path: Path, name: str, config: DecodeConfig) -> VideoTrack:
             unsorted = np.append(unsorted, unsorted[-1] + 1 + np.arange(packet_delay))[packet_delay:]
         else:
             packet_delay = None
+            if unsorted.min() < key_pts[0]:  # a recording that was cut at a key frame, in the middle of an open GOP
+                first = _first_frame(path, name)
+                is_shown = unsorted >= (key_pts[0] if first is None or first.pts is None else first.pts)
+                unsorted, durations = unsorted[is_shown], durations[is_shown]
 
     order = np.argsort(unsorted, kind="stable")
     pts = unsorted[order]
@@ -245,14 +249,19 @@ def _packet_delay(path: Path, name: str, times: np.ndarray) -> int:
     Args:
         times: [n] those of the packets, in the order of the file.
     """
+    first = _first_frame(path, name)
+    return len(times) if first is None or first.dts is None else int(np.searchsorted(times, first.dts))
+
+
+def _first_frame(path: Path, name: str) -> av.VideoFrame | None:
+    """Decode the first frame that the decoder shows; None if it shows none."""
     try:
         with open_container(path, name) as container:
             stream = video_stream(container, name)
             stream.codec_context.thread_count = 1
-            first = next(container.decode(stream), None)
+            return next(container.decode(stream), None)
     except MEDIA_ERRORS as error:
         raise UnreadableError(f"{name}: damaged video ({getattr(error, 'strerror', error)})") from error
-    return len(times) if first is None or first.dts is None else int(np.searchsorted(times, first.dts))
 
 
 def _promised_seconds(stream: av.VideoStream, start_seconds: Fraction) -> Fraction:

@@ -117,6 +117,34 @@ def test_an_edit_list_hides_frames(tmp_path: Path) -> None:
     assert frame_numbers(path) == list(range(5, 50))
 
 
+@pytest.mark.parametrize(
+    "codec",
+    [
+        "-c:v libx265 -x265-params open-gop=1:keyint=10:log-level=none",
+        "-c:v libx265 -x265-params open-gop=0:radl=2:keyint=20:log-level=none",
+        "-c:v libx264 -bf 3 -x264-params open-gop=1:keyint=20",
+        "-c:v mpeg2video -bf 2 -g 12",
+    ],
+    ids=["hevc", "hevc, decodable leading frames", "h264", "mpeg2"],
+)
+def test_a_recording_cut_in_an_open_gop_begins_with_what_can_be_decoded(
+    tmp_path: Path, ffmpeg: str, codec: str
+) -> None:
+    """Frames that are shown before the first key frame need those that were cut off; ffmpeg shows none of them."""
+    whole, cut = tmp_path / "whole.ts", tmp_path / "cut.ts"
+    source = files.write_media(tmp_path / "a.mov", num_frames=100, sound=files.noise(4, 16_000), video_codec="png")
+    command = [ffmpeg, "-v", "error", "-i"]
+    options = [*codec.split(), "-pix_fmt", "yuv420p", "-c:a", "mp2", "-ar", "16000", str(whole)]
+    subprocess.run([*command, str(source), *options], check=True)
+    subprocess.run([*command[:-1], "-ss", "1.5", "-i", str(whole), "-c", "copy", str(cut)], check=True)
+    raw = run_ffmpeg(ffmpeg, cut, "-map", "0:v", "-fps_mode", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24")
+    shown = [files.frame_number(frame) for frame in np.frombuffer(raw, np.uint8).reshape(-1, 64, 64, 3)]
+    assert 40 < len(shown) < 90
+    assert frame_numbers(cut) == shown
+    lag = lag_between(audio_of(cut).waveform.numpy(), audio_of(source).waveform.numpy()[shown[0] * 640 :])
+    assert abs(lag) < 16  # a millisecond
+
+
 @pytest.mark.parametrize("options", [{}, {"g": "250", "bf": "3", "x264-params": "open-gop=1:keyint=20"}])
 def test_seeking_equals_reading_through(tmp_path: Path, options: dict[str, str]) -> None:
     path = files.write_media(tmp_path / "a.mp4", num_frames=100, video_options=options)
