@@ -49,6 +49,7 @@ def damaged_ranges(path: Path) -> tuple[range, ...]:
             if element is None:  # cut, or with a wrong length
                 file.seek(at)
                 start = at + _whole_of_cut(file.read(_MAX_CHECKED_BYTES))
+                at = max(start, at + 1)  # what begins here is no whole cluster: the next one is
             elif element.stop is None or element.stop - element.start > _MAX_CHECKED_BYTES:
                 return ()
             else:
@@ -58,10 +59,10 @@ def damaged_ranges(path: Path) -> tuple[range, ...]:
                 if _has_wrong_checksum(contents):
                     found.append(range(element.start, element.stop))
                 elif element.kind == _CLUSTER:
-                    start = element.start + _whole_bytes(contents)
+                    start = at = element.start + _whole_bytes(contents)
                 if start == element.stop:
                     continue
-            at = _next_cluster(file, start, size)
+            at = _next_cluster(file, at, size)
             found.append(range(start, at))
     return tuple(found)
 
