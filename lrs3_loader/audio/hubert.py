@@ -30,6 +30,7 @@ from lrs3_loader.audio.model_folder import RECEPTIVE_FIELD
 from lrs3_loader.config import SpeechConfig
 from lrs3_loader.runtime.batching import batch_by_length
 from lrs3_loader.runtime.memory import split_on_oom
+from lrs3_loader.runtime.transfer import join_on_device
 from lrs3_loader.types import HOP_LENGTH, ROWS_PER_FRAME, SAMPLE_RATE
 
 if TYPE_CHECKING:
@@ -149,7 +150,8 @@ class SpeechEncoder:
         chunks_of_clip: list[slice] = []
         for waveform in waveforms:
             check_waveform(waveform)
-            waveform = waveform.to(self.device, torch.float32)
+        lengths = [len(waveform) for waveform in waveforms]
+        for waveform in join_on_device(waveforms, self.device).split(lengths) if lengths else ():
             if self._checkpoint.normalize:
                 centred = waveform - waveform.mean()
                 waveform = centred / (centred.square().mean() + VARIANCE_FLOOR).sqrt()

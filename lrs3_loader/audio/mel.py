@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from lrs3_loader.runtime.transfer import join_on_device
 from lrs3_loader.types import HOP_LENGTH, SAMPLE_RATE, SAMPLES_PER_FRAME
 
 N_FFT = 512
@@ -66,7 +67,7 @@ class MelSpectrogram(nn.Module):
             check_waveform(waveform)
         device = self.window.device
         tail = torch.zeros(N_FFT - HOP_LENGTH, device=device)
-        samples = torch.cat([waveform.to(device, torch.float32) for waveform in waveforms] + [tail])
+        samples = torch.cat([join_on_device(waveforms, device), tail])
         num_rows = (len(samples) - len(tail)) // HOP_LENGTH  # of all clips
         size = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cuda"])
         blocks = []

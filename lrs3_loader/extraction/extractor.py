@@ -13,76 +13,36 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-import time
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 
 from lrs3_loader.config import RunConfig
-from lrs3_loader.errors import ClipError, DamagedFramesError, NoFaceError, NotSpeakingError, PoorFitError
+from lrs3_loader.errors import ClipError, NotSpeakingError, PoorFitError
 from lrs3_loader.extraction.batch import FrameSpan, fixed_batches
-from lrs3_loader.extraction.media import ClipMedia, MediaStage, media_fields, media_with
+from lrs3_loader.extraction.media import MediaStage, media_fields, media_with
 from lrs3_loader.extraction.models import Models
 from lrs3_loader.extraction.quality import QualityStage
-from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, fill_coefficient_gaps, idexp_lm3d
+from lrs3_loader.extraction.sample import make_sample
+from lrs3_loader.extraction.state import ClipState, Clock, Count, ShardInProgress
+from lrs3_loader.extraction.tracks import finish_tracks
+from lrs3_loader.face.deep3d.regressor import Deep3DRegressor, PreparedBatch, idexp_lm3d
 from lrs3_loader.face.fit.fitter import FitInput, FitResult
 from lrs3_loader.face.geometry.topology import to_ibug68
 from lrs3_loader.face.image.crops import FaceCrops, crop_to_landmarks
-from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks, fill_track_gaps
-from lrs3_loader.face.landmarks.tracks import FaceTrack
-from lrs3_loader.quality.picture import PictureMeter
+from lrs3_loader.face.landmarks.landmarker import DetectedFaces, FrameLandmarks
+from lrs3_loader.quality.figures import rounded_number
 from lrs3_loader.runtime.pipelining import one_behind
-from lrs3_loader.runtime.transfer import to_device
+from lrs3_loader.runtime.transfer import copy_to_host, to_device
 from lrs3_loader.speaking.choice import SpeakerChooser
 from lrs3_loader.speaking.scorer import ClipFaces, SpeakingScorer
-from lrs3_loader.types import ROWS_PER_FRAME, Clip, ClipFeatures, ClipHead, DecodedChunk, Reject
+from lrs3_loader.types import ClipFeatures, DecodedChunk, Reject
 
 MAX_FRAME_BYTES = 12 << 20  # on average in a batch, twice as much as 1080p; batches of larger frames hold fewer
 
-Count = Callable[..., None]  # count(clips=, frames=, rejects=, ...), see ``progress.COUNTERS``
-
-
-@dataclass
-class _ClipState:
-    """Intermediate results of one clip while its shard is processed."""
-
-    clip: Clip
-    num_frames: int
-    head: ClipHead
-    damaged: list[int] = field(default_factory=list)  # frames that could not be decoded faithfully
-    track: FaceTrack = field(default_factory=FaceTrack)
-    landmarks: list[FrameLandmarks] = field(default_factory=list)
-    coefficients: list[torch.Tensor] = field(default_factory=list)
-    crops: FaceCrops | None = None  # for a photometric fit
-    faces: ClipFaces | None = None  # for active-speaker scores
-    picture: PictureMeter = field(default_factory=PictureMeter)
-    media: ClipMedia | None = None  # for crops that are stored
-    dense: torch.Tensor | None = None  # dense landmarks [T, L, 2] px, if the fit uses them
-    blendshapes: torch.Tensor | None = None  # [T, 52] f16 scores, if they are stored or the fit uses them
-    arrays: dict[str, np.ndarray] = field(default_factory=dict)
-    quality: dict[str, Any] = field(default_factory=dict)
-    reject: Reject | None = None
-
-    def fail(self, error: ClipError) -> None:
-        self.reject = Reject(self.clip, error.reason, str(error))
-        self.crops = self.faces = self.media = None
-
-
-class ShardInProgress:
-    """A shard between the two steps: the state of each of its clips after its frames were processed."""
-
-    def __init__(self, timings: dict[str, float], count: Count) -> None:
-        self.states: list[_ClipState | Reject] = []
-        self.clock = _Clock(timings)
-        self.count = count
-        self.frames_done: torch.cuda.Event | None = None  # on a GPU: recorded after the last kernel of the step
-
-
-_Batch = list[FrameSpan[_ClipState]]
+_Batch = list[FrameSpan[ClipState]]
 
 
 class ShardExtractor:
@@ -178,14 +138,10 @@ class ShardExtractor:
         """Yield features or a reject for every clip of a shard whose frames were processed, in order."""
         clock = shard.clock
         self._wait_for_frames(shard)
-        alive = [state for state in shard.states if isinstance(state, _ClipState) and state.reject is None]
+        alive = [state for state in shard.states if isinstance(state, ClipState) and state.reject is None]
         with clock("landmarks"):
-            for state in [] if self._skips("lm478", "face", "mouth") else alive:
-                try:
-                    self._finish_track(state)
-                except ClipError as error:
-                    state.fail(error)
-                state.picture = PictureMeter()  # frees its tensors
+            if not self._skips("lm478", "face", "mouth"):
+                finish_tracks(alive, self.config, self._quality, keeps_dense=self.models.fitter.config.dense)
             alive = [state for state in alive if state.reject is None]
         if self.models.speaking is not None and self.config.speaking.store and self._only is None:
             with clock("speaking"):
@@ -197,20 +153,24 @@ class ShardExtractor:
             if self._only is None:
                 self._fit(alive)
         for each in shard.states:
-            result = each if isinstance(each, Reject) else each.reject or self._features(each)
+            result = (
+                each
+                if isinstance(each, Reject)
+                else each.reject or make_sample(each, self.models, self.config, self._media, self._only)
+            )
             if isinstance(result, Reject):
                 shard.count(rejects=1)
             yield result
 
     def _open_clips(
         self, items: Iterable[DecodedChunk | Reject], shard: ShardInProgress
-    ) -> Iterator[FrameSpan[_ClipState]]:
+    ) -> Iterator[FrameSpan[ClipState]]:
         """Yield the frames of each chunk, and add a state to ``shard`` for each clip."""
         states = shard.states
         for item in shard.clock.iterate("decode_wait", items):
             clip = item.clip
             last = states[-1] if states else None
-            current = last if isinstance(last, _ClipState) and last.clip == clip else None
+            current = last if isinstance(last, ClipState) and last.clip == clip else None
             if isinstance(item, Reject):
                 if current is None:
                     states.append(item)
@@ -221,7 +181,7 @@ class ShardExtractor:
             frames = to_device(item.frames, self.device)
             if current is None:
                 assert item.head is not None, "the first chunk of a clip carries its head"
-                current = _ClipState(clip, item.num_frames, item.head)
+                current = ClipState(clip, item.num_frames, item.head)
                 if self._chooser is not None:
                     with shard.clock("speaking"):
                         current.track = self._chooser.track(frames, item.head.waveform)
@@ -240,7 +200,7 @@ class ShardExtractor:
         with shard.clock("landmarks"):
             return batch, self.models.landmarker.detect_faces([(span.frames, span.owner.track) for span in batch])
 
-    def _locate(self, clock: _Clock, detected: tuple[_Batch, DetectedFaces]) -> tuple[_Batch, list[FrameLandmarks]]:
+    def _locate(self, clock: Clock, detected: tuple[_Batch, DetectedFaces]) -> tuple[_Batch, list[FrameLandmarks]]:
         batch, faces = detected
         with clock("landmarks"):
             found = self.models.landmarker.find_landmarks(faces)
@@ -249,7 +209,7 @@ class ShardExtractor:
         return batch, found
 
     def _measure_pixels(
-        self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
+        self, clock: Clock, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, list[FrameLandmarks]]:
         with clock("quality"):
             for span, landmarks in zip(*located, strict=True):
@@ -257,7 +217,7 @@ class ShardExtractor:
         return located
 
     def _keep_crops(
-        self, clock: _Clock, located: tuple[_Batch, list[FrameLandmarks]]
+        self, clock: Clock, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, list[FrameLandmarks]]:
         """Keep the face region of each frame for a photometric fit, so that whole frames can be freed."""
         with clock("crops"):
@@ -268,7 +228,7 @@ class ShardExtractor:
         return located
 
     def _keep_faces(
-        self, clock: _Clock, scorer: SpeakingScorer, located: tuple[_Batch, list[FrameLandmarks]]
+        self, clock: Clock, scorer: SpeakingScorer, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, list[FrameLandmarks]]:
         """Keep the lower face of each frame for active-speaker scores."""
         with clock("speaking"):
@@ -279,14 +239,14 @@ class ShardExtractor:
         return located
 
     def _align(
-        self, clock: _Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
+        self, clock: Clock, regressor: Deep3DRegressor, located: tuple[_Batch, list[FrameLandmarks]]
     ) -> tuple[_Batch, PreparedBatch]:
         batch, found = located
         points = [to_ibug68(landmarks.points)[..., :2] for landmarks in found]
         with clock("regression"):
             return batch, regressor.prepare([(span.frames, part) for span, part in zip(batch, points, strict=True)])
 
-    def _regress(self, clock: _Clock, regressor: Deep3DRegressor, aimed: tuple[_Batch, PreparedBatch]) -> None:
+    def _regress(self, clock: Clock, regressor: Deep3DRegressor, aimed: tuple[_Batch, PreparedBatch]) -> None:
         batch, crops = aimed
         with clock("regression"):
             values = regressor.regress(crops)
@@ -300,62 +260,11 @@ class ShardExtractor:
         stream = torch.cuda.current_stream(self.device)
         stream.wait_event(shard.frames_done)
         for state in shard.states:
-            if isinstance(state, _ClipState):
-                parts = [value for part in state.landmarks for value in vars(part).values() if value is not None]
-                faces = state.faces.tensors if state.faces is not None else []
-                for tensor in (*parts, *state.coefficients, *state.picture.tensors, *faces):
+            if isinstance(state, ClipState):
+                for tensor in state.tensors:
                     tensor.record_stream(stream)
 
-    def _finish_track(self, state: _ClipState) -> None:
-        """Join a clip's landmarks and fill short gaps; raises ``ClipError`` if too many frames show no face.
-
-        Damaged frames count as gaps.
-        """
-        config, num_damaged = self.config.landmarks, len(state.damaged)
-        bounds: dict[str, Any] = {
-            "min_valid_fraction": config.min_valid_fraction,
-            "max_gap_frames": config.max_gap_frames,
-        }
-        if num_damaged > self.config.decode.max_damaged_fraction * state.num_frames:
-            raise DamagedFramesError(f"{num_damaged} of {state.num_frames} frames are damaged")
-        track = FrameLandmarks.cat(state.landmarks)
-        state.landmarks.clear()
-        coefficients = torch.cat(state.coefficients) if state.coefficients else None
-        state.coefficients.clear()
-        found = fill_track_gaps(track, **bounds)
-        if state.damaged:
-            intact = track.found.clone()
-            intact[state.damaged] = False
-            try:
-                found = fill_track_gaps(dataclasses.replace(track, found=intact), **bounds)
-            except NoFaceError as error:
-                message = f"{num_damaged} of {state.num_frames} frames are damaged; without them: {error}"
-                raise DamagedFramesError(message) from error
-            if coefficients is not None:
-                coefficients[state.damaged] = torch.nan
-        if coefficients is not None:
-            state.arrays["coeff"] = fill_coefficient_gaps(coefficients, **bounds).cpu().numpy()
-        state.arrays["lm68"] = to_ibug68(found.points)[..., :2].cpu().numpy()
-        state.arrays["valid"] = found.found.cpu().numpy()
-        if self.models.fitter.config.dense:
-            state.dense = found.points[..., :2].cpu()
-        if config.store_lm478:
-            state.arrays["lm478"] = found.points.cpu().numpy()
-        if found.blendshapes is not None:
-            state.blendshapes = found.blendshapes.to(torch.float16).cpu()
-            if config.store_blendshapes:
-                state.arrays["blendshapes"] = state.blendshapes.numpy()
-        state.quality |= {
-            "damaged_fraction": round(num_damaged / state.num_frames, 4),
-            "valid_fraction": _rounded(found.found.float().mean()),
-            "face_score": _rounded(found.score[found.found].mean()),
-            "num_frames_with_several_faces": state.track.num_frames_with_several_faces,
-            "num_track_switches": state.track.num_switches,
-            **self._quality.identity(found.points, found.found),
-            **self._quality.picture(state.picture),
-        }
-
-    def _score_speaking(self, states: list[_ClipState], scorer: SpeakingScorer) -> None:
+    def _score_speaking(self, states: list[ClipState], scorer: SpeakingScorer) -> None:
         """Score whether each clip's face speaks; clips in which it hardly ever does are rejected."""
         faces = [state.faces for state in states if state.faces is not None]
         bound = self.config.speaking.min_share
@@ -369,26 +278,27 @@ class ShardExtractor:
                 state.fail(NotSpeakingError(f"the face speaks in {share:.0%} of the frames, {bound:.0%} are needed"))
 
     @torch.inference_mode()
-    def _audio_features(self, states: list[_ClipState], count: Count) -> None:
+    def _audio_features(self, states: list[ClipState], count: Count) -> None:
         waveforms = [state.head.waveform for state in states]
         count(**self.models.speech.count_padding([len(waveform) for waveform in waveforms]))
         dtype = getattr(torch, self.config.speech.store)
         mels = self.models.mel([state.head.mel_source for state in states]) if self._only is None else []
-        for state, mel in zip(states, mels, strict=False):
-            state.arrays["mel"] = mel.cpu().numpy()
+        for state, mel in zip(states, copy_to_host(mels), strict=False):
+            state.arrays["mel"] = mel.numpy()
         for number, encoder in enumerate(self.models.encoders):
             fields = list(self.models.speech_fields)[number * len(encoder.layers) :][: len(encoder.layers)]
             if self._skips(*fields):
                 continue
-            for state, layers in zip(states, encoder.encode(waveforms), strict=True):
-                state.arrays |= {name: rows.to(dtype).cpu().numpy() for name, rows in zip(fields, layers, strict=True)}
+            for name, layer in zip(fields, zip(*encoder.encode(waveforms), strict=True), strict=False):
+                for state, rows in zip(states, copy_to_host(layer, dtype), strict=True):
+                    state.arrays[name] = rows.numpy()
         for state in states:
             state.arrays["f0"] = state.head.f0_hz.numpy().copy()
-            state.quality["sound_rms"] = _rounded(state.head.waveform.square().mean().sqrt(), 6)
+            state.quality["sound_rms"] = rounded_number(state.head.waveform.square().mean().sqrt(), 6)
         for state, figures in zip(states, self._quality.audio([state.head for state in states]), strict=True):
             state.quality |= figures
 
-    def _fit(self, states: list[_ClipState]) -> None:
+    def _fit(self, states: list[ClipState]) -> None:
         inputs = [
             FitInput(
                 torch.from_numpy(state.arrays["lm68"]),
@@ -406,7 +316,7 @@ class ShardExtractor:
             self._take_fit(state, fit)
             state.crops = None
 
-    def _take_fit(self, state: _ClipState, fit: FitResult) -> None:
+    def _take_fit(self, state: ClipState, fit: FitResult) -> None:
         for name in ("id", "exp", "pose", "idexp_lm3d"):
             state.arrays[name] = getattr(fit, name).numpy()
         if self.config.regression.idexp != "fit":
@@ -415,87 +325,20 @@ class ShardExtractor:
             offsets = idexp_lm3d(self.models.face_model, coefficients, off_by_one=off_by_one)
             state.arrays["idexp_lm3d"] = offsets.cpu().numpy()
         state.quality |= {
-            "reprojection_px": _rounded(fit.reprojection_px.nanmean()),
-            "mouth_reprojection_px": _rounded(fit.mouth_reprojection_px.nanmean()),
-            "relative_error": _rounded(fit.relative_error, 5),
-            "relative_mouth_error": _rounded(fit.relative_mouth_error, 5),
-            "face_size_px": _rounded(fit.face_size_px.nanmean(), 1),
+            "reprojection_px": rounded_number(fit.reprojection_px.nanmean()),
+            "mouth_reprojection_px": rounded_number(fit.mouth_reprojection_px.nanmean()),
+            "relative_error": rounded_number(fit.relative_error, 5),
+            "relative_mouth_error": rounded_number(fit.relative_mouth_error, 5),
+            "face_size_px": rounded_number(fit.face_size_px.nanmean(), 1),
             "converged": fit.converged,
             **self._quality.face(state.arrays, state.head),
         }
         if fit.photometric is not None:
             state.quality |= {  # mean absolute colour difference (0..1) between rendered face and frames
-                "photometric_error_landmark_fit": _rounded(fit.photometric.error_before, 5),
-                "photometric_error": _rounded(fit.photometric.error, 5),
+                "photometric_error_landmark_fit": rounded_number(fit.photometric.error_before, 5),
+                "photometric_error": rounded_number(fit.photometric.error, 5),
                 "photometric_refined": fit.photometric.refined,
             }
         bound = self.config.face.max_reprojection
         if bound is not None and fit.relative_error > bound:
             state.fail(PoorFitError(f"landmarks are {fit.relative_error:.4f} face sizes off, {bound:.4f} allowed"))
-
-    def _features(self, state: _ClipState) -> ClipFeatures:
-        clip, head = state.clip, state.head
-        true_rows = ROWS_PER_FRAME * state.num_frames - 1
-        speech_rows = {
-            name: encoder.num_rows(state.num_frames) for name, (encoder, _) in self.models.speech_fields.items()
-        }
-        transforms, videos = ({}, {}) if state.media is None else state.media.finish()
-        audio, audio_meta = self._media.audio(head.waveform)
-        meta: dict[str, Any] = {
-            "key": clip.key,
-            "split": clip.split,
-            "speaker": clip.speaker,
-            "utterance": clip.utterance,
-            "num_frames": state.num_frames,
-            "num_rows": {"mel": true_rows, "f0": head.num_f0_rows, **speech_rows},
-            "source": head.source.as_json(),
-            "models": self.models.names,
-            "conventions": {**self.models.conventions(self.config), **self._media.conventions},
-            "quality": state.quality,
-            **audio_meta,
-        }
-        if clip.audio_offset_frames is not None:
-            meta["audio_offset_frames"] = clip.audio_offset_frames
-        if clip.text is not None:
-            meta["text"] = clip.text
-        if head.transcript is not None:
-            transcript = head.transcript
-            meta |= {
-                "text": transcript.text,
-                "conf": transcript.conf,
-                "ref": transcript.ref,
-                "words": [list(word) for word in transcript.words],
-                "boxes": transcript.boxes.tolist(),
-            }
-        arrays = {**state.arrays, **transforms}
-        kept = {name: array for name, array in arrays.items() if self._only is None or name in self._only}
-        return ClipFeatures(clip, state.num_frames, kept, meta, {**audio, **videos})
-
-
-def _rounded(value: float | torch.Tensor, digits: int = 4) -> float:
-    return round(float(value), digits)
-
-
-class _Clock:
-    """Adds up the seconds spent in each stage."""
-
-    def __init__(self, timings: dict[str, float]):
-        self._timings = timings
-
-    @contextlib.contextmanager
-    def __call__(self, stage: str) -> Iterator[None]:
-        started = time.perf_counter()
-        try:
-            yield
-        finally:
-            self._timings[stage] = self._timings.get(stage, 0.0) + time.perf_counter() - started
-
-    def iterate(self, stage: str, items: Iterable[DecodedChunk | Reject]) -> Iterator[DecodedChunk | Reject]:
-        """Yield the items, counting the time spent waiting for each."""
-        iterator = iter(items)
-        while True:
-            with self(stage):
-                item = next(iterator, None)
-            if item is None:
-                return
-            yield item

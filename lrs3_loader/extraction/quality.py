@@ -17,7 +17,7 @@ from lrs3_loader.quality.audio import audio_figures
 from lrs3_loader.quality.face import face_figures, identity_figures
 from lrs3_loader.quality.figures import rounded
 from lrs3_loader.quality.mouth import mouth_figures
-from lrs3_loader.quality.picture import PictureMeter
+from lrs3_loader.quality.picture import MeasuredPixels, PictureMeter
 from lrs3_loader.quality.speech import SpeechDetector
 from lrs3_loader.types import ClipHead, SourceInfo
 
@@ -41,15 +41,18 @@ class QualityStage:
         """Measure the next frames of a clip; the device is not waited for."""
         meter.add(span.frames, span.start, landmarks.points)
 
-    def picture(self, meter: PictureMeter) -> dict[str, Any]:
+    def picture(self, measured: MeasuredPixels | None) -> dict[str, Any]:
         """Return the figures of a clip's pixels, and its cuts as ``scene_cuts``: [[frame, strength], ...].
+
+        Args:
+            measured: on the pixels; None at a lower level.
 
         Raises:
             SceneCutError: there are more cuts than the config admits.
         """
-        if not self.needs_pixels:
+        if measured is None:
             return {}
-        figures, cuts = meter.finish(self.config.scene_cut_strength)
+        figures, cuts = measured.figures(self.config.scene_cut_strength)
         most = self.config.max_scene_cuts
         if most is not None and len(cuts) > most:
             listed = ", ".join(f"{frame} ({strength:.0f} levels)" for frame, strength in cuts[:8])
@@ -57,8 +60,8 @@ class QualityStage:
         return {**rounded(figures), "scene_cuts": [[frame, round(strength, 1)] for frame, strength in cuts]}
 
     def identity(self, points: torch.Tensor, found: torch.Tensor) -> dict[str, float]:
-        """Return the figures of the shape of the face. ``points`` [T, L, 3], ``found`` bool [T]."""
-        return rounded(identity_figures(points[found].cpu().numpy())) if self.is_on else {}
+        """Return the figures of the shape of the face. ``points`` [T, L, 3], ``found`` bool [T], on the host."""
+        return rounded(identity_figures(points[found].numpy())) if self.is_on else {}
 
     def audio(self, heads: Sequence[ClipHead]) -> list[dict[str, float]]:
         """Return the figures of audio and source of each clip."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, SupportsFloat
 
 #: Raised when the definition of a figure changes: figures of different versions are not compared.
 FIGURES_VERSION = 1
@@ -125,6 +125,11 @@ def rounded(figures: Mapping[str, float]) -> dict[str, float]:
             short = float(f"{value:.{_DIGITS}g}")
             found[name] = int(short) if short.is_integer() else short
     return found
+
+
+def rounded_number(value: SupportsFloat, digits: int = 4) -> float:
+    """Return a number with so many digits after the point."""
+    return round(float(value), digits)
 
 
 def figure_numbers(meta: Any) -> dict[str, float]:

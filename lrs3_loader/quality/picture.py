@@ -7,6 +7,7 @@ Letters: n frames of a span, T frames of a clip, H W source size, G = 64 points 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lrs3_loader.face.image.warp import crop
-from lrs3_loader.runtime.transfer import to_device
+from lrs3_loader.runtime.transfer import copy_to_host, to_device
 
 GRID = 64
 FACE_SIZE = 96
@@ -61,13 +62,23 @@ class PictureMeter:
         return [tensor for tensor in kept if tensor is not None]
 
     def finish(self, min_cut_strength: float) -> tuple[dict[str, float], list[tuple[int, float]]]:
+        """Return what :meth:`MeasuredPixels.figures` does, of this clip alone."""
+        [measured] = measured_pixels([self])
+        return measured.figures(min_cut_strength)
+
+
+@dataclass(frozen=True)
+class MeasuredPixels:
+    """What a :class:`PictureMeter` has measured, on the host."""
+
+    changes: np.ndarray  # f64 [T, 2], sums of differences
+    brightest: np.ndarray  # f64 [G, G, 3]
+    faces: np.ndarray  # f64 [frames measured, 4]
+    black: int
+
+    def figures(self, min_cut_strength: float) -> tuple[dict[str, float], list[tuple[int, float]]]:
         """Return the figures of the clip, and (first frame after it, strength) of each scene cut."""
-        assert self._brightest is not None, "a clip has frames"
-        sizes = [2 * sum(map(len, self._changes)), self._brightest.numel()]
-        parts = [torch.cat(self._changes), self._brightest, torch.cat(self._faces)]
-        host = torch.cat([part.flatten().double() for part in parts]).cpu().numpy()  # one copy, not three
-        changes, brightest, faces = np.split(host, np.cumsum(sizes))
-        changes = changes.reshape(-1, 2) / (GRID * GRID * 3)
+        changes = self.changes / (GRID * GRID * 3)
         steps = changes[1:, 0]
         strength = cut_strength(changes)
         cuts = [(int(frame), float(strength[frame])) for frame in np.flatnonzero(strength >= min_cut_strength)]
@@ -78,10 +89,9 @@ class PictureMeter:
             "scene_cut_frame": strongest,
             "picture_motion": float(np.median(steps)) if len(steps) else np.nan,
             "static_share": float((steps < STATIC_LEVELS).mean()) if len(steps) else np.nan,
-            "black_bar_share": black_bar_share(brightest.reshape(GRID, GRID, 3), self.black),
+            "black_bar_share": black_bar_share(self.brightest, self.black),
         }
-        faces = faces.reshape(-1, 4)
-        faces = faces[np.isfinite(faces[:, 0])]
+        faces = self.faces[np.isfinite(self.faces[:, 0])]
         if len(faces):
             sharpness, brightness, contrast, clipped = faces.T
             figures |= {
@@ -91,6 +101,26 @@ class PictureMeter:
                 "face_clipped_share": clipped.mean(),
             }
         return figures, cuts
+
+
+def measured_pixels(meters: Sequence[PictureMeter]) -> list[MeasuredPixels]:
+    """Copy what was measured of many clips to the host, in one copy."""
+    if not meters:
+        return []
+    changes = [torch.cat(meter._changes) for meter in meters]
+    brightest = [meter._brightest for meter in meters if meter._brightest is not None]
+    assert len(brightest) == len(meters), "a clip has frames"
+    faces = [torch.cat(meter._faces) for meter in meters]
+    kinds = [torch.cat(changes), torch.stack(brightest), torch.cat(faces)]
+    [host] = copy_to_host([torch.cat([kind.flatten().double() for kind in kinds])])
+    flat = np.split(host.numpy(), np.cumsum([kind.numel() for kind in kinds])[:-1])
+    all_changes, all_brightest, all_faces = (part.reshape(kind.shape) for part, kind in zip(flat, kinds, strict=True))
+    changes_of = np.split(all_changes, np.cumsum([len(part) for part in changes])[:-1])
+    faces_of = np.split(all_faces, np.cumsum([len(part) for part in faces])[:-1])
+    return [
+        MeasuredPixels(*measured)
+        for measured in zip(changes_of, all_brightest, faces_of, [meter.black for meter in meters], strict=True)
+    ]
 
 
 def sample_grid(frames: Tensor) -> Tensor:
