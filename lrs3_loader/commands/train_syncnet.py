@@ -19,8 +19,9 @@ import tyro
 
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
+from lrs3_loader.launch.demo_run import DemoData, make_demo_run
 from lrs3_loader.selection.settings import Choice
-from lrs3_loader.syncnet.settings import DemoData, TrainConfig
+from lrs3_loader.syncnet.settings import TrainConfig
 from lrs3_loader.train.settings import TrainLaunch
 
 
@@ -54,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     run = args.run or args.launch.out / "demo-run"
     if args.demo:
-        _make_demo_run(run, args.data, args.launch.device)
+        make_demo_run(run, args.data, args.launch.device)
     config, folder = replace(args.train, where=Choice(args.train.where, args.preset).text), RunFolder.open(run)
     if args.repeats > 1:
         repeats = train_repeats(partial(LipSync, folder), config, args.launch, args.repeats)
@@ -65,22 +66,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     if text is not None:
         print(text)
     return cli.EXIT_OK
-
-
-def _make_demo_run(folder: Path, data: DemoData, device: str) -> None:
-    """Render and extract the demo corpus, or resume that: rank 0 renders, all ranks extract, and rank 0 ends last."""
-    from lrs3_loader.config import CorpusConfig, LaunchConfig, PlanConfig, RunConfig, WorkerConfig, demo_defaults
-    from lrs3_loader.demo import make_demo_corpus
-    from lrs3_loader.launch import leases, runner
-    from lrs3_loader.run.folder import demo_corpus_folder
-
-    corpus, queue = demo_corpus_folder(folder), leases.connect()
-    if queue.rank == 0:
-        make_demo_corpus(corpus, data.demo_speakers, data.demo_clips, data.demo_seconds)
-    config = replace(
-        demo_defaults(RunConfig()),
-        corpus=CorpusConfig(corpus=corpus, layout="lrs3"),
-        plan=PlanConfig(shard_frames=1_000),  # ten shards, so that several ranks have work
-    )
-    launch = LaunchConfig(out=folder, assets=data.assets, device=device, workers=WorkerConfig(num_workers=1))
-    runner.run(config, launch, queue)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from lrs3_loader.train.settings import TrainingConfig
 
@@ -28,17 +27,3 @@ class TrainConfig(TrainingConfig):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
         if self.max_shift_frames is not None and self.max_shift_frames < 1:
             raise ValueError(f"max_shift_frames must be at least 1, got {self.max_shift_frames}")
-
-
-@dataclass(frozen=True)
-class DemoData:
-    """The synthetic talking heads of --demo. Their speech features come from an untrained network."""
-
-    demo_speakers: int = 24
-    """Faces, each with its own voice."""
-    demo_clips: int = 5
-    """Clips per speaker."""
-    demo_seconds: tuple[float, float] = (2.4, 3.6)
-    """Shortest and longest clip in seconds."""
-    assets: Path | None = None
-    """Folder with model files, searched first (then $LRS3_LOADER_ASSETS, then the cache)."""
