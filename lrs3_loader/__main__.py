@@ -24,6 +24,7 @@ COMMANDS = {
     "bundle": "pack a run into an archive in parts, and unpack it",
     "assets": "check, download and convert model files",
     "train-syncnet": "train a lip-sync network on a run",
+    "train-audio2motion": "train a generator of facial motion from speech on a run",
 }
 
 
@@ -60,7 +61,7 @@ def _help() -> str:
             *(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items()),
             "",
             f"{program} COMMAND --help lists the options of a command; --version prints the version.",
-            "On several GPUs or cores (extract, train-syncnet): torchrun --nproc_per_node N -m lrs3_loader COMMAND ...",
+            "On several GPUs or cores (extract, train-...): torchrun --nproc_per_node N -m lrs3_loader COMMAND ...",
         ]
     )
 

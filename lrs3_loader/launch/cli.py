@@ -31,7 +31,7 @@ RANK_0_SECONDS = 60.0  # by then rank 0 has printed its error
 PATIENCE_SECONDS = 3.0
 
 _PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
-_COMMAND = re.compile(r"(lrs3-loader|-m lrs3_loader) ([a-z]+(?:-[a-z]+)*)")
+_COMMAND = re.compile(r"(lrs3-loader|-m lrs3_loader) ([a-z]+(?:-[a-z0-9]+)*)")
 
 Args = TypeVar("Args")
 

@@ -18,7 +18,7 @@ ORDER = [
     {"face", "quality", "run", "config", "flags"},
     {"corpus", "assets", "audio", "demo", "selection", "speaking", "stream"},
     {"extraction", "decode", "train"},
-    {"viz", "doctor", "interop", "syncnet", "api"},
+    {"viz", "doctor", "interop", "syncnet", "audio2motion", "api"},
     {"launch"},
     {"commands", "__main__"},
 ]

@@ -1,0 +1,1 @@
+"""Generates facial motion from speech: a conditional generator trained on the shards, its evaluation and baselines."""
