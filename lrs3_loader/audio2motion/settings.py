@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
 from lrs3_loader.train.settings import TrainingConfig
-from lrs3_loader.types import is_speech
+
+_SPEECH = re.compile(r"mel|hubert(_\d+)?")  # the list in ``types`` imports torch, which help must not wait for
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Audio2MotionConfig(TrainingConfig):
         for name in ("kl_weight", "velocity_weight", "sync_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
-        if not is_speech(self.speech) and self.speech != "mel":
+        if not _SPEECH.fullmatch(self.speech):
             raise ValueError(f"speech must be hubert, hubert_2 ... or mel, got {self.speech!r}")
         if self.sync_weight > 0 and self.target != "idexp_lm3d":
             raise ValueError(f"the lip-sync network reads idexp_lm3d: sync_weight needs that target, not {self.target}")
