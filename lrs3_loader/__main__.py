@@ -25,6 +25,7 @@ COMMANDS = {
     "assets": "check, download and convert model files",
     "train-syncnet": "train a lip-sync network on a run",
     "train-audio2motion": "train a generator of facial motion from speech on a run",
+    "animate": "draw the motion that a trained generator makes of a sound",
 }
 
 

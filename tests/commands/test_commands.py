@@ -83,6 +83,7 @@ def test_a_launch_that_cannot_work_does_not_wait_for_transformers(tmp_path: Path
         ("export import-geneface", "--hubert-store", "--shard-frames"),
         ("assets convert", "--out", "--dense-index"),
         ("train-syncnet", "--device", "--learning-rate"),
+        ("animate", "--beside", "--panel"),
     ],
 )
 def test_flags_that_are_set_often_come_first(command: str, often: str, rarely: str, tmp_path: Path) -> None:
