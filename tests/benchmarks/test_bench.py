@@ -11,7 +11,7 @@ from benchmarks import scan, training
 from benchmarks import stream as bench_stream
 from benchmarks.roofline.cards import find_card
 
-TRAININGS = [("syncnet", "demo"), ("syncnet", "real")]
+TRAININGS = [(training, size) for size in ("demo", "real") for training in ("syncnet", "audio2motion")]
 
 
 def test_every_way_reads_every_sample(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ from torch.utils.data import DataLoader
 from benchmarks.roofline.cards import Card, price
 from benchmarks.stand_in import Kernel, stand_in_device, why_not
 from benchmarks.stream import make_synthetic_run
+from lrs3_loader.audio2motion.objective import MotionTraining
+from lrs3_loader.audio2motion.settings import Audio2MotionConfig
 from lrs3_loader.run.folder import RunFolder
 from lrs3_loader.runtime.memory import disable_malloc_trim
 from lrs3_loader.stream.tasks import Item
@@ -87,6 +89,7 @@ def measure(scratch: Path, passes: int, card: Card, share: float = 1.0) -> Itera
 
 def _objectives(run: RunFolder, size: Size) -> Iterator[tuple[str, Objective[Any, Any]]]:
     yield "syncnet", LipSync(run, TrainConfig())
+    yield "audio2motion", MotionTraining(run, Audio2MotionConfig(size=size.name))
 
 
 def _pace(name: str, size: Size, objective: Objective[Any, Any], out: Path, passes: int, card: Card) -> Pace:
