@@ -12,15 +12,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
 from lrs3_loader.audio2motion.settings import Audio2MotionConfig
 from lrs3_loader.config import rarely
 from lrs3_loader.launch import cli
-from lrs3_loader.launch.demo_run import DemoData, make_demo_run
-from lrs3_loader.selection.settings import Choice
+from lrs3_loader.launch.training_run import DemoData, TrainingRun
 from lrs3_loader.train.settings import TrainLaunch
 
 if TYPE_CHECKING:
@@ -32,55 +31,35 @@ _DEMO_SYNC_EPOCHS = 60
 @dataclass(frozen=True)
 class Args:
     launch: Annotated[TrainLaunch, tyro.conf.arg(name="")]
-    run: Annotated[Path | None, tyro.conf.Positional] = None
-    """Folder of the finished run to train on."""
-    demo: bool = False
-    """Render and extract a corpus of synthetic talking heads (in OUT/demo-run) and train on that, beside a lip-sync
-    network of the same speakers (OUT/syncnet-FOLD), unless --sync gives one."""
+    source: Annotated[TrainingRun, tyro.conf.arg(name="")] = field(default_factory=TrainingRun)
     sync: Path | None = None
-    """Checkpoint of train-syncnet, which scores generated motion in the evaluation; see --sync-weight."""
-    preset: Literal["latentsync", "talkvid", "hallo"] | None = None
-    """Only clips that pass the published rule of this project; with --where both must hold."""
-    repeats: int = 1
-    """Train so many times, each with another seed and other held-out speakers (OUT/repeat-0, ...): mean and spread."""
+    """Checkpoint of train-syncnet, which scores generated motion in the evaluation; see --sync-weight. With --demo, one
+    is trained on the same speakers (OUT/syncnet-FOLD) unless it is given."""
     train: Annotated[Audio2MotionConfig, rarely("network and optimiser")] = field(default_factory=Audio2MotionConfig)
     data: Annotated[DemoData, rarely("demo corpus")] = field(default_factory=DemoData)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = cli.parse(Args, __doc__ or "", "train-audio2motion", argv)
-    if args.demo == (args.run is not None):
-        raise cli.UsageError("give either the folder of a run or --demo")
-    if args.repeats < 1:
-        raise cli.UsageError(f"--repeats must be at least 1, got {args.repeats}")
+    args.source.check()
 
     from lrs3_loader.assets.locate import Assets
     from lrs3_loader.audio2motion.objective import MotionTraining
-    from lrs3_loader.run.folder import RunFolder
     from lrs3_loader.runtime.device import pick_device
-    from lrs3_loader.train.loop import train
     from lrs3_loader.train.ranks import process_group
-    from lrs3_loader.train.repeats import train_repeats
+    from lrs3_loader.train.repeats import train_and_describe
     from lrs3_loader.viz.preview.subject import model_of_run
 
-    run = args.run or args.launch.out / "demo-run"
-    if args.demo:
-        make_demo_run(run, args.data, args.launch.device)
-    folder = RunFolder.open(run)
-    size = args.train.size or ("demo" if args.demo else "real")
-    config = replace(args.train, size=size, where=Choice(args.train.where, args.preset).text)
+    folder = args.source.open(args.launch.out, args.data, args.launch.device)
+    size = args.train.size or ("demo" if args.source.demo else "real")
+    config = replace(args.train, size=size, where=args.source.where(args.train.where))
     face_model = model_of_run(folder, None, Assets(args.data.assets)) if config.target == "exp" else None
 
     def make(each: Audio2MotionConfig) -> MotionTraining:
         return MotionTraining(folder, each, _sync_network(folder, each, args), face_model)
 
     with process_group(pick_device(args.launch.device)):  # one for the lip-sync networks and the generators
-        if args.repeats > 1:
-            repeats = train_repeats(make, config, args.launch, args.repeats)
-            text = None if repeats is None else repeats.describe()
-        else:
-            evaluation = train(make(config), args.launch)
-            text = None if evaluation is None else evaluation.describe()
+        text = train_and_describe(make, config, args.launch, args.source.repeats)
     if text is not None:
         print(text)
     return cli.EXIT_OK
@@ -88,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _sync_network(folder: RunFolder, config: Audio2MotionConfig, args: Args) -> Path | None:
     """Return the checkpoint of a lip-sync network; in a demo, train one that has not seen the held-out speakers."""
-    if args.sync is not None or not args.demo or config.target != "idexp_lm3d":
+    if args.sync is not None or not args.source.demo or config.target != "idexp_lm3d":
         return args.sync
     from lrs3_loader.syncnet.objective import LipSync
     from lrs3_loader.syncnet.settings import TrainConfig

@@ -90,6 +90,17 @@ def train_repeats(
     return repeats
 
 
+def train_and_describe(
+    make: Callable[[AnyConfig], Objective[AnyNetwork, AnyEvaluation]],
+    config: AnyConfig,
+    launch: TrainLaunch,
+    count: int,
+) -> str | None:
+    """Train once, or ``count`` times; return the description of the result on rank 0, None on other ranks."""
+    result = train(make(config), launch) if count == 1 else train_repeats(make, config, launch, count)
+    return None if result is None else result.describe()
+
+
 def _repeat_settings(config: AnyConfig, launch: TrainLaunch, count: int) -> Sequence[tuple[AnyConfig, TrainLaunch]]:
     return [
         (
