@@ -204,11 +204,11 @@ def test_two_ranks_give_the_same_bytes(corpus: demo.DemoCorpus, assets: Path | N
 
 
 @pytest.mark.slow
-def test_real_clips_give_the_same_bytes_on_1_2_and_4_ranks(
+def test_real_clips_give_the_same_bytes_on_1_and_4_ranks(
     shared_data: Path, shared_assets: Path, tmp_path: Path
 ) -> None:
     written = []
-    for ranks in (1, 2, 4):
+    for ranks in (1, 4):
         out = tmp_path / f"ranks{ranks}"
         options = ("--face-model", "ict", "--shard-frames", "250")
         done = subprocess.run(
@@ -218,7 +218,7 @@ def test_real_clips_give_the_same_bytes_on_1_2_and_4_ranks(
         assert done.returncode == 0, done.stderr
         written.append(shard_bytes(out))
     assert len(written[0]) >= 4
-    assert written[0] == written[1] == written[2]
+    assert written[0] == written[1]
     folder = RunFolder.open(out)
     assert folder.totals().num_samples == 9
     for shard in folder.shards:

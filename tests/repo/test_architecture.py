@@ -95,3 +95,9 @@ def test_extraction_calls_no_collective() -> None:
             names = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
             if "torch.distributed" in path.read_text():
                 assert not names & COLLECTIVES, path
+
+
+def test_files_of_tests_have_names_of_their_own() -> None:
+    """pytest imports them by these names alone."""
+    names = [path.name for path in (REPO / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))
