@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -82,8 +83,8 @@ def test_they_find_leases_that_are_lost(laboratory: Laboratory, monkeypatch: pyt
 def test_they_find_bytes_that_differ(laboratory: Laboratory, monkeypatch: pytest.MonkeyPatch) -> None:
     real, numbers = scenarios.tiny_features, itertools.count()
 
-    def differs(clip: Clip) -> ClipFeatures:
-        features = real(clip)
+    def differs(clip: Clip, *wanted: Any) -> ClipFeatures:
+        features = real(clip, *wanted)
         features.arrays["f0"][0] += next(numbers)
         return features
 
