@@ -64,7 +64,7 @@ class Ridge:
 
 @dataclass(frozen=True)
 class _Sums:
-    """What least squares needs of the frames: ``X'X`` [K, K], ``X'Y`` [K, C], ``trace(Y'Y)``."""
+    """The sums over frames that least squares needs: ``X'X`` [K, K], ``X'Y`` [K, C], ``trace(Y'Y)``."""
 
     inputs: np.ndarray
     products: np.ndarray

@@ -21,7 +21,7 @@ class Audio2MotionCheckpoint(Checkpoint):
 
     @property
     def target(self) -> str:
-        """What is generated: ``idexp_lm3d`` [T, 204], decimetres x 10, or ``exp`` [T, E]."""
+        """Field that the network generates: ``idexp_lm3d`` [T, 204], decimetres x 10, or ``exp`` [T, E]."""
         return str(self.config["target"])
 
     @property

@@ -80,7 +80,7 @@ def network_size(name: str | None) -> NetworkSize:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What the encoder makes of a true motion."""
+    """A sample of the latent of a true motion, and its divergence from the prior."""
 
     latent: torch.Tensor  # [B, L, Z], a sample
     kl: torch.Tensor  # [B, L], its log q - log p: one sample of the divergence, in nats

@@ -22,13 +22,12 @@ from lrs3_loader.audio2motion.targets import Target
 from lrs3_loader.errors import RunError
 from lrs3_loader.face.model.morphable import FaceModel
 from lrs3_loader.run.folder import RunFolder
-from lrs3_loader.run.record import differences
 from lrs3_loader.run.tar import Sample
 from lrs3_loader.stream import Raw, ShardStream
 from lrs3_loader.stream.tasks import Audio2Motion, Item
 from lrs3_loader.syncnet.checkpoint import SyncNetCheckpoint
 from lrs3_loader.syncnet.model import SyncNetModel
-from lrs3_loader.train.checkpoint import feature_models
+from lrs3_loader.train.checkpoint import feature_differences, feature_models
 from lrs3_loader.train.ranks import gather, rank_and_world_size
 from lrs3_loader.train.speakers import SpeakerSplit, speaker_of
 
@@ -78,7 +77,7 @@ class MotionTraining:
         found = feature_models(self._folder.record)
         if self._sync is None:
             return found
-        changes = differences(self._sync.features, found)
+        changes = feature_differences(self._sync.features, found)
         if changes:
             raise RunError(
                 f"the lip-sync network was trained on other features than those of {self._folder.path} (trained on -> "

@@ -69,7 +69,7 @@ class PictureMeter:
 
 @dataclass(frozen=True)
 class MeasuredPixels:
-    """What a :class:`PictureMeter` has measured, on the host."""
+    """The measurements of a :class:`PictureMeter`, copied to the host."""
 
     changes: np.ndarray  # f64 [T, 2], sums of differences
     brightest: np.ndarray  # f64 [G, G, 3]

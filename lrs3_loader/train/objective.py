@@ -49,7 +49,7 @@ class Objective(Protocol[AnyNetwork, AnyEvaluation_co]):
 
     @property
     def features(self) -> Mapping[str, Any]:
-        """What else must be equal when the training is resumed: the models that the features come from."""
+        """The models that the features come from, which must be equal when the training is resumed."""
 
     @property
     def speakers(self) -> frozenset[str]:

@@ -33,7 +33,7 @@ _BRIGHTNESS = {Part.SKIN: 1.0, Part.EYE: 1.15, Part.MOUTH: 0.3, Part.EAR: 1.0}
 
 @dataclass(frozen=True)
 class Animation:
-    """What is shown of one clip."""
+    """The motion, the sound and the frames of one clip, as they are drawn."""
 
     name: str
     model: FaceModel  # on the CPU

@@ -37,11 +37,11 @@ MAX_FRAMES = 15_000  # ten minutes
 
 
 class Trained(Protocol):
-    """What is known of a trained generator: ``Audio2MotionCheckpoint`` has it all."""
+    """The facts about a trained generator that animation needs; ``Audio2MotionCheckpoint`` has them."""
 
     @property
     def target(self) -> str:
-        """What it makes: ``idexp_lm3d`` or ``exp``."""
+        """Field that it generates: ``idexp_lm3d`` or ``exp``."""
 
     @property
     def speech(self) -> str:
