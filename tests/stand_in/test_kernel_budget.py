@@ -28,7 +28,7 @@ from lrs3_loader.runtime.device import pick_device
 from lrs3_loader.types import ClipFeatures, DecodedChunk
 
 BATCH = 8
-NETWORKS = ("tflite_ops.py", "tflite.py", "fusion.py", "landmarks/detector.py")
+NETWORKS = ("tflite_ops.py", "tflite.py", "fusion.py", "convolve.py", "steps.py", "sums.py", "landmarks/detector.py")
 
 
 @dataclass(frozen=True)

@@ -9,28 +9,15 @@ written as become PyTorch's own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrs3_loader.face.landmarks.steps import LayerStep, Step, StepGraph, note_unused, single_step
 from lrs3_loader.face.landmarks.tflite_ops import Layer
 from lrs3_loader.kernels.convolution import MAX_CHANNELS, convolution_prelu, residual_block
-
-#: A layer, the tensors that it reads and the one that it writes, and those that are not needed after it.
-Step = tuple[Layer, tuple[int, ...], int, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class JoinedStep:
-    """Some layers as one operator. ``compute`` takes the tensors ``reads`` and returns the tensors ``writes``."""
-
-    compute: Callable[..., Sequence[Tensor]]
-    reads: tuple[int, ...]
-    writes: tuple[int, ...]
-    unused: tuple[int, ...] = ()  # tensors that are not needed after it
 
 
 class JoinedConvolution(nn.Module):
@@ -82,8 +69,8 @@ def _store(module: nn.Module, weights: Mapping[str, Tensor | None]) -> None:
 
 
 def join_layers(
-    steps: Sequence[Step], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]
-) -> list[JoinedStep]:
+    steps: Sequence[LayerStep], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]
+) -> list[Step]:
     """Join the layers of a network.
 
     Args:
@@ -95,51 +82,29 @@ def join_layers(
         steps that compute the same tensors.
     """
     joiner = _Joiner(steps, shapes, results)
-    made: dict[int, JoinedStep] = {}  # by the position of the last layer joined
+    made: dict[int, Step] = {}  # by the position of the last layer joined
     for position in range(len(steps)):
         for join in (joiner.block, joiner.convolution, joiner.normalization):
             if position not in joiner.taken and (found := join(position)):
                 made[found[0]] = found[1]
-    for position, (layer, reads, write, _) in enumerate(steps):
-        if position not in joiner.taken:
-            made[position] = JoinedStep(_as_list(layer), reads, (write,))
-    return _with_unused([made[position] for position in sorted(made)], results)
+    made |= {position: single_step(step) for position, step in enumerate(steps) if position not in joiner.taken}
+    return note_unused([made[position] for position in sorted(made)], results)
 
 
-def _as_list(layer: Layer) -> Callable[..., list[Tensor]]:
-    return lambda *tensors: [layer(*tensors)]
-
-
-def _with_unused(steps: Sequence[JoinedStep], results: Sequence[int]) -> list[JoinedStep]:
-    """Note after which step each tensor is not needed any more."""
-    last_use = {tensor: number for number, step in enumerate(steps) for tensor in (*step.reads, *step.writes)}
-    return [
-        JoinedStep(
-            step.compute,
-            step.reads,
-            step.writes,
-            tuple(tensor for tensor, last in last_use.items() if last == number and tensor not in results),
-        )
-        for number, step in enumerate(steps)
-    ]
-
-
-class _Joiner:
+class _Joiner(StepGraph):
     """Finds layers to join; ``taken`` are the positions of those that have been."""
 
-    def __init__(self, steps: Sequence[Step], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]) -> None:
-        self.steps, self.shapes, self.results = steps, shapes, results
+    def __init__(
+        self, steps: Sequence[LayerStep], shapes: Mapping[int, tuple[int, ...]], results: Sequence[int]
+    ) -> None:
+        super().__init__(steps, results)
+        self.shapes = shapes
         self.taken = set[int]()
         self.device = next((buffer.device for layer, *_ in steps for buffer in layer.buffers()), None)
-        self.maker = {write: position for position, (_, _, write, _) in enumerate(steps)}
-        self.readers: dict[int, list[int]] = {}
-        for position, (_, reads, _, _) in enumerate(steps):
-            for tensor in dict.fromkeys(reads):
-                self.readers.setdefault(tensor, []).append(position)
 
-    def convolution(self, position: int) -> tuple[int, JoinedStep] | None:
+    def convolution(self, position: int) -> tuple[int, Step] | None:
         """Join a convolution with its activation and the next 1 x 1 convolution."""
-        layer, (source, *_), write, _ = self.steps[position]
+        layer, (source, *_), write = self.steps[position]
         if not _is_convolution(layer, groups=1):
             return None
         self.taken.add(position)
@@ -149,21 +114,21 @@ class _Joiner:
         weights = {"weight": weight.permute(2, 3, 1, 0), "bias": bias, "slope": slope, **following}
         geometry = layer.geometry
         module = JoinedConvolution(weights, geometry["stride"][0], geometry["padding"])
-        return last, JoinedStep(module, (source,), (y, *writes))
+        return last, Step(module, (source,), (y, *writes))
 
-    def block(self, position: int) -> tuple[int, JoinedStep] | None:
+    def block(self, position: int) -> tuple[int, Step] | None:
         """Join a depthwise convolution with the 1 x 1 convolution behind it, its shortcut and its activation."""
-        layer, (source, *_), write, _ = self.steps[position]
+        layer, (source, *_), write = self.steps[position]
         channels = self.shapes[source][-1]
         if not _is_convolution(layer, groups=channels) or channels == 1 or self.shapes[write][-1] != channels:
             return None
-        point = self._sole_reader(write)
+        point = self.sole_reader(write)
         if layer.activation is not None or point is None or not self._is_pointwise(point):
             return None
-        wide, _, y, _ = self.steps[point]
+        wide, _, y = self.steps[point]
         self.taken |= {position, point}
         last, shortcut = point, tuple[int, ...]()
-        total = self._sole_reader(y)
+        total = self.sole_reader(y)
         if wide.activation is None and total is not None and (other := self._added_to(y, total)) is not None:
             self.taken.add(total)
             last, y, shortcut = total, self.steps[total][2], (self._shortcut(other),)
@@ -178,31 +143,31 @@ class _Joiner:
             **following,
         }
         module = JoinedBlock(weights, layer.geometry["stride"][0], layer.geometry["padding"])
-        return last, JoinedStep(module, (source, *shortcut), (y, *writes))
+        return last, Step(module, (source, *shortcut), (y, *writes))
 
-    def normalization(self, position: int) -> tuple[int, JoinedStep] | None:
+    def normalization(self, position: int) -> tuple[int, Step] | None:
         """Join ``x * scale - mean * scale`` with ``scale = gamma / sqrt(variance + epsilon)`` over the last axis."""
-        _, (source, *_), mean, _ = self.steps[position]
-        readers = {self.steps[reader][0].name: reader for reader in self.readers.get(mean, ())}
+        _, (source, *_), mean = self.steps[position]
+        readers = {self.name(reader): reader for reader in self.readers.get(mean, ())}
         if not self._averages_channels(position) or readers.keys() != {"NEG", "SQUARED_DIFFERENCE"}:
             return None
         negated, squared = readers["NEG"], readers["SQUARED_DIFFERENCE"]
         chain = [squared]
         for name in ("MEAN", "ADD", "RSQRT", "MUL"):
-            follower = self._sole_reader(self.steps[chain[-1]][2])
-            if follower is None or self.steps[follower][0].name != name:
+            follower = self.sole_reader(self.steps[chain[-1]][2])
+            if follower is None or self.name(follower) != name:
                 return None
             chain.append(follower)
         _, variance, plus_epsilon, _, scaled = chain
         products = self.readers.get(self.steps[scaled][2], [])
-        last = {self._sole_reader(self.steps[product][2]) for product in products}
+        last = {self.sole_reader(self.steps[product][2]) for product in products}
         factors = {tensor for product in products for tensor in self.steps[product][1]}
         epsilon, gamma = (self.steps[at][0].constants[-1] for at in (plus_epsilon, scaled))
         (end,) = last if len(last) == 1 else (None,)
         fits = (
             end is not None
-            and self.steps[end][0].name == "ADD"
-            and [self.steps[product][0].name for product in products] == ["MUL", "MUL"]
+            and self.name(end) == "ADD"
+            and [self.name(product) for product in products] == ["MUL", "MUL"]
             and factors == {source, self.steps[negated][2], self.steps[scaled][2]}
             and set(self.steps[squared][1]) == {source, mean}
             and self._averages_channels(variance)
@@ -216,20 +181,16 @@ class _Joiner:
             return None
         self.taken |= {position, negated, *chain, *products, end}
         module = JoinedNormalization(gamma.reshape(-1), float(epsilon))
-        return end, JoinedStep(module, (source,), (self.steps[end][2],))
+        return end, Step(module, (source,), (self.steps[end][2],))
 
     def _averages_channels(self, position: int) -> bool:
-        layer, (source, *_), _, _ = self.steps[position]
+        layer, (source, *_), _ = self.steps[position]
         last = [len(self.shapes[source])]  # with the batch axis
         return layer.name == "MEAN" and layer.geometry["dim"] == last and bool(layer.geometry["keepdim"])
 
-    def _sole_reader(self, tensor: int) -> int | None:
-        readers = self.readers.get(tensor, [])
-        return readers[0] if len(readers) == 1 and tensor not in self.results else None
-
     def _added_to(self, tensor: int, position: int) -> int | None:
         """Return the other tensor of the sum at a position, if it is a sum of two tensors of one shape."""
-        layer, reads, _, _ = self.steps[position]
+        layer, reads, _ = self.steps[position]
         others = set(reads) - {tensor}
         if not (layer.is_sum and _activates_simply(layer) and len(others) == 1):
             return None
@@ -237,7 +198,7 @@ class _Joiner:
         return other if self.shapes[other] == self.shapes[tensor] else None
 
     def _is_pointwise(self, position: int) -> bool:
-        layer, (source, *_), write, _ = self.steps[position]
+        layer, (source, *_), write = self.steps[position]
         sizes_fit = max(self.shapes[source][-1], self.shapes[write][-1]) <= MAX_CHANNELS
         return _is_convolution(layer, groups=1) and _is_one_by_one(layer) and sizes_fit
 
@@ -246,10 +207,10 @@ class _Joiner:
         layer, num_channels = self.steps[position][0], self.shapes[tensor][-1]
         if layer.activation is not None:
             return torch.zeros(num_channels, device=self.device), tensor, position
-        reader = self._sole_reader(tensor)
-        if reader is not None and self.steps[reader][0].name in ("RELU", "PRELU"):
+        reader = self.sole_reader(tensor)
+        if reader is not None and self.name(reader) in ("RELU", "PRELU"):
             self.taken.add(reader)
-            activation, _, write, _ = self.steps[reader]
+            activation, _, write = self.steps[reader]
             if activation.name == "RELU":
                 return torch.zeros(num_channels, device=self.device), write, reader
             return activation.constants[1][:num_channels], write, reader  # it has them for a whole row of pixels
@@ -262,7 +223,7 @@ class _Joiner:
         if position is None:
             return dict.fromkeys(("next_weight", "next_bias", "next_slope")), ()
         self.taken.add(position)
-        layer, _, write, _ = self.steps[position]
+        layer, _, write = self.steps[position]
         slope, write, _ = self._activated(position, write)
         weight, bias = layer.constants[1:]
         return {"next_weight": weight[:, :, 0, 0].T, "next_bias": bias, "next_slope": slope}, (write,)
@@ -272,9 +233,9 @@ class _Joiner:
         height, width = self.shapes[tensor][:2]
         for name in ("PAD", "MAX_POOL_2D"):
             position = self.maker.get(tensor)
-            if position is None or self._sole_reader(tensor) is None or self.steps[position][0].name != name:
+            if position is None or self.sole_reader(tensor) is None or self.name(position) != name:
                 continue
-            layer, (source, *_), _, _ = self.steps[position]
+            layer, (source, *_), _ = self.steps[position]
             if name == "PAD":
                 fits = self.shapes[source][:2] == (height, width) and layer.geometry["pad"][0] == 0
             else:

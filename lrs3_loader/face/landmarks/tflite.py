@@ -15,12 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from lrs3_loader.face.landmarks.fusion import JoinedConvolution, JoinedStep, Step, join_layers
+from lrs3_loader.face.landmarks.fusion import JoinedConvolution, join_layers
+from lrs3_loader.face.landmarks.steps import LayerStep, Step, run_steps
+from lrs3_loader.face.landmarks.sums import fuse_sums
 from lrs3_loader.face.landmarks.tflite_graph import Graph, read_graph
-from lrs3_loader.face.landmarks.tflite_ops import Layer, build_layer, drops_batch
+from lrs3_loader.face.landmarks.tflite_ops import build_layer, drops_batch
 from lrs3_loader.runtime.memory import split_on_oom
 
-MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 2 << 20
+MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 4 << 20
 """On a CPU a batch is run in slices of as many items as keep a tensor in the cache: the smaller the tensors, the larger
 the slices, since each call of a small layer costs more than its arithmetic. Measured against slices of 8: 0.73 of the
 time for layers of 128 x 128 in slices of 4, 0.52 for those of 8 x 8 and less in slices of 32. As long as batches are
@@ -48,12 +50,12 @@ class TFLiteModule(nn.Module):
         self._results = graph.outputs
         self.input_shape: tuple[int, ...] = graph.tensors[self._source].shape[1:]
         self._shapes = {self._source: self.input_shape}  # of each computed tensor, without the batch axis
-        self._steps = self._build(graph)
-        self.layers = nn.ModuleList(layer for layer, *_ in self._steps)
-        self._add_in_place()
+        self._layer_steps = self._build(graph)
+        self.layers = nn.ModuleList(layer for layer, *_ in self._layer_steps)
         self._check_shapes()
+        self._steps = fuse_sums(self._layer_steps, self._shapes, self._results)
         self._stages = self._split()
-        self._joined: list[JoinedStep] | None = None
+        self._joined: list[Step] | None = None
         self._normalizes_itself = False  # the first of the joined steps divides and shifts the input
 
     @property
@@ -66,13 +68,13 @@ class TFLiteModule(nn.Module):
         if tuple(x.shape[1:]) != self.input_shape or len(x) == 0:
             raise ValueError(f"input must be [N, {', '.join(map(str, self.input_shape))}], got {list(x.shape)}")
         if x.device.type != "cpu" or self._joined is not None:
-            run = self._run_plain if self._joined is None else self._run_joined
-            parts = split_on_oom(lambda part: self._outputs(run(part)), x)
+            steps = self._steps if self._joined is None else self._joined
+            parts = split_on_oom(lambda part: self._outputs(self._run(steps, {self._source: part})), x)
             return parts[0] if len(parts) == 1 else tuple(torch.cat(outputs) for outputs in zip(*parts, strict=True))
-        values = {self._source: self._normalized(x)}
+        values = {self._source: x}
         for steps, num_items in self._stages:
             pieces = [
-                _run(steps, {i: tensor[start : start + num_items] for i, tensor in values.items()})
+                self._run(steps, {i: tensor[start : start + num_items] for i, tensor in values.items()})
                 for start in range(0, len(x), num_items)
             ]
             values = (
@@ -85,37 +87,32 @@ class TFLiteModule(nn.Module):
 
         Call this once the module is on its device.
         """
-        self._joined = join_layers(self._steps, self._shapes, self._results) if wanted else None
+        self._joined = join_layers(self._layer_steps, self._shapes, self._results) if wanted else None
         readers = [step.compute for step in self._joined or () if self._source in step.reads]
         stems = [reader for reader in readers if isinstance(reader, JoinedConvolution)]
         self._normalizes_itself = len(stems) == len(readers)
         for stem in stems if self._normalizes_itself else ():
             stem.divisor, stem.offset = self.divisor, self.offset
 
+    def _run(self, steps: Sequence[Step], values: dict[int, Tensor]) -> dict[int, Tensor]:
+        """Run steps of the network; its input, if it is among ``values``, is that of ``forward``."""
+        if self._source in values and not (steps is self._joined and self._normalizes_itself):
+            values[self._source] = self._normalized(values[self._source])
+        return run_steps(steps, values)
+
     def _normalized(self, x: Tensor) -> Tensor:
-        y = x if self.divisor == 1 else x / self.divisor
-        return y if self.offset == 0 else y - self.offset
-
-    def _run_plain(self, x: Tensor) -> dict[int, Tensor]:
-        return _run(self._steps, {self._source: self._normalized(x)})
-
-    def _run_joined(self, x: Tensor) -> dict[int, Tensor]:
-        assert self._joined is not None
-        values = {self._source: x if self._normalizes_itself else self._normalized(x)}
-        for step in self._joined:
-            values.update(zip(step.writes, step.compute(*[values[i] for i in step.reads]), strict=True))
-            for i in step.unused:
-                del values[i]
-        return values
+        if self.divisor == 1 and self.offset == 0:
+            return x.float()
+        y = x.to(torch.float32, copy=True).div_(self.divisor)
+        return y if self.offset == 0 else y.sub_(self.offset)
 
     def _outputs(self, values: dict[int, Tensor]) -> tuple[Tensor, ...]:
         return tuple(values[i] for i in self._results)
 
-    def _build(self, graph: Graph) -> list[Step]:
+    def _build(self, graph: Graph) -> list[LayerStep]:
         constants = {i: tensor.data for i, tensor in enumerate(graph.tensors) if tensor.data is not None}
         final = set[int]()  # tensors that can be outputs only
-        built: list[tuple[Layer, tuple[int, ...], int]] = []
-        last_use: dict[int, int] = {}
+        built: list[LayerStep] = []
         for op in graph.operators:
             if op.name == "DEQUANTIZE" and len(op.inputs) == 1 and op.inputs[0] in constants:
                 constants.update(dict.fromkeys(op.outputs, constants[op.inputs[0]].astype(np.float32)))
@@ -133,42 +130,26 @@ class TFLiteModule(nn.Module):
             else:
                 shape = shape[1:]
             self._shapes[write] = shape
-            last_use.update(dict.fromkeys((*reads, write), len(built)))
             built.append((layer, reads, write))
         if any(i not in self._shapes for i in self._results):
             raise ValueError("damaged model file: an output is never written")
-        unused: list[list[int]] = [[] for _ in built]
-        for tensor, step in last_use.items():
-            if tensor not in self._results:
-                unused[step].append(tensor)
-        return [(*step, tuple(tensors)) for step, tensors in zip(built, unused, strict=True)]
+        return built
 
     def _split(self) -> list[tuple[list[Step], int]]:
         """Group the layers into stages with a slice size each, as large as the largest following tensor allows."""
         sizes: list[int] = []
         largest = 0
-        for _, reads, write, _ in reversed(self._steps):
-            largest = max(largest, *(4 * math.prod(self._shapes[i]) for i in (*reads, write)))
+        for step in reversed(self._steps):
+            largest = max(largest, *(4 * math.prod(self._shapes[i]) for i in (*step.reads, *step.writes)))
             fitting = 1 << max(SLICE_BYTES // largest, 1).bit_length() - 1
             sizes.insert(0, min(max(fitting, MIN_SLICE), MAX_SLICE))
         grouped = itertools.groupby(zip(sizes, self._steps, strict=True), key=lambda pair: pair[0])
         return [([step for _, step in group], size) for size, group in grouped]
 
-    def _add_in_place(self) -> None:
-        """Let sums overwrite the output of a convolution that nothing else reads."""
-        made_by = {write: layer for layer, _, write, _ in self._steps}
-        for layer, reads, write, unused in self._steps:
-            for position, tensor in enumerate(reads if layer.is_sum else ()):
-                overwritable = tensor in made_by and made_by[tensor].owns_result and reads.count(tensor) == 1
-                read_once = sum(tensor in others for _, others, _, _ in self._steps) == 1
-                if overwritable and read_once and tensor in unused and self._shapes[tensor] == self._shapes[write]:
-                    layer.add_into(position)
-                    break
-
     def _check_shapes(self) -> None:
         """Check on an empty batch, at no cost, that every tensor has the shape that the file states."""
         values = {self._source: torch.empty(0, *self.input_shape)}
-        for layer, reads, write, _ in self._steps:
+        for layer, reads, write in self._layer_steps:
             try:
                 values[write] = layer(*[values[i] for i in reads])
             except (RuntimeError, IndexError) as problem:
@@ -176,12 +157,3 @@ class TFLiteModule(nn.Module):
             got, stated = tuple(values[write].shape), (0, *self._shapes[write])
             if got != stated:
                 raise ValueError(f"damaged model file: tensor {write} has shape {got}, the file states {stated}")
-
-
-def _run(steps: Sequence[Step], values: dict[int, Tensor]) -> dict[int, Tensor]:
-    """Run layers on tensors by number; returns the old and new tensors that are still needed."""
-    for layer, reads, write, unused in steps:
-        values[write] = layer(*[values[i] for i in reads])
-        for i in unused:
-            del values[i]
-    return values

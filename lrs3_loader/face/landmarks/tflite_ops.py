@@ -20,12 +20,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lrs3_loader.face.landmarks.convolve import Pair, Sides, convolve
 from lrs3_loader.face.landmarks.tflite_graph import Graph, Operator
 
 Constants = Mapping[int, np.ndarray]
 Function = Callable[..., Tensor]
-Pair = tuple[int, int]  # along the height and along the width
-Sides = tuple[int, int, int, int]  # left, right, top, bottom
 
 #: Activations by their code in the file; they may overwrite the new tensors that they are applied to.
 _ACTIVATIONS: dict[int, Function | None] = {0: None, 1: torch.relu_, 3: partial(F.relu6, inplace=True)}
@@ -38,7 +37,6 @@ class Layer(nn.Module):
         function: takes tensors and constants in the operator's order.
         constants: None at the positions of tensors.
         activation: may overwrite the tensor it is applied to.
-        owns_result: whether no other tensor shares the memory of the result.
     """
 
     def __init__(
@@ -46,10 +44,9 @@ class Layer(nn.Module):
         function: Function,
         constants: Sequence[Tensor | None] = (None,),
         activation: Function | None = None,
-        owns_result: bool = False,
     ) -> None:
         super().__init__()
-        self.function, self.activation, self.owns_result = function, activation, owns_result
+        self.function, self.activation = function, activation
         self.is_sum = function is torch.add and all(constant is None for constant in constants)  # of tensors only
         self._names = [f"constant{i}" for i in range(len(constants))]
         for name, constant in zip(self._names, constants, strict=True):
@@ -65,10 +62,6 @@ class Layer(nn.Module):
     def geometry(self) -> dict[str, Any]:
         """Stride, padding and the like of the function, by its names."""
         return getattr(self.function, "keywords", {})
-
-    def add_into(self, position: int) -> None:
-        """Let a sum of two tensors overwrite the one at ``position``, whose memory is in the cache."""
-        self.function = Tensor.add_ if position == 0 else lambda a, b: b.add_(a)
 
     def forward(self, *tensors: Tensor) -> Tensor:
         remaining = iter(tensors)
@@ -184,35 +177,11 @@ def _convolution(read: _Reader) -> Layer:
     stride = (read.positive(2), read.positive(1))
     padding = read.padding((weight.shape[2], weight.shape[3]), stride, dilation)
     function = partial(
-        _convolve, stride=stride, padding=padding, dilation=dilation, groups=num_channels if depthwise else 1
+        convolve, stride=stride, padding=padding, dilation=dilation, groups=num_channels if depthwise else 1
     )
     weight = weight.contiguous(memory_format=torch.channels_last)
     stored = [None, weight] if bias is None else [None, weight, bias]
-    return Layer(function, stored, read.activation(first), owns_result=True)
-
-
-def _convolve(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    stride: Pair,
-    padding: Sides,
-    dilation: Pair,
-    groups: int,
-) -> Tensor:
-    """Convolve x [N, H, W, C] with weight [O, C / groups, K, K] and zeros around x."""
-    left, right, top, bottom = padding
-    own = (top, left)
-    if left != right or top != bottom:
-        x, own = F.pad(x, (0, 0, *padding)), (0, 0)
-    x = x.permute(0, 3, 1, 2)
-    if x.device.type == "cpu" and len(x) and torch.backends.mkldnn.is_available():
-        # conv2d avoids oneDNN for 1x1 kernels in small batches on one thread, and is then half as fast.
-        y = torch.mkldnn_convolution(x, weight, bias, own, stride, dilation, groups)
-    else:
-        y = F.conv2d(x, weight, bias, stride, own, dilation, groups)
-    return y.permute(0, 2, 3, 1)
+    return Layer(function, stored, read.activation(first))
 
 
 def _max_pool(read: _Reader) -> Layer:
