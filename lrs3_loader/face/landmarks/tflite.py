@@ -23,9 +23,8 @@ from lrs3_loader.face.landmarks.tflite_ops import build_layer, drops_batch
 from lrs3_loader.runtime.memory import split_on_oom
 
 MIN_SLICE, MAX_SLICE, SLICE_BYTES = 4, 32, 4 << 20
-"""On a CPU a batch is run in slices of as many items as keep a tensor in the cache: the smaller the tensors, the larger
-the slices, since each call of a small layer costs more than its arithmetic. Measured against slices of 8: 0.73 of the
-time for layers of 128 x 128 in slices of 4, 0.52 for those of 8 x 8 and less in slices of 32. As long as batches are
+"""On a CPU a batch is run in slices, whose tensors are kept small for the cache: the smaller an item's tensors, the
+more items a slice has, since each call of a small layer costs more than its arithmetic. As long as batches are
 multiples of the largest slice, an item's result does not depend on the batch size."""
 
 
