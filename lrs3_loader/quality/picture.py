@@ -212,7 +212,7 @@ def measure_faces(frames: Tensor, points: Tensor) -> Tensor:
     corner = (low + high) / 2 - step[:, None] * (size - 1) / 2
     zero = torch.zeros_like(step)
     matrix = torch.stack([step, zero, corner[:, 0], zero, step, corner[:, 1]], 1).view(-1, 2, 3)
-    samples = crop(frames, matrix.where(found[:, None, None], 0.0), size)
+    samples = crop(frames, matrix.where(found[:, None, None], 0.0), size).float()
     # Sums of whole numbers below 2^24 are exact in f32.
     colours = samples[:, ::2].add_(samples[:, 1::2])
     colours = colours[:, :, ::2] + colours[:, :, 1::2]  # [n, S, S, 3], sums of 2 x 2 samples

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 
+from lrs3_loader.face.image import warp
 from lrs3_loader.face.image.warp import crop, letterbox
 
 
@@ -53,6 +56,50 @@ def test_letterbox_is_exact(height: int, width: int) -> None:
     got = letterbox(torch.from_numpy(frames), 8).numpy()
     for i in range(3):
         np.testing.assert_array_equal(got[i], slow_crop(frames[i], matrix, 8, zeros_outside=True))
+
+
+@pytest.mark.parametrize("many", [0, 1 << 30])  # pixels per sample: the pixels around each are collected, or not
+@pytest.mark.parametrize(("height", "width", "size"), [(90, 160, 16), (160, 90, 15), (33, 32, 48), (2, 300, 7)])
+def test_cpus_and_other_devices_give_the_same_levels(
+    height: int, width: int, size: int, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warp, "_MANY_PIXELS", many)
+    monkeypatch.setattr(warp, "_MANY_COLUMNS", many)
+    random = np.random.default_rng(height)
+    frames = torch.from_numpy(random.integers(0, 256, (12, height, width, 3), dtype=np.uint8))
+    matrix = random.normal(size=(12, 2, 3)) * [2 * height / size, width / size, height]
+    matrix[3] = 0
+    matrix[4] *= 1000
+    matrices = torch.from_numpy(matrix.astype(np.float32))
+    assert torch.equal(crop(frames, matrices, size), warp._crop(frames, matrices, size).byte())
+    assert torch.equal(letterbox(frames, size), warp._letterbox(frames, size).byte())
+
+
+def test_pixels_beyond_a_window_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    empty = torch.empty
+
+    def full_of_nan(*shape: int, dtype: torch.dtype = torch.float32, **settings: Any) -> torch.Tensor:
+        made = empty(*shape, dtype=dtype, **settings)
+        return made.fill_(torch.nan) if dtype == torch.float32 else made
+
+    frames = torch.from_numpy(np.random.default_rng(4).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8))
+    matrix = torch.tensor([[[1.0, 0, 14], [0, 1.0, 4]], [[1.0, 0, 2], [0, 1.0, 3]]])  # up to the last row and column
+    expected = crop(frames, matrix, 16), letterbox(frames, 16)
+    monkeypatch.setattr(torch, "empty", full_of_nan)
+    assert torch.equal(crop(frames, matrix, 16), expected[0])
+    assert torch.equal(letterbox(frames, 16), expected[1])
+
+
+def test_crops_are_written_where_they_are_wanted() -> None:
+    frames = torch.from_numpy(np.random.default_rng(5).integers(0, 256, (3, 20, 30, 3), dtype=np.uint8))
+    matrix = torch.tensor(MATRICES["inside"]).expand(3, 2, 3)
+    batch = torch.full((5, 16, 16, 3), 7, dtype=torch.uint8)
+    assert crop(frames, matrix, 16, batch[1:4]).data_ptr() == batch[1].data_ptr()
+    assert torch.equal(batch[1:4], crop(frames, matrix, 16))
+    letterbox(frames, 16, batch[1:4])
+    assert torch.equal(batch[1:4], letterbox(frames, 16))
+    assert (batch[[0, 4]] == 7).all()
+    assert crop(frames[:0], matrix[:0], 16).shape == letterbox(frames[:0], 16).shape == (0, 16, 16, 3)
 
 
 def test_a_crop_does_not_depend_on_its_neighbours() -> None:

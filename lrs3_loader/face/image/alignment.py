@@ -116,12 +116,12 @@ def cut(frames: Tensor, transforms: Tensor, size: int, oversampling: int = 1) ->
             what it shows would flicker otherwise.
     """
     if oversampling == 1:
-        return crop(frames, transforms, size)
+        return crop(frames, transforms, size).float()
     k = oversampling
     scaled = transforms.double() / k
     shift = scaled[:, :, :2].sum(-1) * ((1 - k) / 2)
     fine = torch.cat([scaled[:, :, :2], (transforms[:, :, 2].double() + shift)[:, :, None]], 2).float()
-    samples = crop(frames, fine, k * size).view(len(frames), size, k, size, k, 3)
+    samples = crop(frames, fine, k * size).float().view(len(frames), size, k, size, k, 3)
     return samples.sum((2, 4)).add_(k * k / 2).div_(k * k).floor_()
 
 

@@ -19,7 +19,7 @@ _CR = (8192.0, -6860.0, -1332.0)
 
 
 def to_grey(frames: Tensor) -> Tensor:
-    """Return the brightness of frames of whole numbers in 0..255, f32 [..., 3]: u8 [...]."""
+    """Return the brightness of frames of whole numbers in 0..255, u8 or f32 [..., 3]: u8 [...]."""
     return _weighted(frames, _Y, 0).to(torch.uint8)
 
 

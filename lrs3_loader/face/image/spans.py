@@ -31,22 +31,26 @@ def plain_crop_spans(frames: Sequence[Tensor], matrix: Tensor, size: int, batch:
     Returns:
         u8 [B, S, S, 3].
     """
-    parts = matrix.split([len(part) for part in frames])
-    return _padded([crop(part, own, size) for part, own in zip(frames, parts, strict=True)], batch)
+    out, parts = _batch(frames, size, batch)
+    for part, own, into in zip(frames, matrix.split([len(part) for part in frames]), parts, strict=True):
+        crop(part, own, size, into)
+    return out
 
 
 def plain_letterbox_spans(frames: Sequence[Tensor], size: int, batch: int) -> Tensor:
     """Resize all frames into black squares, see ``warp.letterbox``: u8 [B, S, S, 3], arguments as above."""
-    return _padded([letterbox(part, size) for part in frames], batch)
-
-
-def _padded(parts: Sequence[Tensor], batch: int) -> Tensor:
-    out = torch.zeros(batch, *parts[0].shape[1:], dtype=torch.uint8, device=parts[0].device)
-    first = 0
-    for part in parts:
-        out[first : first + len(part)] = part
-        first += len(part)
+    out, parts = _batch(frames, size, batch)
+    for part, into in zip(frames, parts, strict=True):
+        letterbox(part, size, into)
     return out
+
+
+def _batch(frames: Sequence[Tensor], size: int, batch: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Make room for a batch of images, black beyond the frames: u8 [B, S, S, 3], and the part of each span."""
+    out = frames[0].new_empty(batch, size, size, 3)
+    lengths = [len(part) for part in frames]
+    out[sum(lengths) :] = 0
+    return out, out[: sum(lengths)].split(lengths)
 
 
 crop_spans = torch.library.custom_op("lrs3_loader::crop_spans", plain_crop_spans, mutates_args=())
