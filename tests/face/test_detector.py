@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,7 @@ from lrs3_loader.face.landmarks.detector import (
     box_iou,
     decode_boxes,
     make_anchors,
+    merge_candidates,
     merge_overlapping,
     to_pixels,
 )
@@ -51,11 +54,22 @@ def some_candidates(seed: int, num: int = 60) -> tuple[np.ndarray, np.ndarray]:
     return coordinates, np.where(scores < 0.5, 0, scores)
 
 
-def test_merging_equals_the_list_version() -> None:
+def merge_listed(coordinates: torch.Tensor, scores: torch.Tensor, max_faces: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Merge by ``merge_candidates``, with some that are none in the list."""
+    frame, anchor = (scores + torch.arange(scores.shape[1]) % 3 > 0).nonzero().unbind(1)
+    return merge_candidates(coordinates[frame, anchor], scores[frame, anchor], frame, len(scores), max_faces)
+
+
+Merge = Callable[[torch.Tensor, torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
+MERGES = [merge_overlapping, merge_listed]
+
+
+@pytest.mark.parametrize("merge", MERGES)
+def test_merging_equals_the_list_version(merge: Merge) -> None:
     cases = [some_candidates(seed) for seed in range(8)]
     coordinates = torch.tensor(np.stack([c for c, _ in cases]), dtype=torch.float64)
     scores = torch.tensor(np.stack([s for _, s in cases]), dtype=torch.float64)
-    got_scores, got = merge_overlapping(coordinates, scores, 4)
+    got_scores, got = merge(coordinates, scores, 4)
     for i, case in enumerate(cases):
         expected = slow_merge(*case)[:4]
         assert len(expected) >= 3
@@ -65,17 +79,32 @@ def test_merging_equals_the_list_version() -> None:
             np.testing.assert_allclose(got[i, k].numpy(), values, atol=1e-12)
 
 
-def test_nothing_found_gives_scores_of_zero() -> None:
-    scores, coordinates = merge_overlapping(torch.rand(2, 9, 16), torch.zeros(2, 9), 4)
+@pytest.mark.parametrize("merge", MERGES)
+def test_nothing_found_gives_scores_of_zero(merge: Merge) -> None:
+    scores, coordinates = merge(torch.rand(2, 9, 16), torch.zeros(2, 9), 4)
     assert torch.equal(scores, torch.zeros(2, 4))
     assert coordinates.isfinite().all()
 
 
-def test_an_empty_box_does_not_hide_the_next_face() -> None:
+@pytest.mark.parametrize("merge", MERGES)
+def test_an_empty_box_does_not_hide_the_next_face(merge: Merge) -> None:
     coordinates = torch.tensor([[[0.5, 0.5, 0.5, 0.5], [0.1, 0.1, 0.3, 0.3]]])
-    scores, merged = merge_overlapping(coordinates, torch.tensor([[0.9, 0.8]]), 3)
+    coordinates = coordinates.repeat(1, 1, 4)
+    scores, merged = merge(coordinates, torch.tensor([[0.9, 0.8]]), 3)
     torch.testing.assert_close(scores, torch.tensor([[0.9, 0.8, 0.0]]))
     torch.testing.assert_close(merged[0, :2], coordinates[0])
+
+
+def test_a_frame_does_not_depend_on_the_others() -> None:
+    cases = [some_candidates(seed, 200) for seed in range(6)]
+    coordinates = torch.tensor(np.stack([c for c, _ in cases]), dtype=torch.float32)
+    scores = torch.tensor(np.stack([s for _, s in cases]), dtype=torch.float32)
+    scores[2] = 0
+    together = merge_listed(coordinates, scores, 4)
+    for i in range(6):
+        apart = merge_listed(coordinates[i : i + 1], scores[i : i + 1], 4)
+        assert torch.equal(together[0][i], apart[0][0])
+        assert torch.equal(together[1][i], apart[1][0])
 
 
 def test_overlap() -> None:

@@ -4,7 +4,7 @@ Bazarevsky et al., "BlazeFace: Sub-millisecond Neural Face Detection on Mobile G
 face detection graph. Coordinates are those of the letterbox: the frame is centred in a square that spans 0..1 in x and
 y.
 
-Letters: B frames, A = 896 anchors, K faces kept per frame.
+Letters: B frames, A = 896 anchors, N candidates of all frames, K faces kept per frame.
 """
 
 from __future__ import annotations
@@ -57,10 +57,15 @@ class FaceDetector(nn.Module):
             coordinates: [B, K, 16] (see ``NUM_COORDINATES``) in letterbox units, without meaning where the score is 0.
         """
         raw, logits = self.network(x)
-        coordinates = decode_boxes(raw / self.size, self.anchors)
         scores = logits[..., 0].clamp(-100, 100).sigmoid()
-        size = coordinates[..., 2:4] - coordinates[..., 0:2]
-        scores = scores.where((scores >= self.min_score) & (size >= 0).all(-1), 0.0)
+        if x.device.type == "cpu":
+            # Only some of the anchors are candidates. Elsewhere, the device would wait to hear how many.
+            frame, anchor = (scores >= self.min_score).nonzero().unbind(1)
+            coordinates = decode_boxes(raw[frame, anchor] / self.size, self.anchors[anchor])
+            candidates = scores[frame, anchor] * _is_proper(coordinates)
+            return merge_candidates(coordinates, candidates, frame, len(x), MAX_FACES)
+        coordinates = decode_boxes(raw / self.size, self.anchors)
+        scores = scores.where((scores >= self.min_score) & _is_proper(coordinates), 0.0)
         return merge_overlapping(coordinates, scores, MAX_FACES)
 
 
@@ -82,9 +87,12 @@ def make_anchors() -> np.ndarray:
 
 
 def decode_boxes(raw: Tensor, anchors: Tensor) -> Tensor:
-    """Convert the network's output [B, A, 16] (centre, size, keypoints; letterbox units) to corners and keypoints."""
+    """Convert the network's output [..., 16] (centre, size, keypoints; letterbox units) to corners and keypoints.
+
+    ``anchors`` [..., 2] are the centres that it refers to.
+    """
     centre, half = raw[..., 0:2] + anchors, raw[..., 2:4] / 2
-    keypoints = (raw[..., 4:].unflatten(-1, (-1, 2)) + anchors[:, None]).flatten(-2)
+    keypoints = (raw[..., 4:].unflatten(-1, (-1, 2)) + anchors[..., None, :]).flatten(-2)
     return torch.cat([centre - half, centre + half, keypoints], -1)
 
 
@@ -107,6 +115,48 @@ def merge_overlapping(coordinates: Tensor, scores: Tensor, max_faces: int) -> tu
         found_scores.append(score[:, 0])
         remaining = remaining * ~same
     return torch.stack(found_scores, 1), torch.stack(found, 1)
+
+
+def merge_candidates(
+    coordinates: Tensor, scores: Tensor, frame: Tensor, num_frames: int, max_faces: int
+) -> tuple[Tensor, Tensor]:
+    """Weighted non-maximum suppression as in ``merge_overlapping``, of N candidates in a list.
+
+    A sum runs in the order of the list, so that frames do not depend on each other.
+
+    Args:
+        coordinates: [N, 16].
+        scores: [N]; 0 is no candidate.
+        frame: i64 [N], number of each candidate's frame.
+        num_frames: B.
+        max_faces: K.
+
+    Returns:
+        scores [B, K] and coordinates [B, K, 16], both 0 where there is no further face.
+    """
+    found_scores, found = scores.new_zeros(num_frames, max_faces), coordinates.new_zeros(num_frames, max_faces, 16)
+    number = torch.arange(len(frame))
+    for face in range(max_faces):
+        if not scores.any():
+            break
+        score = scores.new_zeros(num_frames).scatter_reduce_(0, frame, scores, "amax")
+        is_best = scores == score[frame]
+        # The first of equally good ones.
+        best = number.new_zeros(num_frames).scatter_reduce_(
+            0, frame[is_best], number[is_best], "amin", include_self=False
+        )[frame]
+        same = (box_iou(coordinates[best, :4], coordinates[:, :4]) > MAX_OVERLAP) | (number == best)
+        weight = scores * same
+        total = weight.new_zeros(num_frames).index_add_(0, frame, weight).clamp_min_(torch.finfo(weight.dtype).tiny)
+        found[:, face].index_add_(0, frame, weight[:, None] * coordinates).div_(total[:, None])
+        found_scores[:, face] = score
+        scores = scores * ~same
+    return found_scores, found
+
+
+def _is_proper(boxes: Tensor) -> Tensor:
+    """Tell which boxes [..., 4 or more] have sides that are not negative."""
+    return (boxes[..., 2:4] >= boxes[..., 0:2]).all(-1)
 
 
 def box_iou(a: Tensor, b: Tensor) -> Tensor:
