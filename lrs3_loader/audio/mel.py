@@ -43,7 +43,7 @@ class MelSpectrogram(nn.Module):
         super().__init__()
         window = torch.hann_window(N_FFT, periodic=True, dtype=torch.float64)
         self.register_buffer("window", window, persistent=False)
-        basis = torch.from_numpy(slaney_mel_basis().astype(np.float32))
+        basis = torch.from_numpy(np.ascontiguousarray(slaney_mel_basis().T, dtype=np.float32))
         self.register_buffer("basis", basis, persistent=False)
         # The lower half of the filters covers 53 of the 257 bins, the upper half 190: half the work of one product.
         self._filters = [(_bins(part), slice(*part)) for part in ((0, NUM_MELS // 2), (NUM_MELS // 2, NUM_MELS))]
@@ -70,21 +70,23 @@ class MelSpectrogram(nn.Module):
         samples = torch.cat([join_on_device(waveforms, device), tail])
         num_rows = (len(samples) - len(tail)) // HOP_LENGTH  # of all clips
         size = BLOCK_ROWS.get(device.type, BLOCK_ROWS["cuda"])
-        blocks = []
+        rows = torch.empty(num_rows, NUM_MELS, device=device)
         for first in range(0, num_rows, size):
             stop = min(first + size, num_rows)
-            blocks.append(self._rows(samples[first * HOP_LENGTH : stop * HOP_LENGTH + len(tail)]))
-        clips = torch.cat(blocks).split([len(waveform) // HOP_LENGTH for waveform in waveforms])
+            self._write_rows(samples[first * HOP_LENGTH : stop * HOP_LENGTH + len(tail)], rows[first:stop])
+        clips = rows.split([len(waveform) // HOP_LENGTH for waveform in waveforms])
         for clip in clips:
             clip[-1] = clip[-2]
         return list(clips)
 
-    def _rows(self, samples: torch.Tensor) -> torch.Tensor:
-        """Rows [n, 80] of the n windows in ``samples`` [320 (n - 1) + 512]."""
+    def _write_rows(self, samples: torch.Tensor, rows: torch.Tensor) -> None:
+        """Write the rows [n, 80] of the n windows in ``samples`` [320 (n - 1) + 512]."""
         spectrum = torch.fft.rfft(samples.double().unfold(0, N_FFT, HOP_LENGTH) * self.window)
-        amplitude = torch.hypot(spectrum.real.float(), spectrum.imag.float())  # half the time of a complex absolute
-        parts = [amplitude[:, bins] @ self.basis[filters, bins].T for bins, filters in self._filters]
-        return torch.cat(parts, 1).clamp_min_(FLOOR).log10_()
+        squares = torch.view_as_real(spectrum).float().square_()
+        amplitude = (squares[..., 0] + squares[..., 1]).sqrt_()  # a third of the time of a complex absolute
+        for bins, filters in self._filters:
+            torch.mm(amplitude[:, bins], self.basis[bins, filters], out=rows[:, filters])
+        rows.clamp_min_(FLOOR).log10_()
 
 
 def check_waveform(waveform: torch.Tensor) -> None:
