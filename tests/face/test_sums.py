@@ -5,6 +5,7 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -77,24 +78,33 @@ def check_results(network: TFLiteModule, rtol: float) -> None:
 
 @pytest.mark.parametrize("by_onednn", [True, False])
 @pytest.mark.parametrize(
-    ("kernel", "stride", "padding"), [(1, 1, (0, 0, 0, 0)), (3, 2, (0, 1, 2, 0)), (5, 1, (0,) * 4)]
+    ("kernel", "stride", "padding", "groups"),
+    [
+        (1, 1, (0, 0, 0, 0), 1),
+        (3, 2, (0, 1, 2, 0), 1),
+        (5, 1, (0, 0, 0, 0), 1),  # covers the whole image
+        (3, 2, (0, 1, 0, 1), 4),
+        (3, 1, (2, 0, 1, 1), 4),
+    ],
 )
 @pytest.mark.parametrize(("adds", "relu", "bias"), [(True, True, True), (True, False, False), (False, True, False)])
 def test_convolutions_add_and_activate(
     kernel: int,
     stride: int,
     padding: tuple[int, int, int, int],
+    groups: int,
     adds: bool,
     relu: bool,
     bias: bool,
     by_onednn: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kernel of 5 covers the whole image."""
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: by_onednn)
-    x, weight, offset = (torch.from_numpy(random(*shape)) for shape in ((3, 5, 5, 4), (6, 4, kernel, kernel), (6,)))
-    geometry = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "groups": 1}
-    expected = convolved(x, weight, offset if bias else None, stride, padding)
+    shapes = (3, 5, 5, 4), (8, 4 // groups, kernel, kernel), (8,)
+    x, weight, offset = (torch.from_numpy(random(*shape)) for shape in shapes)
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    geometry: dict[str, Any] = {"stride": (stride, stride), "padding": padding, "dilation": (1, 1), "groups": groups}
+    expected = convolved(x, weight, offset if bias else None, **geometry)
     total = torch.from_numpy(random(*expected.shape, seed=1)) if adds else None
     expected = expected if total is None else expected + total
     with torch.inference_mode():
@@ -103,18 +113,16 @@ def test_convolutions_add_and_activate(
     assert total is None or found.data_ptr() == total.data_ptr()
 
 
-def convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: tuple[int, int, int, int]
-) -> Tensor:
+def convolved(x: Tensor, weight: Tensor, bias: Tensor | None, *, padding: Any, **geometry: Any) -> Tensor:
     padded = F.pad(x.permute(0, 3, 1, 2), padding)
-    return F.conv2d(padded, weight, bias, stride).permute(0, 2, 3, 1).contiguous()
+    return F.conv2d(padded, weight, bias, **geometry).permute(0, 2, 3, 1).contiguous()
 
 
 def test_a_kernel_of_the_whole_image_reads_each_image_by_itself() -> None:
     x, weight = torch.from_numpy(random(32, 2, 2, 8)), torch.from_numpy(random(5, 8, 2, 2))
-    geometry = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
+    geometry: dict[str, Any] = {"stride": (1, 1), "padding": (0, 0, 0, 0), "dilation": (1, 1), "groups": 1}
     with torch.inference_mode():
         together = convolve(x, weight, **geometry)
         apart = torch.cat([convolve(image[None], weight, **geometry) for image in x])
-    torch.testing.assert_close(together, convolved(x, weight, None, 1, (0, 0, 0, 0)), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together, convolved(x, weight, None, **geometry), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(together, apart, rtol=1e-5, atol=1e-5)

@@ -42,7 +42,12 @@ def convolve(
     left, right, top, bottom = padding
     own = (top, left)
     if left != right or top != bottom:
-        x, own = _with_zeros_around(x, padding), (0, 0)
+        if x.device.type == "cpu" and groups > 1 and dilation == (1, 1):  # their few weights are padded sooner than x
+            own = max(top, bottom), max(left, right)
+            weight = F.pad(weight, (own[1] - left, own[1] - right, own[0] - top, own[0] - bottom))
+            weight = weight.contiguous(memory_format=torch.channels_last)
+        else:
+            x, own = _with_zeros_around(x, padding), (0, 0)
     covers_image = weight.shape[2:] == x.shape[1:3] and groups == 1 and dilation == (1, 1) and not any(own)
     if covers_image and total is None and len(x) > 0:
         # oneDNN would read all weights once for each image. Give it one image, whose pixels the images are.
