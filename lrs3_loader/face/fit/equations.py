@@ -1,15 +1,16 @@
 """The linear equations of one step of a landmark fit, and their solution by conjugate gradients.
 
 Letters: B sequences, T frames of a sequence, I identity modes, E expression modes, D = E + 6 unknowns of a frame,
-n = T D + I unknowns of a sequence (I = 0 if the identity is known).
+n = T D + I unknowns of a sequence (I = 0 if the identity is known). The first W unknowns of a frame are weak
+(``axes``), S = D - W are not.
 
-The damped Hessian is ``H = P + C``. ``P`` is what can be solved exactly: a block of each frame, and the identity as
-their border (an arrowhead matrix, solved by its Schur complement). ``C`` couples a frame with its neighbours, unknown
-by unknown: the smoothness terms without their diagonal. With ``P`` as the preconditioner, the product of H and a
-preconditioned vector ``z = P^-1 q`` is ``q + C z``, so that no product with the blocks is needed beside the
-preconditioner's. Nocedal and Wright, "Numerical Optimization" (2006), algorithm 5.3; the product of a direction follows
-from those of preconditioned vectors as in Chronopoulos and Gear, "s-step iterative methods for symmetric linear
-systems" (1989).
+The damped Hessian is ``H = P + C``. ``P`` is what can be solved exactly: a block of each frame (that of its weak
+unknowns is a diagonal), and the identity as the border of the others (an arrowhead matrix, solved by its Schur
+complement). ``C`` couples a frame with its neighbours, unknown by unknown: the smoothness terms without their diagonal.
+With ``P`` as the preconditioner, the product of H and a preconditioned vector ``z = P^-1 q`` is ``q + C z``, so that no
+product with the blocks is needed beside the preconditioner's. Nocedal and Wright, "Numerical Optimization" (2006),
+algorithm 5.3; the product of a direction follows from those of preconditioned vectors as in Chronopoulos and Gear,
+"s-step iterative methods for symmetric linear systems" (1989).
 """
 
 from __future__ import annotations
@@ -83,16 +84,21 @@ class NormalEquations:
         self._smoothness = smoothness
         blocks = problem.curvature(state, residuals)
         stiff = _pad((problem.observations.exp_precision + residuals.bound_curvature).to(dtype), (0, POSE_SIZE))
-        diagonal = torch.diagonal(blocks.frames, dim1=-2, dim2=-1)
-        diagonal += stiff.add_(smoothness.diagonal)
+        stiff.add_(smoothness.diagonal)
+        num_weak, damping = blocks.weak.shape[-1], damping[..., None]
+        weak = blocks.weak
+        if num_weak:
+            weak = (weak + stiff[..., :num_weak]).mul_(1 + damping).clamp_(min=_MIN_CURVATURE)
+        own = torch.diagonal(blocks.frames, dim1=-2, dim2=-1)
+        diagonal = own + stiff[..., num_weak:]
         largest = diagonal.amax(-1, keepdim=True).clamp(min=1.0)
-        diagonal += damping[..., None] * torch.maximum(diagonal, _MIN_CURVATURE * largest)
+        own.copy_(diagonal + damping * torch.maximum(diagonal, _MIN_CURVATURE * largest))
         border, corner = None, blocks.id
         if problem.id_precision is not None:
             border, corner = blocks.border, corner + problem.id_precision.to(dtype)
             by_id = torch.diagonal(corner, dim1=-2, dim2=-1)
-            by_id += damping * by_id.clamp(min=_MIN_CURVATURE)
-        self._factors = _Factors(blocks.frames, border, corner)
+            by_id += damping[..., 0] * by_id.clamp(min=_MIN_CURVATURE)
+        self._factors = _Factors(blocks.frames, weak, border, corner)
 
     def replaced_where(self, chosen: torch.Tensor, other: NormalEquations) -> NormalEquations:
         """Equations with the sequences ``chosen`` [B] bool taken from ``other``. Overwrites ``self``."""
@@ -152,14 +158,18 @@ class _Factors:
     triangular solutions of single vectors.
 
     Args:
-        frames: [B, T, D, D].
-        border: [B, T, I, D] of identity and frames; None if the identity is known.
+        frames: [B, T, S, S].
+        weak: [B, T, W], a diagonal.
+        border: [B, T, I, S] of identity and frames; None if the identity is known.
         corner: [B, I, I].
     """
 
-    def __init__(self, frames: torch.Tensor, border: torch.Tensor | None, corner: torch.Tensor) -> None:
+    def __init__(
+        self, frames: torch.Tensor, weak: torch.Tensor, border: torch.Tensor | None, corner: torch.Tensor
+    ) -> None:
+        self.weak = weak
         self.lower = _cholesky(frames)  # or its inverse
-        self.half: torch.Tensor | None = None  # [B, I, T D]
+        self.half: torch.Tensor | None = None  # [B, I, T S]
         self.id_factor: torch.Tensor | None = None  # [B, I, I]
         if frames.dtype == torch.float64:
             identity = torch.eye(frames.shape[-1], dtype=frames.dtype, device=frames.device).expand_as(frames)
@@ -174,14 +184,18 @@ class _Factors:
 
     def solve(self, right: torch.Tensor, shape: torch.Size) -> torch.Tensor:
         """Solution [B, T D + I] of ``P x = right``; ``shape`` is [B, T, D]."""
-        num_frames = shape[1] * shape[2]
-        half = self._solve_lower(right[:, :num_frames].reshape(shape)).flatten(1)
-        if self.half is None or self.id_factor is None:
-            return self._solve_upper(half.view(shape)).flatten(1)
-        rest = right[:, num_frames:] - _apply(half, self.half.mT)
-        by_id = torch.cholesky_solve(rest[..., None], self.id_factor)[..., 0]
-        half = half - _apply(by_id, self.half)
-        return torch.cat((self._solve_upper(half.view(shape)).flatten(1), by_id), 1)
+        num_frames, num_weak = shape[1] * shape[2], self.weak.shape[-1]
+        right_frames = right[:, :num_frames].view(shape)
+        half = self._solve_lower(right_frames[..., num_weak:])
+        by_id = right[:, num_frames:]
+        if self.half is not None and self.id_factor is not None:
+            rest = by_id - _apply(half.flatten(1), self.half.mT)
+            by_id = torch.cholesky_solve(rest[..., None], self.id_factor)[..., 0]
+            half = half - _apply(by_id, self.half).view(half.shape)
+        found = self._solve_upper(half)
+        if num_weak:
+            found = torch.cat((right_frames[..., :num_weak] / self.weak, found), -1)
+        return torch.cat((found.flatten(1), by_id), 1) if by_id.shape[1] else found.flatten(1)
 
     def _solve_lower(self, right: torch.Tensor) -> torch.Tensor:
         if self.lower.dtype == torch.float64:

@@ -31,6 +31,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from lrs3_loader.face.fit.axes import ExpressionAxes
 from lrs3_loader.face.fit.curvature import ModeProducts
 from lrs3_loader.face.fit.expression_prior import ExpressionPrior
 from lrs3_loader.face.fit.points import MOUTH, FitPoints, identity_prior
@@ -87,26 +88,36 @@ class LandmarkFitter:
         self.batch_frames = batch_frames or (128 if on_cpu else 16_384)
         self.mixed = not on_cpu if mixed is None else mixed
         self._points = FitPoints(model, self.config)
-        self._products = ModeProducts(self._points.basis, torch.float64 if self.mixed else torch.float32)
         self._id_prior = identity_prior(model, self.config)
         self._exp_prior = exp_prior or ExpressionPrior(model, self.config)
+        self._axes = self._expression_axes()
+        self._basis = self._axes.of_basis(self._points.basis)
+        dtype = torch.float64 if self.mixed else torch.float32
+        self._products = ModeProducts(self._basis, dtype, self._axes.num_weak)
 
     @property
     def uses_blendshapes(self) -> bool:
         """True if the blendshape scores of a clip change its fit."""
         return self._exp_prior.uses_scores
 
+    def _expression_axes(self) -> ExpressionAxes:
+        """Axes of the expression that the fit's states, measurements and changes refer to."""
+        bounded = self.model.exp_bounds is not None and math.isfinite(self.config.bound_sigma)
+        if bounded or self._exp_prior.uses_scores:
+            return ExpressionAxes.of_coefficients(self.model)
+        return ExpressionAxes.principal(self.model, self._points)
+
     @torch.no_grad()
     def __call__(self, clips: Sequence[FitInput]) -> list[FitResult]:
         if not clips:
             return []
         measured = self._measure(clips)
-        neutral = self._points.basis.mean.expand(len(clips), -1, -1)
+        neutral = self._basis.mean.expand(len(clips), -1, -1)
         rotation, translation = self._closed_form_poses(measured, neutral[measured.clip_of])
         precision, correlated_share = self._points.precision(measured.confidence, rotation, translation, measured.focal)
         keyframes = self._keyframes(measured, rotation, translation)
         mean_id = torch.zeros(len(clips), self.model.num_id, dtype=torch.float64, device=self.model.device)
-        bounds = self._points.basis.bounds
+        bounds = self._basis.bounds
         start = State(mean_id, measured.exp_mean.maximum(bounds[0]).minimum(bounds[1]), rotation, translation)
         first, id_converged = self._fit(start, keyframes, measured, precision, correlated_share)
         start = self._second_start(start, first, keyframes, measured)
@@ -120,6 +131,8 @@ class LandmarkFitter:
         focal = [Camera.for_frame(clip.height, clip.width).focal_px for clip in clips]
         normalized_xy, confidence = zip(*(self._points.measure(clip) for clip in clips), strict=True)
         exp_mean, exp_precision = self._exp_prior(clips)
+        if self._axes.modes is not None:  # the prior's mean is 0
+            exp_precision = torch.full_like(exp_precision, self.config.exp_weight)
         return Measurements(
             normalized_xy=to_device(torch.cat(normalized_xy), device),
             confidence=to_device(torch.cat(confidence), device),
@@ -176,7 +189,7 @@ class LandmarkFitter:
         """
         if sum(len(keyframe.frames) for keyframe in keyframes) == len(measured.valid):
             return first
-        basis, is_key = self._points.basis, to_device(torch.cat([each.frames for each in keyframes]), self.model.device)
+        basis, is_key = self._basis, to_device(torch.cat([each.frames for each in keyframes]), self.model.device)
         moves = (first.exp[is_key] - start.exp[is_key]).split([len(keyframe.frames) for keyframe in keyframes])
         exp = start.exp + torch.stack([part.mean(0) for part in moves])[measured.clip_of]
         exp[is_key] = first.exp[is_key]
@@ -199,7 +212,7 @@ class LandmarkFitter:
         States hold one identity per clip [clips, I] and the concatenated frames [N, ...]. ``precision`` [N, K] and
         ``correlated_share`` [N] (None: keep the identity) are those of ``FitPoints.precision``.
         """
-        basis, final = self._points.basis, State(*(value.clone() for value in vars(start).values()))
+        basis, final = self._basis, State(*(value.clone() for value in vars(start).values()))
         converged = torch.ones(len(start.id), dtype=torch.bool)
         for batch in batches(windows, self.batch_frames, precision.device, mixed=self.mixed):
             state = start.select(batch.clip, batch.index)
@@ -255,18 +268,19 @@ class LandmarkFitter:
 
     def _change_sigma(self, translation: torch.Tensor, exp: float, turn: float, shift: float) -> torch.Tensor:
         """Standard deviations [B, T, D] of changes from frame to frame."""
-        by_exp = (exp * self.model.exp_sigma.double()).expand(*translation.shape[:2], -1)
+        by_exp = (exp * self._axes.sigma).expand(*translation.shape[:2], -1)
         by_turn = torch.full_like(translation, turn)
         by_shift = (shift / DISTANCE) * (DISTANCE - translation[..., 2:]).expand(-1, -1, 3)
         return torch.cat((by_exp, by_turn, by_shift), -1)
 
     def _results(self, clips: Sequence[FitInput], state: State, converged: Sequence[bool]) -> list[FitResult]:
-        id, exp, bounds = state.id.float(), state.exp.float(), self._points.basis.bounds.float()
+        lengths = [len(clip.valid) for clip in clips]
+        groups = self._groups(lengths)
+        exp = torch.cat([self._axes.coefficients(state.exp[part]) for part in groups]).float()
+        id, bounds = state.id.float(), self._points.basis.bounds.float()
         if self.config.clamp:
             exp = torch.clamp(exp, min=bounds[0], max=bounds[1])
-        lengths = [len(clip.valid) for clip in clips]
         clip_of = to_device(torch.repeat_interleave(torch.tensor(lengths)), id.device)
-        groups = self._groups(lengths)
         turn = torch.cat([matrix_to_euler(state.rotation[part]) for part in groups])
         offset = torch.cat([self.model.landmark_offsets(id[clip_of[part]], exp[part]) for part in groups])
         by_frame = exp, torch.cat((turn, state.translation), -1).float(), offset

@@ -32,6 +32,7 @@ from lrs3_loader.runtime.transfer import to_device
 _FIRST_DAMPING = 1e-3
 _MIN_DAMPING = 1e-5  # of a unit diagonal: above the rounding of a factorisation in single precision
 _MAX_DAMPING = 1e6
+_NEXT_GAIN = 0.2  # of the tolerance: a step with a reused Hessian that would gain less is not made
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,15 @@ def minimise(state: State, problem: FitProblem, config: FitConfig) -> tuple[Stat
 
     A sequence has converged when a step changes its objective by less than ``tolerance``, relatively; it is not moved
     any more. Near its minimum the Hessian hardly changes: it is then reused (a chord method) for as long as every step
-    improves the objective. All of this is decided for each sequence by itself, on the host.
+    improves the objective. Gains of such steps fall geometrically, so that a sequence has converged, too, when the next
+    one would gain a small part of ``tolerance``. All of this is decided for each sequence by itself, on the host.
     """
     residuals = problem.residuals(state)
     best, device = problem.cost(state, residuals).cpu(), residuals.cost.device
     converged = torch.zeros_like(best, dtype=torch.bool)
     damping = torch.full_like(best, _FIRST_DAMPING)
     smoothness = Smoothness.of(problem.observations, problem.products.dtype)
-    system, reuse = None, converged
+    system, reuse, last_gain = None, converged, torch.zeros_like(best)
     for _ in range(config.max_iterations):
         if system is None or not (reuse | converged).all():
             fresh = NormalEquations(state, residuals, problem, smoothness, to_device(damping, device))
@@ -95,10 +97,12 @@ def minimise(state: State, problem: FitProblem, config: FitConfig) -> tuple[Stat
         state = where(better, candidate, state)
         best = torch.where(better, value, best)
         settled = better | converged  # what a sequence that had converged goes on with does not count
-        converged = converged | (gain.abs() <= config.tolerance)
+        settling = reuse & better & (gain.square() <= _NEXT_GAIN * config.tolerance * last_gain)
+        converged = converged | (gain.abs() <= config.tolerance) | settling
         if converged.all():
             break
         damping = torch.where(better, damping * 0.2, damping * 10).clamp(_MIN_DAMPING, _MAX_DAMPING)
         residuals = tried if settled.all() else where(better, tried, residuals)
+        last_gain = torch.where(better, gain, 0.0)
         reuse = better & (gain < config.hessian_reuse_tol) & ~converged
     return state, converged

@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from lrs3_loader.face.fit.axes import ExpressionAxes
 from lrs3_loader.face.fit.fitter import LandmarkFitter, Measurements
 from lrs3_loader.face.fit.solver import minimise
 from lrs3_loader.face.fit.terms import State
@@ -76,6 +77,10 @@ class PhotometricFitter(LandmarkFitter):
         super().__init__(model, config, batch_frames)
         self.photometric = photometric or PhotometricConfig()
         self.region = Region(model)
+
+    def _expression_axes(self) -> ExpressionAxes:
+        """Return those of coefficients, which pixels are described by."""
+        return ExpressionAxes.of_coefficients(self.model)
 
     @torch.no_grad()
     def __call__(self, clips: Sequence[FitInput]) -> list[FitResult]:

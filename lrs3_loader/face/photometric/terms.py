@@ -17,7 +17,7 @@ D = E + 6 unknowns of a frame, S side of a crop in pixels, n frames of a slice, 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -121,7 +121,7 @@ class PhotometricProblem(FitProblem):
 
     def curvature(self, state: State, residuals: Residuals) -> Curvature:
         landmarks = super().curvature(state, residuals)
-        return Curvature(landmarks.frames + self._linearised(state)[1], landmarks.border, landmarks.id)
+        return replace(landmarks, frames=landmarks.frames + self._linearised(state)[1])
 
     def _linearised(self, state: State) -> tuple[torch.Tensor, torch.Tensor]:
         """Half the gradient [B, T, D] and half the Gauss-Newton Hessian [B, T, D, D] of the photometric term, f32.
