@@ -81,9 +81,9 @@ def extract(extractor: ShardExtractor, chunks: list[DecodedChunk], record: Recor
 
 
 #: (kernels, waits) at most. Those of a shard depend on the steps that its fit takes.
-PER_BATCH = (380, 3)
+PER_BATCH = (380, 2)
 PER_CLIP = (145, 1)
-PER_SHARD = (2600, 25)
+PER_SHARD = (2600, 24)
 
 
 def test_kernels_and_waits_stay_within_their_budget(

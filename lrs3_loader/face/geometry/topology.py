@@ -7,9 +7,11 @@ is on the left of the image.
 
 from __future__ import annotations
 
+import functools
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 Points = TypeVar("Points", np.ndarray, Tensor)
@@ -74,4 +76,13 @@ def to_ibug68(points: Points) -> Points:
     """Select the 68 iBUG points of mesh points [..., L, D], L >= 468: [..., 68, D] in the same units."""
     if points.ndim < 2 or points.shape[-2] < NUM_MESH_POINTS:
         raise ValueError(f"points must be [..., {NUM_MESH_POINTS} or more, D], got {list(points.shape)}")
+    if isinstance(points, Tensor):
+        return points.index_select(-2, _ibug68_on(points.device))
     return points[..., list(IBUG68), :]
+
+
+@functools.cache
+def _ibug68_on(device: torch.device) -> Tensor:
+    """The index stays on the device: sent there each time, it would block the host until the device has caught up."""
+    with torch.inference_mode(False):
+        return torch.tensor(IBUG68, device=device)
