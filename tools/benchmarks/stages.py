@@ -260,12 +260,19 @@ def _joined(network: Callable[[Any], list[torch.Tensor]], inputs: Any) -> torch.
 
 
 def flop_counter() -> FlopCounterMode:
-    """torch's own, taught the convolution that it does not know."""
+    """torch's own, taught the convolutions that it does not know."""
 
     def count(x: Any, weight: Any, *_: Any, out_shape: Any, **__: Any) -> int:
         return conv_flop_count(x, weight, out_shape)
 
-    return FlopCounterMode(display=False, custom_mapping={torch.ops.aten.mkldnn_convolution: count})
+    def count_added(total: Any, *rest: Any, **named: Any) -> int:
+        return count(*rest, **named)
+
+    mapping: dict[Any, Any] = {torch.ops.aten.mkldnn_convolution: count}
+    if torch.backends.mkldnn.is_available():
+        mapping[torch.ops.mkldnn._convolution_pointwise] = count
+        mapping[torch.ops.mkldnn._convolution_pointwise_] = count_added
+    return FlopCounterMode(display=False, custom_mapping=mapping)
 
 
 def relative_error(found: torch.Tensor, exact: torch.Tensor) -> tuple[float, str]:
