@@ -82,7 +82,7 @@ def extract(extractor: ShardExtractor, chunks: list[DecodedChunk], record: Recor
 
 #: (kernels, waits) at most. Those of a shard depend on the steps that its fit takes.
 PER_BATCH = (380, 2)
-PER_CLIP = (145, 1)
+PER_CLIP = (145, 0)
 PER_SHARD = (2600, 24)
 
 

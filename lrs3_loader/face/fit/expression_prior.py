@@ -28,7 +28,7 @@ import torch
 from lrs3_loader.face.fit.types import FitConfig, FitInput
 from lrs3_loader.face.geometry.topology import BLENDSHAPE_NAMES
 from lrs3_loader.face.model.morphable import FaceModel
-from lrs3_loader.runtime.transfer import copy_to_host, to_device
+from lrs3_loader.runtime.transfer import to_device
 
 RESTING = {"eyeSquint": 0.25, "eyeLookDown": 0.1, "eyeBlink": 0.05, "eyeLookIn": 0.05, "eyeLookOut": 0.05}
 GAINS = {"jawOpen": 0.7, "mouthPucker": 0.65, "eyeBlink": 0.8, "browInnerUp": 0.85, "browOuterUp": 0.85}
@@ -52,7 +52,7 @@ class ExpressionPrior:
     ) -> None:
         self._device = model.device
         sigma = model.exp_sigma.double()
-        self._precision = config.exp_weight / sigma.square()
+        self._precision = (config.exp_weight / sigma.square()).cpu()
         by_score = math.isfinite(config.score_sigma)
         columns = [score_of_mode(name) if by_score else None for name in model.exp_names]
         modes = [mode for mode, column in enumerate(columns) if column is not None]
@@ -78,15 +78,13 @@ class ExpressionPrior:
 
     def __call__(self, clips: Sequence[FitInput]) -> tuple[torch.Tensor, torch.Tensor]:
         """Mean [N, E] and precision [N, E], f64, of all frames of ``clips``."""
-        scored = [clip for clip in clips if clip.blendshapes is not None and self.uses_scores]
-        scores = iter(copy_to_host([clip.blendshapes for clip in scored if clip.blendshapes is not None]))
         means, precisions = [], []
         for clip in clips:
             size = (len(clip.valid), len(self._precision))
-            mean, precision = torch.zeros(size, dtype=torch.float64), self._precision.cpu().repeat(size[0], 1)
+            mean, precision = torch.zeros(size, dtype=torch.float64), self._precision.repeat(size[0], 1)
             if clip.blendshapes is not None and self.uses_scores:
                 valid = clip.valid.cpu()
-                mean[valid] = self.mean_of_scores(next(scores)[valid])
+                mean[valid] = self.mean_of_scores(clip.blendshapes[clip.valid])
                 precision[valid.nonzero(), self._modes] = self._score_precision
             means.append(mean)
             precisions.append(precision)
