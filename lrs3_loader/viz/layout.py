@@ -61,7 +61,7 @@ class Layout(ABC):
         """The frames of a contact sheet, each with the reason (may be empty) why it is worth a look."""
 
     def problem(self, index: int) -> str:
-        """What is wrong with a frame; empty if nothing is."""
+        """Return what is wrong with a frame; empty if nothing is."""
         return ""
 
     def header(self, width: int) -> np.ndarray:
